@@ -1,0 +1,1 @@
+"""Typed tree to kernel plan to Triton source. Imports `attnc.dsl`; never torch, triton or the runtime."""
