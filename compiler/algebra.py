@@ -1,0 +1,247 @@
+"""Integer algebra: graph nodes to sympy and back, and solving a comparison for one index.
+
+Division and remainder round towards minus infinity. A divisor is taken to be positive: the runtime refuses a
+call in which it is not (`plan.Requirement`), so every rule here may use it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import sympy
+
+from attnc.compiler.ir import Graph, Node
+from attnc.dsl.types import Base
+
+
+class FloorDiv(sympy.Function):  # type: ignore[misc]
+    """floor(a / b), kept as written."""
+
+    nargs = 2
+    is_integer = True
+
+
+class FloorMod(sympy.Function):  # type: ignore[misc]
+    """a - b * floor(a / b), kept as written."""
+
+    nargs = 2
+    is_integer = True
+
+
+@dataclass(frozen=True)
+class Coordinate:
+    """A view of a position p: p itself, its `high` digit p // period or its `low` digit p % period."""
+
+    digit: str = "all"
+    period: Node | None = None
+
+
+@dataclass(frozen=True)
+class Interval:
+    """lo <= coordinate < hi; None is unbounded."""
+
+    coordinate: Coordinate
+    lo: Node | None
+    hi: Node | None
+
+
+@dataclass(frozen=True)
+class Congruence:
+    """coordinate == phase (mod step)."""
+
+    coordinate: Coordinate
+    phase: Node
+    step: Node
+
+
+Constraint = Interval | Congruence
+Bound = sympy.Expr | None
+
+
+class Algebra:
+    """Translates between nodes and sympy. A node that is no integer arithmetic becomes an opaque symbol."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self._symbols: dict[Node, sympy.Symbol] = {}
+        self._nodes: dict[sympy.Symbol, Node] = {}
+        self._expressions: dict[Node, sympy.Expr] = {}
+
+    def symbol(self, node: Node) -> sympy.Symbol:
+        if node not in self._symbols:
+            made = sympy.Symbol(f"{node.op}_{node.attribute}_{len(self._symbols)}", integer=True)
+            self._symbols[node] = made
+            self._nodes[made] = node
+        return self._symbols[node]
+
+    def expression(self, node: Node) -> sympy.Expr:
+        """The sympy form of an int node."""
+        if node not in self._expressions:
+            self._expressions[node] = self._translate(node)
+        return self._expressions[node]
+
+    def _translate(self, node: Node) -> sympy.Expr:
+        if node.op == "literal":
+            return sympy.Integer(node.attribute)
+        build: Callable[..., sympy.Expr] | None = {
+            "add": lambda x, y: x + y,
+            "sub": lambda x, y: x - y,
+            "mul": lambda x, y: x * y,
+            "neg": lambda x: -x,
+            "floordiv": FloorDiv,
+            "mod": FloorMod,
+        }.get(node.op)
+        if build is None or node.type.base is not Base.INT:
+            return self.symbol(node)
+        return build(*(self.expression(arg) for arg in node.args))
+
+    def node(self, expression: sympy.Expr) -> Node:
+        """The node of a sympy form."""
+        graph = self.graph
+        if expression.is_Integer:
+            return graph.literal(int(expression))
+        if isinstance(expression, sympy.Symbol):
+            return self._nodes[expression]
+        if isinstance(expression, FloorDiv | FloorMod):
+            op = "floordiv" if isinstance(expression, FloorDiv) else "mod"
+            return graph.make(op, *(self.node(arg) for arg in expression.args))
+        if isinstance(expression, sympy.Pow) and expression.exp.is_Integer and 0 < int(expression.exp) <= 8:
+            return self._reduce("mul", [expression.base] * int(expression.exp))
+        if isinstance(expression, sympy.Mul):
+            return self._reduce("mul", list(expression.args))
+        if isinstance(expression, sympy.Add):
+            return self._sum(expression)
+        raise TypeError(f"no integer form of {expression}")
+
+    def _reduce(self, op: str, operands: list[sympy.Expr]) -> Node:
+        result = self.node(operands[0])
+        for operand in operands[1:]:
+            result = self.graph.make(op, result, self.node(operand))
+        return result
+
+    def _sum(self, expression: sympy.Add) -> Node:
+        """Positive terms first, then the others subtracted, numbers last."""
+        terms = sorted(expression.args, key=lambda term: (term.could_extract_minus_sign(), term.is_Integer, str(term)))
+        result: Node | None = None
+        for term in terms:
+            if result is None:
+                result = self.node(term)
+            elif term.could_extract_minus_sign():
+                result = self.graph.make("sub", result, self.node(-term))
+            else:
+                result = self.graph.make("add", result, self.node(term))
+        assert result is not None
+        return result
+
+    def difference(self, x: Node, y: Node) -> sympy.Expr:
+        return sympy.expand(self.expression(x) - self.expression(y))
+
+    def contains(self, expression: sympy.Expr, index: str) -> bool:
+        """Whether any symbol of the expression varies over the index."""
+        return any(index in self._nodes[symbol].type.indices for symbol in expression.free_symbols)
+
+
+def solve(algebra: Algebra, comparison: Node, index: str) -> Constraint | None:
+    """A comparison of ints, solved for `index`; None where the rules don't reach it.
+
+    `i - j < w` gives the interval i - w + 1 <= j, `j // p == i // p` gives i // p * p <= j < i // p * p + p,
+    `(i - j) % s == 0` the congruence j == i (mod s), `j % p >= c` an interval of the low digit.
+    """
+    if comparison.op not in ("lt", "le", "eq") or comparison.args[0].type.base is not Base.INT:
+        return None
+    difference = algebra.difference(*comparison.args)
+    if difference.free_symbols and len(sympy.Add.make_args(difference)) > 64:
+        return None
+    lo, hi = {
+        "lt": (None, sympy.Integer(0)),
+        "le": (None, sympy.Integer(1)),
+        "eq": (sympy.Integer(0), sympy.Integer(1)),
+    }[comparison.op]
+    return _peel(algebra, difference, lo, hi, index)
+
+
+def _shift(bound: Bound, by: sympy.Expr) -> Bound:
+    return None if bound is None else sympy.expand(bound + by)
+
+
+def _peel(algebra: Algebra, expression: sympy.Expr, lo: Bound, hi: Bound, index: str) -> Constraint | None:
+    """lo <= expression < hi, unwrapped from the outside until the index stands alone."""
+    target = algebra.symbol(algebra.graph.index(index))
+    if expression == target:
+        return _interval(algebra, Coordinate(), lo, hi)
+    if isinstance(expression, sympy.Add):
+        inner, rest = _split(algebra, expression, index)
+        return None if inner is None else _peel(algebra, inner, _shift(lo, -rest), _shift(hi, -rest), index)
+    if isinstance(expression, sympy.Mul):
+        return _peel_product(algebra, expression, lo, hi, index)
+    if isinstance(expression, FloorDiv) and not algebra.contains(expression.args[1], index):
+        inner, period = expression.args
+        scale = lambda bound: None if bound is None else sympy.expand(bound * period)  # noqa: E731
+        return _peel(algebra, inner, scale(lo), scale(hi), index)
+    if isinstance(expression, FloorMod) and not algebra.contains(expression.args[1], index):
+        inner, period = expression.args
+        if lo is not None and hi is not None and sympy.expand(hi - lo) == 1:
+            return _congruence(algebra, inner, lo, period, index)
+        if inner == target:
+            return _interval(algebra, Coordinate("low", algebra.node(period)), lo, hi)
+    return None
+
+
+def _split(algebra: Algebra, expression: sympy.Expr, index: str) -> tuple[sympy.Expr | None, sympy.Expr]:
+    """The one term with the index, and the sum of the others; (None, ..) where several have it."""
+    terms = sympy.Add.make_args(expression)
+    inside = [term for term in terms if algebra.contains(term, index)]
+    if len(inside) != 1:
+        return None, expression
+    return inside[0], sympy.Add(*(term for term in terms if term is not inside[0]))
+
+
+def _peel_product(
+    algebra: Algebra, expression: sympy.Mul, lo: Bound, hi: Bound, index: str
+) -> Constraint | None:
+    """c * x with c an integer: divide, turning the interval around where c is negative."""
+    factor, inner = expression.as_coeff_Mul()
+    if not factor.is_Integer or factor == 1:
+        return None
+    if factor < 0:  # lo <= -x < hi  is  1 - hi <= x < 1 - lo
+        flipped = sympy.expand(-factor * inner)
+        return _peel(algebra, flipped, _shift(_minus(hi), 1), _shift(_minus(lo), 1), index)
+    ceiling = lambda bound: None if bound is None else -FloorDiv(sympy.expand(-bound), factor)  # noqa: E731
+    return _peel(algebra, inner, ceiling(lo), ceiling(hi), index)
+
+
+def _minus(bound: Bound) -> Bound:
+    return None if bound is None else sympy.expand(-bound)
+
+
+def _interval(algebra: Algebra, coordinate: Coordinate, lo: Bound, hi: Bound) -> Interval:
+    node = lambda bound: None if bound is None else algebra.node(bound)  # noqa: E731
+    return Interval(coordinate, node(lo), node(hi))
+
+
+def _congruence(
+    algebra: Algebra, expression: sympy.Expr, phase: sympy.Expr, step: sympy.Expr, index: str
+) -> Congruence | None:
+    """expression == phase (mod step), unwrapped until a coordinate of the index stands alone."""
+    target = algebra.symbol(algebra.graph.index(index))
+    inner, rest = _split(algebra, expression, index)
+    if inner is None:
+        return None
+    phase = sympy.expand(phase - rest)
+    if inner.as_coeff_Mul()[0] == -1:
+        inner, phase = -inner, sympy.expand(-phase)
+    coordinate = None
+    if inner == target:
+        coordinate = Coordinate()
+    elif isinstance(inner, FloorDiv | FloorMod) and inner.args[0] == target:
+        if not algebra.contains(inner.args[1], index):
+            coordinate = Coordinate("high" if isinstance(inner, FloorDiv) else "low", algebra.node(inner.args[1]))
+    if coordinate is None:
+        return None
+    return Congruence(coordinate, algebra.node(_drop_modulus(phase, step)), algebra.node(step))
+
+
+def _drop_modulus(phase: sympy.Expr, step: sympy.Expr) -> sympy.Expr:
+    """x % s == y (mod s) where x == y (mod s)."""
+    return phase.args[0] if isinstance(phase, FloorMod) and phase.args[1] == step else phase

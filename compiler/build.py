@@ -1,0 +1,43 @@
+"""Terms to graph: every value once, spans kept."""
+
+from __future__ import annotations
+
+from attnc.compiler.ir import Graph, Node
+from attnc.compiler.ops import OPS
+from attnc.dsl.diagnostics import AttnError, Diagnostic
+from attnc.dsl.terms import Pattern, Term
+
+
+def build(graph: Graph, pattern: Pattern) -> Node:
+    """The graph of a pattern's result."""
+    done: dict[int, Node] = {}
+    stack = [(pattern.out, False)]
+    while stack:
+        term, expanded = stack.pop()
+        if id(term) in done:
+            continue
+        if term.block is not None:
+            raise unlowered(term, f"a `{term.form}` block")
+        if not expanded:
+            stack.append((term, True))
+            stack.extend((arg, False) for arg in reversed(term.args))
+            continue
+        args = tuple(done[id(arg)] for arg in term.args)
+        type = None if OPS[term.form].pointwise else term.type
+        done[id(term)] = graph.make(term.form, *args, type=type, attribute=term.attribute, span=term.span)
+    return done[id(pattern.out)]
+
+
+def unlowered(at: Term | Node, what: str, help: str | None = None) -> AttnError:
+    """The error for a form of the language that no lowering covers yet."""
+    assert at.span is not None
+    return AttnError(
+        [
+            Diagnostic(
+                "not-lowered",
+                f"{what} is part of the language, but this version of the compiler has no lowering for it here",
+                at.span,
+                help=help or "`pattern.reference(..)` evaluates it (float64, every pair); no fast kernel exists yet",
+            )
+        ]
+    )

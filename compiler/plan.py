@@ -1,0 +1,170 @@
+"""The plan: what the back ends execute. Plain data, made of nodes; no torch, no Triton.
+
+A plan streams keys past rows of queries, once per branch. Which keys is said by key sets: closed-form
+functions of the row, so that both back ends and the cost model find the live tiles of any length with O(1)
+metadata. Positions in these functions are global: i = M - N + row where N < M, else i = row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from attnc.compiler.ir import Node
+from attnc.dsl.source import Span
+from attnc.dsl.terms import Input, Parameter
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """lo <= j < hi, each an int over (b, h, i); empty where lo >= hi."""
+
+    lo: Node
+    hi: Node
+
+
+@dataclass(frozen=True)
+class Run:
+    """One interval of keys a row: no key outside of `outer` is live, every key inside of `inner` is."""
+
+    outer: Bounds
+    inner: Bounds | None
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """Keys j == phase (mod step)."""
+
+    phase: Node
+    step: Node
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Keys j = high * period + low with `low` in an interval of the row, by steps.
+
+    `high_phase`/`low_phase`: only digits equal to them modulo the step (None: every digit).
+    """
+
+    period: Node
+    low: Bounds
+    high_phase: Node | None = None
+    high_step: Node | None = None
+    low_phase: Node | None = None
+    low_step: Node | None = None
+
+
+@dataclass(frozen=True)
+class Listed:
+    """Keys that a table lists: entry * width + 0 .. width, entries ascending.
+
+    `table` and `rank` name derived tables over the same indices: `rank[p]` counts the entries below p. Where
+    `row_block` is set, the table has one line per block of that many rows and no rank.
+    """
+
+    table: str
+    rank: str | None
+    width: Node
+    row_block: Node | None
+    offset: Node  # key = entry * width + .. + offset
+
+
+@dataclass(frozen=True)
+class Diagonals:
+    """One key a row and entry: j = i - entry + offset, entries from a derived table as in `Listed`."""
+
+    table: str
+    rank: str
+    offset: Node
+
+
+Walk = Stepped | Grid | Listed | Diagonals | None  # None: consecutive keys
+
+
+@dataclass(frozen=True)
+class KeySet:
+    """Keys that one loop visits, in the order that `walk` says; `mask` decides on tiles that are not full.
+
+    Only a consecutive walk has several runs: their union is visited once. Key sets of a domain are disjoint.
+    """
+
+    walk: Walk
+    runs: tuple[Run, ...]
+    mask: Node
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Rows:
+    """How rows are grouped into tiles, so that rows of a tile share keys.
+
+    No period and no step: consecutive. `step`: rows of one residue class. `period`: a tile is a rectangle of
+    high and low digits (a square of the grid where `square`, else part of one line), each by its step.
+    """
+
+    step: Node | None = None
+    period: Node | None = None
+    high_step: Node | None = None
+    low_step: Node | None = None
+    square: bool = False
+
+
+@dataclass(frozen=True)
+class Domain:
+    key_sets: tuple[KeySet, ...]
+    rows: Rows
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Derived:
+    """A table that a prologue makes before the kernel runs; linear in the sequence.
+
+    kinds: `equal_bounds` (args row side, key side: the four bounds of equal keys), `listing` (arg: an int vector;
+    sorted distinct entries and their rank), `tabulated` (arg: an int of i - j; indexed by i - j + N),
+    `block_list` (args score, count, condition, force: a selection that no tensor steers, a line per row block).
+    """
+
+    name: str
+    kind: str
+    args: tuple[Node, ...]
+    parts: tuple[str, ...]
+    attribute: str | None = None
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """`node`, an int of parameters and sizes, must be positive: it divides or sizes something in the text."""
+
+    node: Node
+    span: Span
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One softmax over the domain's keys and its sum of values.
+
+    `score`: natural logits, over (b, h, i, j); the only dots in it are q @ k. `sink`: a logit that joins the
+    denominator.
+    """
+
+    score: Node
+    condition: Node
+    domain: Domain
+    sink: Node | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a pattern compiles to. `epilogue` combines the outputs of the branches (`branch` nodes)."""
+
+    name: str
+    parameters: tuple[Parameter, ...]
+    inputs: tuple[Input, ...]
+    branches: tuple[Branch, ...]
+    merged: bool  # branches are joined by log-sum-exp; else `epilogue` says how
+    epilogue: Node
+    derived: tuple[Derived, ...]
+    requirements: tuple[Requirement, ...]
+    output_axes: tuple[str, ...]
+    uses_value: bool
+    notes: tuple[str, ...] = ()
