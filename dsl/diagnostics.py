@@ -99,7 +99,7 @@ def _place(gutter: str, arrow: str, span: Span) -> str:
 def _excerpt(span: Span, mark: str, remark: str, width: int) -> list[str]:
     """The line a span starts on, and the marks under it."""
     number, column = span.source.position(span.start)
-    line = span.source.line(number)
+    line = span.source.line(number).rstrip("\r")
     start = column - 1
     stop = min(start + max(span.stop - span.start, 1), max(len(line), start + 1))
     cut = max(0, min(start - SHOWN_COLUMNS // 4, len(line) - SHOWN_COLUMNS)) if len(line) > SHOWN_COLUMNS else 0

@@ -123,13 +123,17 @@ class Call(Expression):
 
 @dataclass(frozen=True, eq=False)
 class Reduction(Expression):
-    """`softmax[j](body where condition, sink = x)`, `mean[j in c](k)`, `topk[s](score, n where .., force = ..)`."""
+    """`softmax[j](body where condition, sink = x)`, `mean[j in c](k)`, `topk[s](score, n where .., force = ..)`.
+
+    `second` is the `n` of `matrix[m, n](x)`.
+    """
 
     function: str
     index: str
     within: str | None
     arguments: tuple[Argument, ...]
     where: Expression | None = None
+    second: str | None = None
 
 
 # Statements
