@@ -48,11 +48,16 @@ class Interval:
 
 @dataclass(frozen=True)
 class Congruence:
-    """coordinate == phase (mod step)."""
+    """coordinate == phase (mod step).
+
+    `exact`: it says all that the comparison says. Not exact: a remainder was compared with a value that may
+    lie outside of 0 .. step.
+    """
 
     coordinate: Coordinate
     phase: Node
     step: Node
+    exact: bool
 
 
 Constraint = Interval | Congruence
@@ -94,6 +99,8 @@ class Algebra:
         }.get(node.op)
         if build is None or node.type.base is not Base.INT:
             return self.symbol(node)
+        if node.op in ("floordiv", "mod") and node.args[1].type.indices:
+            return self.symbol(node)  # no requirement can promise that this divisor is positive
         return build(*(self.expression(arg) for arg in node.args))
 
     def node(self, expression: sympy.Expr) -> Node:
@@ -225,6 +232,7 @@ def _congruence(
 ) -> Congruence | None:
     """expression == phase (mod step), unwrapped until a coordinate of the index stands alone."""
     target = algebra.symbol(algebra.graph.index(index))
+    exact = phase == 0 or phase == step - 1 or (isinstance(phase, FloorMod) and phase.args[1] == step)
     inner, rest = _split(algebra, expression, index)
     if inner is None:
         return None
@@ -239,9 +247,33 @@ def _congruence(
             coordinate = Coordinate("high" if isinstance(inner, FloorDiv) else "low", algebra.node(inner.args[1]))
     if coordinate is None:
         return None
-    return Congruence(coordinate, algebra.node(_drop_modulus(phase, step)), algebra.node(step))
+    return Congruence(coordinate, algebra.node(_drop_modulus(phase, step)), algebra.node(step), exact)
 
 
 def _drop_modulus(phase: sympy.Expr, step: sympy.Expr) -> sympy.Expr:
     """x % s == y (mod s) where x == y (mod s)."""
     return phase.args[0] if isinstance(phase, FloorMod) and phase.args[1] == step else phase
+
+
+def at_most(algebra: Algebra, x: Node, y: Node) -> bool:
+    """Whether x <= y is certain. Uses a - p < a // p * p <= a."""
+    difference = algebra.difference(x, y)
+    for _ in range(4):
+        if difference.is_Integer:
+            return bool(difference <= 0)
+        replaced = sympy.expand(sum(_largest(term) for term in sympy.Add.make_args(difference)))
+        if replaced == difference:
+            return False
+        difference = replaced
+    return False
+
+
+def _largest(term: sympy.Expr) -> sympy.Expr:
+    """An upper bound of c * p * (a // p): the term itself where it is not of that form."""
+    for factor in sympy.Mul.make_args(term):
+        if isinstance(factor, FloorDiv):
+            inner, period = factor.args
+            coefficient = term / factor / period
+            if coefficient.is_Integer:
+                return coefficient * (inner if coefficient > 0 else inner - period + 1)
+    return term

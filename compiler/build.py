@@ -10,8 +10,13 @@ from attnc.dsl.terms import Pattern, Term
 
 def build(graph: Graph, pattern: Pattern) -> Node:
     """The graph of a pattern's result."""
+    return build_term(graph, pattern.out)
+
+
+def build_term(graph: Graph, root: Term) -> Node:
+    """The graph of one term."""
     done: dict[int, Node] = {}
-    stack = [(pattern.out, False)]
+    stack = [(root, False)]
     while stack:
         term, expanded = stack.pop()
         if id(term) in done:
@@ -25,7 +30,7 @@ def build(graph: Graph, pattern: Pattern) -> Node:
         args = tuple(done[id(arg)] for arg in term.args)
         type = None if OPS[term.form].pointwise else term.type
         done[id(term)] = graph.make(term.form, *args, type=type, attribute=term.attribute, span=term.span)
-    return done[id(pattern.out)]
+    return done[id(root)]
 
 
 def unlowered(at: Term | Node, what: str, help: str | None = None) -> AttnError:

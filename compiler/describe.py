@@ -1,0 +1,93 @@
+"""Plans for people: formulas in the language's own notation, key sets as intervals and steps."""
+
+from __future__ import annotations
+
+from attnc.compiler.ir import Node
+from attnc.compiler.plan import Diagonals, Domain, Grid, KeySet, Listed, Rows, Stepped
+
+SIZES = {"b": "B", "h": "H", "i": "N", "j": "M", "t": "M", "d": "D", "e": "E"}
+INFIX = {
+    "or": ("or", 1),
+    "and": ("and", 2),
+    "lt": ("<", 4),
+    "le": ("<=", 4),
+    "eq": ("==", 4),
+    "ne": ("!=", 4),
+    "add": ("+", 5),
+    "sub": ("-", 5),
+    "mul": ("*", 6),
+    "dot": ("@", 6),
+    "div": ("/", 6),
+    "floordiv": ("//", 6),
+    "mod": ("%", 6),
+    "pow": ("**", 8),
+}
+CALLS = {"minimum": "min", "maximum": "max", "to_real": "real"}
+
+
+def formula(node: Node, above: int = 0) -> str:
+    """A node in the notation of the language; parentheses only where precedence asks for them."""
+    if node.op in INFIX:
+        sign, level = INFIX[node.op]
+        left, right = (formula(arg, level + (slot if level > 2 else 0)) for slot, arg in enumerate(node.args))
+        written = f"{left} {sign} {right}"
+        return f"({written})" if level < above else written
+    if node.op == "not":
+        return f"not {formula(node.args[0], 3)}"
+    if node.op == "neg":
+        return f"-{formula(node.args[0], 7)}"
+    if node.op == "size":
+        return SIZES.get(str(node.attribute), str(node.attribute).upper())
+    if node.op == "select":
+        written = "if {} then {} else {}".format(*(formula(arg) for arg in node.args))
+        return f"({written})" if above else written
+    if node.op in ("take", "rename"):
+        place = formula(node.args[1]) if node.op == "take" else str(node.attribute[1])  # type: ignore[index]
+        return f"{formula(node.args[0], 9)}[{place}]"
+    if not node.args:
+        if isinstance(node.attribute, bool):
+            return str(node.attribute).lower()
+        return str(node.attribute)
+    return f"{CALLS.get(node.op, node.op)}({', '.join(formula(arg) for arg in node.args)})"
+
+
+def describe_domain(domain: Domain) -> str:
+    lines = [f"rows: {describe_rows(domain.rows)}"]
+    if not domain.key_sets:
+        lines.append("keys: none; the condition is never true")
+    lines += [f"keys: {line}" for key_set in domain.key_sets for line in describe_keys(key_set)]
+    return "\n".join(lines)
+
+
+def describe_rows(rows: Rows) -> str:
+    if rows.period is not None:
+        steps = [f"{name} digits by {formula(step)}" for name, step in (("high", rows.high_step), ("low", rows.low_step)) if step]
+        shape = "squares" if rows.square else "parts of one line"
+        return f"{shape} of a grid of width {formula(rows.period)}" + (f", {', '.join(steps)}" if steps else "")
+    if rows.step is not None:
+        return f"one residue class modulo {formula(rows.step)} a tile"
+    return "consecutive"
+
+
+def describe_keys(key_set: KeySet) -> list[str]:
+    walk = key_set.walk
+    if isinstance(walk, Stepped):
+        how = f"by step {formula(walk.step)} from {formula(walk.phase)}, "
+    elif isinstance(walk, Grid):
+        how = f"on a grid of width {formula(walk.period)}, columns {formula(walk.low.lo)} .. {formula(walk.low.hi)}, "
+    elif isinstance(walk, Listed):
+        how = f"listed by {walk.table}, {formula(walk.width)} each, "
+    elif isinstance(walk, Diagonals):
+        how = f"on the diagonals listed by {walk.table}, "
+    else:
+        how = "consecutive, "
+    lines = []
+    for run in key_set.runs:
+        written = f"{how}{formula(run.outer.lo)} <= j < {formula(run.outer.hi)}"
+        if run.inner is None:
+            written += "; masked throughout"
+        elif run.inner is not run.outer:
+            written += f"; unmasked {formula(run.inner.lo)} <= j < {formula(run.inner.hi)}"
+        lines.append(written)
+    lines.append(f"mask on partial tiles: {formula(key_set.mask)}")
+    return lines

@@ -1,0 +1,97 @@
+"""The arguments of a kernel, in order, and what each stands for: the launcher fills them in by role."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from attnc.compiler.emit.expressions import array_name, parameter_name
+from attnc.compiler.ir import Node, walk
+from attnc.compiler.plan import Diagonals, Domain, Grid, Listed, Plan, Stepped
+
+LAYOUTS = {"q": "bhnd", "k": "bhnd", "v": "bhne", "o": "bhne"}
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One kernel argument.
+
+    roles: `tensor` (q k v o lse, parts and schedule), `stride` (attribute tensor, slot), `size` (attribute),
+    `parameter` (attribute), `array` (an input or table: attribute, axes), `array_stride`, `array_length` and
+    `array_group` (attribute, slot). Only a `specialised` argument's value is looked at by Triton's own
+    compilation, so one compilation serves all lengths and parameters.
+    """
+
+    name: str
+    role: str
+    attribute: str = ""
+    slot: int = 0
+    axes: tuple[str, ...] = ()
+    specialised: bool = False
+
+
+def kernel_arguments(plan: Plan, expressions: Sequence[Node], domain: Domain) -> tuple[Argument, ...]:
+    """What the kernel of one branch takes."""
+    tensors = [Argument(name, "tensor", name, specialised=True) for name in (*LAYOUTS, "lse")]
+    tensors += [Argument(name, "tensor", name) for name in ("part_out", "part_lse", "schedule")]
+    strides = [
+        Argument(f"{tensor}_s{axis}", "stride", tensor, slot, specialised=True)
+        for tensor, layout in LAYOUTS.items()
+        for slot, axis in enumerate(layout)
+    ]
+    sizes = [Argument(name, "size", name) for name in ("B", "H", "N", "M", "D", "E", "OFFSET", "GROUP")]
+    nodes = list(walk(*expressions, *walk_nodes(domain)))
+    used = {str(node.attribute) for node in nodes if node.op == "parameter"}
+    others = sorted({str(node.attribute) for node in nodes if node.op == "size"} - set("bhijtde"))
+    sizes += [Argument(f"size_{name}", "size", name) for name in others]
+    parameters = [Argument(parameter_name(name), "parameter", name) for name in sorted(used)]
+    arrays = [one for array in array_layouts(plan, nodes, domain) for one in array_arguments(*array)]
+    return (*tensors, *strides, *sizes, *parameters, *arrays)
+
+
+def walk_nodes(domain: Domain) -> list[Node]:
+    """Nodes that the walks and the row tiles of a domain hold."""
+    rows = domain.rows
+    found: list[Node | None] = [rows.step, rows.period, rows.high_step, rows.low_step]
+    for key_set in domain.key_sets:
+        match key_set.walk:
+            case Stepped(phase, step):
+                found += [phase, step]
+            case Grid():
+                grid = key_set.walk
+                found += [grid.period, grid.low.lo, grid.low.hi]
+                found += [grid.high_phase, grid.high_step, grid.low_phase, grid.low_step]
+            case Listed():
+                found += [key_set.walk.width, key_set.walk.offset]
+            case Diagonals():
+                found.append(key_set.walk.offset)
+    return [node for node in found if node is not None]
+
+
+def array_layouts(plan: Plan, nodes: Sequence[Node], domain: Domain) -> list[tuple[str, str, tuple[str, ...]]]:
+    """(argument name, attribute, axes) of every input and table that the kernel reads."""
+    found: dict[str, tuple[str, str, tuple[str, ...]]] = {}
+    layouts = {one.name: one.axes for one in plan.inputs}
+    for node in nodes:
+        attribute = str(node.attribute)
+        if node.op == "input" and attribute not in ("q", "k", "v"):
+            found[attribute] = (array_name(node), attribute, layouts[attribute])
+        if node.op == "derived":
+            found[attribute] = (array_name(node), attribute, (*node.type.ordered_indices(), *node.type.axes))
+    made = {f"{derived.name}.{part}": derived for derived in plan.derived for part in derived.parts}
+    for key_set in domain.key_sets:
+        if isinstance(key_set.walk, Listed | Diagonals):
+            for table in (key_set.walk.table, key_set.walk.rank):
+                if table is not None:
+                    derived = made[table]
+                    indices = derived.args[0].type.ordered_indices() if derived.kind == "listing" else ("row_block",)
+                    found[table] = (f"t_{table.replace('.', '_')}", table, (*indices, "entry"))
+    return list(found.values())
+
+
+def array_arguments(name: str, attribute: str, axes: tuple[str, ...]) -> list[Argument]:
+    pointer = Argument(name, "array", attribute, axes=axes)
+    strides = [Argument(f"{name}_s{slot}", "array_stride", attribute, slot) for slot in range(len(axes))]
+    lengths = [Argument(f"{name}_n{slot}", "array_length", attribute, slot) for slot in range(len(axes))]
+    group = [Argument(f"{name}_group", "array_group", attribute, axes.index("h"))] if "h" in axes else []
+    return [pointer, *strides, *lengths, *group]

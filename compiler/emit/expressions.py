@@ -1,0 +1,177 @@
+"""Nodes to Triton expressions.
+
+A kernel sees a tile of rows and a tile of keys. What does not vary over the keys is computed once, before the
+loops (`hoist`); the rest is written where it is used. A `View` says how the positions are spelt there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from attnc.compiler.emit.writer import Writer
+from attnc.compiler.ir import Node, walk
+from attnc.compiler.ops import OPS
+from attnc.dsl.types import Base
+
+
+@dataclass(frozen=True)
+class View:
+    """How a tile spells its positions. `row`, `key`: suffixes that make a row or key vector broadcast."""
+
+    row: str = ""
+    key: str = ""
+
+
+ROWS = View()  # vectors over the rows
+TILE = View(row="[:, None]", key="[None, :]")  # rows by keys
+PAIRS = View()  # one key a row: i and j are both vectors over the rows
+
+
+@dataclass(frozen=True)
+class Array:
+    """A tensor argument of a kernel: an input or a derived table, with the axes of its layout."""
+
+    name: str
+    axes: tuple[str, ...]
+
+
+def array_name(node: Node) -> str:
+    """The argument's name: inputs as declared, with a prefix that no other name has; tables by part."""
+    kind = "x" if node.op == "input" else "t"
+    return f"{kind}_{str(node.attribute).replace('.', '_')}"
+
+
+def parameter_name(name: str) -> str:
+    return "n_" + name.replace(".", "_")
+
+
+@dataclass
+class Expressions:
+    """Writes the expressions of one kernel. `arrays`: layout of every input and table by its node attribute."""
+
+    writer: Writer
+    arrays: dict[str, Array]
+    hoisted: dict[Node, str] = field(default_factory=dict)
+    local: dict[Node, str] = field(default_factory=dict)
+
+    def hoist(self, roots: Iterable[Node]) -> None:
+        """Compute what does not vary over the keys, before the loops."""
+        for root in roots:
+            for node in list(self._maximal(root)):
+                if node not in self.hoisted and (node.args or node.op in ("input", "derived")):
+                    text = self.text(node, ROWS)
+                    self.hoisted[node] = self.writer.let(f"r{len(self.hoisted)}", text, node.span)
+
+    def _maximal(self, node: Node) -> Iterator[Node]:
+        if not node.depends_on("j") and not node.type.axes:
+            yield node
+            return
+        for arg in node.args:
+            yield from self._maximal(arg)
+
+    def share(self, roots: Iterable[Node], view: View) -> None:
+        """Name what a loop's expressions use more than once."""
+        users: dict[Node, int] = {}
+        order = list(walk(*roots))
+        for node in order:
+            for arg in set(node.args):
+                users[arg] = users.get(arg, 0) + 1
+        for node in order:
+            loaded = node.op == "take" or (node.op in ("rename", "input", "derived") and not node.type.axes)
+            if node in self.hoisted or node in self.local or not node.depends_on("j") or node.op == "dot":
+                continue
+            if (users.get(node, 0) > 1 and node.args) or loaded:
+                text = self.text(node, view)
+                self.local[node] = self.writer.let(f"e{len(self.local)}", text, node.span)
+
+    def text(self, node: Node, view: View) -> str:
+        """The expression of a node; row vectors and key vectors are made to broadcast."""
+        if node in self.hoisted:
+            return self.hoisted[node] + (view.row if node.depends_on("i") else "")
+        if node in self.local:
+            return self.local[node]
+        if node.op == "literal":
+            return literal(node)
+        if node.op == "parameter":
+            return parameter_name(str(node.attribute))
+        if node.op == "size":
+            return {"b": "B", "h": "H", "i": "N", "j": "M", "t": "M", "d": "D", "e": "E"}.get(
+                str(node.attribute), f"size_{node.attribute}"
+            )
+        if node.op == "index":
+            return {"i": f"i{view.row}", "j": f"j{view.key}"}.get(str(node.attribute), str(node.attribute))
+        if node.op == "dot":
+            return "s"
+        if node.op in ("input", "derived", "rename", "take"):
+            return self.load(node, view)
+        if node.op in ("floordiv", "mod") and all(is_natural(arg) for arg in node.args):
+            sign = "//" if node.op == "floordiv" else "%"
+            return f"({self.text(node.args[0], view)} {sign} {self.text(node.args[1], view)})"
+        template = OPS[node.op].triton
+        if template is None:
+            raise TypeError(f"{node.op} has no text in a kernel")
+        return template.format(*(self.text(arg, view) for arg in node.args))
+
+    def load(self, node: Node, view: View) -> str:
+        """A read of an input or table, every index held inside of its bounds."""
+        places: dict[str, str] = {}
+        renamed: dict[str, str] = {}
+        while node.op in ("take", "rename"):
+            if node.op == "take":
+                places[str(node.attribute)] = self.text(node.args[1], view)
+            else:
+                assert isinstance(node.attribute, tuple)
+                renamed[str(node.attribute[0])] = str(node.attribute[1])
+            node = node.args[0]
+        array = self.arrays[str(node.attribute)]
+        name = array_name(node)
+        offsets, masks = [], dict[str, None]()
+        for slot, axis in enumerate(array.axes):
+            index = renamed.get(axis, axis)
+            if axis.isdigit() and axis not in places:
+                continue  # an axis of length 1
+            if axis in places:
+                place = f"tl.minimum(tl.maximum({places[axis]}, 0), {name}_n{slot} - 1)"
+            elif index == "i":
+                place = f"{'i' if axis == 't' else 'row'}{view.row}"
+                masks[f"row_ok{view.row}"] = None
+                if axis == "t":
+                    place = f"tl.minimum({place}, {name}_n{slot} - 1)"
+            elif index == "j":
+                place = f"j{view.key}"
+                masks[f"key_ok{view.key}"] = None
+            elif index == "h":
+                place = f"h // {name}_group"
+            else:
+                place = index
+            offsets.append(f"({place}) * {name}_s{slot}")
+        pointer = f"{name} + {' + '.join(offsets)}" if offsets else name
+        guard = f", mask={' & '.join(masks)}, other=0" if masks else ""
+        loaded = f"tl.load({pointer}{guard})"
+        return f"{loaded}.to(tl.float32)" if node.type.base is Base.REAL else loaded
+
+
+def literal(node: Node) -> str:
+    if isinstance(node.attribute, float):
+        if node.attribute != node.attribute or node.attribute in (float("inf"), float("-inf")):
+            return f'float("{node.attribute}")'
+        return repr(node.attribute)
+    return str(node.attribute)
+
+
+def is_natural(node: Node) -> bool:
+    """Whether an int is certain to be >= 0 wherever a divisor is positive (see plan.Requirement)."""
+    if node.op == "literal":
+        return isinstance(node.attribute, int) and node.attribute >= 0
+    if node.op in ("index", "size"):
+        return True
+    if node.op == "mod":
+        return True
+    if node.op in ("add", "mul", "minimum"):
+        return all(is_natural(arg) for arg in node.args)
+    if node.op == "floordiv":
+        return is_natural(node.args[0])
+    if node.op == "maximum":
+        return any(is_natural(arg) for arg in node.args)
+    return False

@@ -1,0 +1,102 @@
+"""The generated Python module of a plan: its `.attn` text as comments, small shared functions, its kernels."""
+
+from __future__ import annotations
+
+import ast
+
+from attnc.compiler.emit.streamed import Kernel, forward_kernels
+from attnc.compiler.emit.writer import Writer
+from attnc.compiler.plan import Plan
+from attnc.dsl.source import Source
+
+PRELUDE = '''
+import triton
+import triton.language as tl
+
+FLOOR = tl.constexpr(-1.0e38)
+LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def _floor_div(x, y):
+    return (x - _floor_mod(x, y)) // y
+
+
+@triton.jit
+def _floor_mod(x, y):
+    return (x % y + y) % y
+
+
+@triton.jit
+def _tanh(x):
+    return 1.0 - 2.0 / (tl.exp(2.0 * x) + 1.0)
+
+
+@triton.jit
+def _pow(x, y):
+    return tl.exp2(tl.log2(x) * y)
+
+
+@triton.jit
+def _load_tile(pointers, row_ok, column_ok, GUARD_ROWS: tl.constexpr, GUARD_COLUMNS: tl.constexpr):
+    if GUARD_ROWS:
+        if GUARD_COLUMNS:
+            return tl.load(pointers, mask=row_ok[:, None] & column_ok[None, :], other=0.0)
+        else:
+            return tl.load(pointers, mask=row_ok[:, None], other=0.0)
+    else:
+        if GUARD_COLUMNS:
+            return tl.load(pointers, mask=column_ok[None, :], other=0.0)
+        else:
+            return tl.load(pointers)
+
+
+@triton.jit
+def combine_parts(part_out, part_lse, tiles, rows, o, lse, o_sb, o_sh, o_sn, o_se, H, N, E,
+                  BLOCK_M: tl.constexpr, BLOCK_E: tl.constexpr):
+    """Join the parts of a row tile by their log-sum-exps. tiles: (first slot, parts) a tile; rows: its rows."""
+    tile = tl.program_id(0)
+    head = tl.program_id(1)
+    heads = tl.num_programs(1)
+    first = tl.load(tiles + tile * 2)
+    parts = tl.load(tiles + tile * 2 + 1)
+    lane = tl.arange(0, BLOCK_M)
+    e = tl.arange(0, BLOCK_E)
+    row = tl.load(rows + tile * BLOCK_M + lane)
+    row_ok = row >= 0
+    peak = tl.full([BLOCK_M], FLOOR, tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    acc = tl.zeros([BLOCK_M, BLOCK_E], tl.float32)
+    for part in range(0, parts):
+        at = ((first + part).to(tl.int64) * heads + head) * BLOCK_M + lane
+        statistic = tl.load(part_lse + at) * LOG2E
+        higher = tl.maximum(peak, statistic)
+        fade = tl.exp2(peak - higher)
+        weight = tl.exp2(statistic - higher)
+        total = total * fade + weight
+        acc = acc * fade[:, None] + weight[:, None] * tl.load(part_out + at[:, None] * BLOCK_E + e[None, :])
+        peak = higher
+    seen = total > 0.0
+    whole = tl.where(seen, total, 1.0)
+    out = o + (head // H).to(tl.int64) * o_sb + (head % H).to(tl.int64) * o_sh
+    out = out + row.to(tl.int64)[:, None] * o_sn + e[None, :] * o_se
+    tl.store(out, (acc / whole[:, None]).to(o.dtype.element_ty), mask=row_ok[:, None] & (e < E)[None, :])
+    statistic = tl.where(seen, (peak + tl.log2(whole)) / LOG2E, float("-inf"))
+    tl.store(lse + head.to(tl.int64) * N + row, statistic, mask=row_ok)
+'''
+
+
+def emit_module(plan: Plan, source: Source) -> tuple[str, list[Kernel]]:
+    """The module's text and its kernels. The text parses; user text stands in comments only."""
+    writer = Writer()
+    for line in source.text.splitlines():
+        writer.comment("".join(character if character.isprintable() else "?" for character in line))
+    writer.line(PRELUDE.rstrip("\n"))
+    kernels = list(forward_kernels(plan))
+    for kernel in kernels:
+        writer.line()
+        writer.line()
+        writer.line(kernel.text.rstrip("\n"))
+    text = writer.text()
+    ast.parse(text)
+    return text, kernels

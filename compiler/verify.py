@@ -1,0 +1,67 @@
+"""What must hold after each stage. A failure is a bug of the compiler, never of the pattern."""
+
+from __future__ import annotations
+
+from attnc.compiler import plan as plans
+from attnc.compiler.branches import LEAVES, Outline
+from attnc.compiler.ir import Node, pointwise_type, text, walk
+from attnc.compiler.ops import OPS
+from attnc.dsl.diagnostics import InternalError
+from attnc.dsl.types import Base
+
+
+def graph(root: Node) -> None:
+    """Every pointwise node has the type that its operands give; every node is in the op table."""
+    for node in walk(root):
+        if node.op not in OPS:
+            fail("graph", f"unknown op {node.op}", node)
+        if OPS[node.op].pointwise and pointwise_type(node.op, node.args) != node.type:
+            fail("graph", f"{node.op} has type {node.type}, its operands give {pointwise_type(node.op, node.args)}", node)
+
+
+def outline(found: Outline) -> None:
+    """Scores are real, conditions bool; the epilogue has no key index."""
+    for branch in found.branches:
+        if branch.score.type.base is not Base.REAL:
+            fail("branches", f"a score of type {branch.score.type}", branch.score)
+        if branch.condition.type.base is not Base.BOOL:
+            fail("branches", f"a condition of type {branch.condition.type}", branch.condition)
+    if found.epilogue.depends_on("j"):
+        fail("branches", "the epilogue varies over j", found.epilogue)
+
+
+def branch(lowered: plans.Branch) -> None:
+    """Bounds are ints of the row; masks are bools that a kernel can evaluate; only consecutive sets have several runs."""
+    for key_set in lowered.domain.key_sets:
+        if key_set.walk is not None and len(key_set.runs) != 1:
+            fail("domains", "several runs on a walk", key_set.mask)
+        if key_set.mask.type.base is not Base.BOOL:
+            fail("domains", f"a mask of type {key_set.mask.type}", key_set.mask)
+        for run in key_set.runs:
+            for bounds in (run.outer, run.inner):
+                for bound in (bounds.lo, bounds.hi) if bounds else ():
+                    if bound.depends_on("j") or bound.type.base is not Base.INT:
+                        fail("domains", f"a bound of type {bound.type}", bound)
+        readable("domains", key_set.mask)
+    readable("domains", lowered.score)
+
+
+def readable(stage: str, root: Node) -> None:
+    """A kernel can evaluate it: pointwise, leaves, reads of tables, q @ k."""
+    for node in walk(root):
+        if not (OPS[node.op].pointwise or node.op in LEAVES or node.op in ("take", "rename", "dot")):
+            fail(stage, f"{node.op} is left in a kernel expression", node)
+
+
+def plan(made: plans.Plan) -> None:
+    """Every derived table that is read is made."""
+    names = {f"{derived.name}.{part}" for derived in made.derived for part in derived.parts}
+    for one in made.branches:
+        for key_set in one.domain.key_sets:
+            for node in walk(one.score, key_set.mask, *(run.outer.lo for run in key_set.runs)):
+                if node.op == "derived" and node.attribute not in names:
+                    fail("plan", f"table {node.attribute} is read and not made", node)
+
+
+def fail(stage: str, message: str, node: Node) -> None:
+    raise InternalError(f"after {stage}: {message}\n{text(node)}")
