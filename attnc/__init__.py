@@ -1,0 +1,41 @@
+"""attnc, a compiler for attention: a few equations in a `.attn` file become a fused torch operator.
+
+`import attnc` also lets Python import `.attn` files: `from patterns import longformer`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from attnc.runtime import import_hook
+
+if TYPE_CHECKING:
+    from attnc.dsl.diagnostics import AttnError
+    from attnc.runtime.gaussian import orthogonal_gaussian
+    from attnc.runtime.modules import AttnModule, compile, load
+    from attnc.runtime.pattern import CompiledPattern
+
+__version__ = "0.1.0"
+__all__ = ["AttnError", "AttnModule", "CompiledPattern", "__version__", "compile", "load", "orthogonal_gaussian"]
+
+# Loaded at first use: they bring torch, which `attnc fmt` and a mere `import attnc` do without.
+_HOMES = {
+    "AttnError": "attnc.dsl.diagnostics",
+    "AttnModule": "attnc.runtime.modules",
+    "CompiledPattern": "attnc.runtime.pattern",
+    "compile": "attnc.runtime.modules",
+    "load": "attnc.runtime.modules",
+    "orthogonal_gaussian": "attnc.runtime.gaussian",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'attnc' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+import_hook.install()

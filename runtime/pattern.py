@@ -1,0 +1,149 @@
+"""A compiled pattern: the callable that a user gets from a `.attn` file."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attnc.dsl.source import Source
+from attnc.dsl.terms import Input, Parameter, Pattern
+from attnc.dsl.types import Base
+from attnc.runtime.binding import Bound, bind
+from attnc.runtime.operator import pack
+from attnc.runtime.program import Program, program, register
+
+PYTHON_TYPES = {Base.BOOL: bool, Base.INT: int, Base.REAL: float}
+
+
+@torch.compiler.assume_constant_result  # checking the text again is nothing that a traced graph could hold
+def _key_for_lengths(key: str, names: tuple[str, ...], lengths: tuple[int, ...]) -> str:
+    return program(key).with_lengths(dict(zip(names, lengths, strict=True))).key
+
+
+class CompiledPattern:
+    """One pattern of a file. Made by `attnc.load`, `attnc.compile` and the import of a `.attn` file.
+
+    Call it with q (B, H, N, D), k (B, Hk, M, D), v (B, Hk, M, E) of any strides, H a multiple of Hk, and with
+    parameters and declared inputs by keyword. N < M: the queries are the last N positions. The result is
+    (B, H, N, E), or what the file says. float32, bfloat16 and float16 accumulate in float32; float64 (on a CPU)
+    in float64. Raises AttnError, located in the file, for arguments that its declarations don't allow.
+    """
+
+    def __init__(self, pattern: Pattern, root: Path | None = None) -> None:
+        self._program = register(pattern, root)
+        self._key = self._program.key
+        self._pattern = pattern
+        self._parameters = self._program.parameters
+        self._tuples = tuple(p.name for p in self._parameters if p.is_tuple)
+        self.__name__ = self.__qualname__ = pattern.name
+        self.__doc__ = _documentation(pattern, self._parameters)
+        self.__signature__ = signature(pattern, self._parameters)
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor | None = None, **settings: Any) -> Tensor:
+        """Attention of q over k and v; see the class."""
+        return self.outputs(q, k, v, settings)[0]
+
+    def outputs(
+        self, q: Tensor, k: Tensor, v: Tensor | None, settings: dict[str, Any], backend: str = "auto"
+    ) -> tuple[Tensor, Tensor]:
+        """The result and the rows' statistics: the natural log of every softmax's sum, (branches, B, H, N).
+
+        A row without a live key gives 0 and -inf. `backend`: "auto", "executor" (CPU) or "triton" (CUDA; on a CPU
+        where TRITON_INTERPRET=1).
+        """
+        q, k, v = _autocast(q, k, v)
+        bound = bind(self._pattern, self._parameters, q, k, v, settings)
+        key, ints, floats = self._packed(bound)
+        inputs = [bound.inputs[declared.name] for declared in self._pattern.inputs]
+        out, statistics = torch.ops.attnc.attention(key, q, k, v, inputs, ints, floats, backend)
+        return out, statistics
+
+    def reference(self, q: Tensor, k: Tensor, v: Tensor | None = None, **settings: Any) -> Tensor:
+        """The meaning of the pattern in float64, straight from its text: slow, of memory N x M, differentiable."""
+        from attnc.runtime.reference import reference
+
+        bound = bind(self._pattern, self._parameters, q, k, v, settings)
+        return reference(self._variant(bound).pattern, q, k, v, bound.parameters, bound.inputs)
+
+    @property
+    def pattern(self) -> Pattern:
+        """The checked tree."""
+        return self._pattern
+
+    @property
+    def source(self) -> str:
+        """Text of the pattern as its file has it."""
+        return self._pattern.span.text
+
+    @property
+    def file(self) -> Source:
+        """The file that the pattern is from."""
+        return self._pattern.source
+
+    def _packed(self, bound: Bound) -> tuple[str, list[int], list[float]]:
+        key = self._key
+        if self._tuples:
+            key = _key_for_lengths(key, self._tuples, tuple(len(bound.parameters[name]) for name in self._tuples))
+        ints, floats = pack(self._program, bound.parameters)
+        return key, ints, floats
+
+    def _variant(self, bound: Bound) -> Program:
+        return self._program.with_lengths({name: len(bound.parameters[name]) for name in self._tuples})
+
+    def __repr__(self) -> str:
+        return f"<pattern {self.__name__}{self.__signature__} of {self._pattern.source.name}>"
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        raise TypeError(f"pattern {self.__name__} is not pickled: load its file where it is needed")
+
+
+def _autocast(q: Tensor, k: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Under torch.autocast, q, k and v in its type, as for torch's own attention; else as they are."""
+    if not isinstance(q, Tensor) or not torch.is_autocast_enabled(q.device.type):
+        return q, k, v
+    dtype = torch.get_autocast_dtype(q.device.type)
+    return _lowered(q, dtype), _lowered(k, dtype), None if v is None else _lowered(v, dtype)
+
+
+def _lowered(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x.to(dtype) if x.is_floating_point() and x.dtype != torch.float64 else x
+
+
+def signature(pattern: Pattern, parameters: tuple[Parameter, ...]) -> inspect.Signature:
+    """The Python signature of a pattern: q, k, v, then its parameters and inputs by keyword."""
+    tensors = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=Tensor) for name in "qkv"]
+    if not pattern.uses_value:
+        tensors[2] = tensors[2].replace(default=None)
+    keywords = [_keyword(item) for item in (*pattern.inputs, *parameters)]
+    return inspect.Signature(tensors + keywords, return_annotation=Tensor)
+
+
+def _keyword(item: Parameter | Input) -> inspect.Parameter:
+    if isinstance(item, Input):
+        default: Any = inspect.Parameter.empty if item.default is None else None
+        return inspect.Parameter(item.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Tensor)
+    optional = item.default is not None or item.name == "scale"
+    return inspect.Parameter(
+        item.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=item.default if optional else inspect.Parameter.empty,
+        annotation=tuple[int, ...] if item.is_tuple else PYTHON_TYPES[item.base],
+    )
+
+
+def _documentation(pattern: Pattern, parameters: tuple[Parameter, ...]) -> str:
+    """Docstring: the text, and what each keyword is."""
+    lines = [f"Attention pattern `{pattern.name}` of {pattern.source.name}.", "", pattern.span.text.rstrip(), ""]
+    lines.append(f"Returns [{', '.join(pattern.output_axes)}].")
+    for item in pattern.inputs:
+        lines.append(
+            f"{item.name}: {item.base}[{', '.join(item.axes)}]" + ("" if item.default is None else ", optional")
+        )
+    for p in parameters:
+        default = "D**-0.5" if p.default is None and p.name == "scale" else p.default
+        lines.append(f"{p.name}: {p.base}{'s' if p.is_tuple else ''}" + ("" if default is None else f" = {default}"))
+    return "\n".join(lines)

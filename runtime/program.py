@@ -1,0 +1,130 @@
+"""Compiled patterns by key: what the torch operator, which takes strings and tensors only, looks up."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from attnc.dsl.check import check
+from attnc.dsl.source import Source
+from attnc.dsl.terms import Parameter, Pattern, Term
+from attnc.dsl.types import Base
+
+if TYPE_CHECKING:
+    from attnc.compiler.plan import Plan
+
+PROGRAMS: dict[str, Program] = {}
+
+
+class Program:
+    """A checked pattern, its key, and its plan once somebody asks for it."""
+
+    def __init__(self, pattern: Pattern, root: Path | None) -> None:
+        self.pattern = pattern
+        self.root = root
+        self.key = f"{pattern.name}-{fingerprint(pattern)[:24]}"
+        self.parameters = with_scale(pattern)
+        self._variants: dict[tuple[tuple[str, int], ...], Program] = {}
+
+    @cached_property
+    def plan(self) -> Plan:
+        """What the back ends execute. Raises AttnError where the pattern uses a form that is not lowered yet."""
+        from attnc.compiler.pipeline import lower  # imports sympy, which a reader of files does not need
+
+        return lower(self.pattern)
+
+    @cached_property
+    def lengths(self) -> dict[str, int]:
+        """Length of every tuple parameter."""
+        return {p.name: len(p.default) for p in self.parameters if isinstance(p.default, tuple)}
+
+    def with_lengths(self, lengths: Mapping[str, int]) -> Program:
+        """The same pattern for tuple parameters of other lengths; its text is checked again, once a combination."""
+        changed = tuple(sorted((name, length) for name, length in lengths.items() if length != self.lengths[name]))
+        if not changed:
+            return self
+        if changed not in self._variants:
+            patterns = check(self.pattern.source, root=self.root, lengths=dict(changed))
+            self._variants[changed] = register(patterns[self.pattern.name], self.root)
+        return self._variants[changed]
+
+
+def register(pattern: Pattern, root: Path | None) -> Program:
+    """The program of a checked pattern, known by its key from now on.
+
+    Two files of the same text share a key, hence one compilation; each keeps its own program, whose diagnostics
+    name its own file.
+    """
+    program = Program(pattern, root)
+    PROGRAMS.setdefault(program.key, program)
+    return program
+
+
+def program(key: str) -> Program:
+    """The program of a key. Raises LookupError where no file that was loaded here holds it."""
+    try:
+        return PROGRAMS[key]
+    except KeyError:
+        name = key.rpartition("-")[0]
+        raise LookupError(
+            f"no pattern `{name}` of key `{key}` is loaded in this process: load its .attn file first "
+            f"(the same text, by the same version of attnc, as when the operator was recorded)"
+        ) from None
+
+
+def with_scale(pattern: Pattern) -> tuple[Parameter, ...]:
+    """The parameters of a pattern with `scale` among them; a default of None there means D**-0.5."""
+    if any(parameter.name == "scale" for parameter in pattern.parameters):
+        return pattern.parameters
+    scale = Parameter("scale", Base.REAL, None, False, span=pattern.span)
+    return (*pattern.parameters, scale)
+
+
+def fingerprint(pattern: Pattern) -> str:
+    """Digest of all that a pattern means and of every text that it is made of."""
+    digest = hashlib.sha256()
+    numbers: dict[int, int] = {}
+    sources: dict[Source, None] = {pattern.source: None}
+    for term in terms(pattern):
+        numbers[id(term)] = len(numbers)
+        sources[term.span.source] = None
+        args = [numbers[id(arg)] for arg in term.args]
+        block = term.block and (*term.block.states, *((name, numbers[id(step)]) for name, step in term.block.steps))
+        result = term.block and term.block.result
+        line = (term.form, args, str(term.type), type(term.attribute).__name__, term.attribute, str(block), result)
+        digest.update(f"{line}\n".encode())
+    for parameter in pattern.parameters:
+        digest.update(f"{parameter.name, parameter.base, parameter.default, parameter.is_tuple}\n".encode())
+    for declared in pattern.inputs:
+        default = declared.default and numbers[id(declared.default)]
+        digest.update(f"{declared.name, declared.base, declared.axes, default}\n".encode())
+    for axis in pattern.axes:
+        stride = axis.stride and numbers[id(axis.stride)]
+        digest.update(f"{axis.name, axis.kind, axis.over, numbers[id(axis.size)], stride}\n".encode())
+    sizes = [(name, numbers[id(size)]) for name, size in pattern.sizes]
+    digest.update(f"{pattern.name, pattern.output_axes, pattern.uses_value, numbers[id(pattern.out)], sizes}".encode())
+    for source in sources:
+        digest.update(b"\0" + source.text.encode())
+    return digest.hexdigest()
+
+
+def terms(pattern: Pattern) -> Iterator[Term]:
+    """Every term of a pattern once, operands and the steps of blocks before their users."""
+    roots = [pattern.out, *(size for _, size in pattern.sizes)]
+    roots += [declared.default for declared in pattern.inputs if declared.default is not None]
+    for axis in pattern.axes:
+        roots += [axis.size] if axis.stride is None else [axis.size, axis.stride]
+    seen: set[int] = set()
+    stack = [(root, False) for root in reversed(roots)]
+    while stack:
+        term, expanded = stack.pop()
+        if expanded:
+            yield term
+        elif id(term) not in seen:
+            seen.add(id(term))
+            operands = term.args + (tuple(step for _, step in term.block.steps) if term.block else ())
+            stack.append((term, True))
+            stack.extend((operand, False) for operand in reversed(operands))
