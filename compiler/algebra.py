@@ -8,21 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import sympy
 
 from attnc.compiler.ir import Graph, Node
 from attnc.dsl.types import Base
 
+Expr = Any  # a sympy expression; sympy's own annotations are too loose to check against
 
-class FloorDiv(sympy.Function):  # type: ignore[misc]
+
+class FloorDiv(sympy.Function):
     """floor(a / b), kept as written."""
 
     nargs = 2
     is_integer = True
 
 
-class FloorMod(sympy.Function):  # type: ignore[misc]
+class FloorMod(sympy.Function):
     """a - b * floor(a / b), kept as written."""
 
     nargs = 2
@@ -61,7 +64,7 @@ class Congruence:
 
 
 Constraint = Interval | Congruence
-Bound = sympy.Expr | None
+Bound = Expr | None
 
 
 class Algebra:
@@ -69,27 +72,27 @@ class Algebra:
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self._symbols: dict[Node, sympy.Symbol] = {}
-        self._nodes: dict[sympy.Symbol, Node] = {}
-        self._expressions: dict[Node, sympy.Expr] = {}
+        self._symbols: dict[Node, Expr] = {}
+        self._nodes: dict[Expr, Node] = {}
+        self._expressions: dict[Node, Expr] = {}
 
-    def symbol(self, node: Node) -> sympy.Symbol:
+    def symbol(self, node: Node) -> Expr:
         if node not in self._symbols:
             made = sympy.Symbol(f"{node.op}_{node.attribute}_{len(self._symbols)}", integer=True)
             self._symbols[node] = made
             self._nodes[made] = node
         return self._symbols[node]
 
-    def expression(self, node: Node) -> sympy.Expr:
+    def expression(self, node: Node) -> Expr:
         """The sympy form of an int node."""
         if node not in self._expressions:
             self._expressions[node] = self._translate(node)
         return self._expressions[node]
 
-    def _translate(self, node: Node) -> sympy.Expr:
+    def _translate(self, node: Node) -> Expr:
         if node.op == "literal":
             return sympy.Integer(node.attribute)
-        build: Callable[..., sympy.Expr] | None = {
+        build: Callable[..., Expr] | None = {
             "add": lambda x, y: x + y,
             "sub": lambda x, y: x - y,
             "mul": lambda x, y: x * y,
@@ -103,7 +106,7 @@ class Algebra:
             return self.symbol(node)  # no requirement can promise that this divisor is positive
         return build(*(self.expression(arg) for arg in node.args))
 
-    def node(self, expression: sympy.Expr) -> Node:
+    def node(self, expression: Expr) -> Node:
         """The node of a sympy form."""
         graph = self.graph
         if expression.is_Integer:
@@ -121,13 +124,13 @@ class Algebra:
             return self._sum(expression)
         raise TypeError(f"no integer form of {expression}")
 
-    def _reduce(self, op: str, operands: list[sympy.Expr]) -> Node:
+    def _reduce(self, op: str, operands: list[Expr]) -> Node:
         result = self.node(operands[0])
         for operand in operands[1:]:
             result = self.graph.make(op, result, self.node(operand))
         return result
 
-    def _sum(self, expression: sympy.Add) -> Node:
+    def _sum(self, expression: Expr) -> Node:
         """Positive terms first, then the others subtracted, numbers last."""
         terms = sorted(expression.args, key=lambda term: (term.could_extract_minus_sign(), term.is_Integer, str(term)))
         result: Node | None = None
@@ -141,10 +144,10 @@ class Algebra:
         assert result is not None
         return result
 
-    def difference(self, x: Node, y: Node) -> sympy.Expr:
+    def difference(self, x: Node, y: Node) -> Expr:
         return sympy.expand(self.expression(x) - self.expression(y))
 
-    def contains(self, expression: sympy.Expr, index: str) -> bool:
+    def contains(self, expression: Expr, index: str) -> bool:
         """Whether any symbol of the expression varies over the index."""
         return any(index in self._nodes[symbol].type.indices for symbol in expression.free_symbols)
 
@@ -168,11 +171,11 @@ def solve(algebra: Algebra, comparison: Node, index: str) -> Constraint | None:
     return _peel(algebra, difference, lo, hi, index)
 
 
-def _shift(bound: Bound, by: sympy.Expr) -> Bound:
+def _shift(bound: Bound, by: Expr) -> Bound:
     return None if bound is None else sympy.expand(bound + by)
 
 
-def _peel(algebra: Algebra, expression: sympy.Expr, lo: Bound, hi: Bound, index: str) -> Constraint | None:
+def _peel(algebra: Algebra, expression: Expr, lo: Bound, hi: Bound, index: str) -> Constraint | None:
     """lo <= expression < hi, unwrapped from the outside until the index stands alone."""
     target = algebra.symbol(algebra.graph.index(index))
     if expression == target:
@@ -184,8 +187,7 @@ def _peel(algebra: Algebra, expression: sympy.Expr, lo: Bound, hi: Bound, index:
         return _peel_product(algebra, expression, lo, hi, index)
     if isinstance(expression, FloorDiv) and not algebra.contains(expression.args[1], index):
         inner, period = expression.args
-        scale = lambda bound: None if bound is None else sympy.expand(bound * period)  # noqa: E731
-        return _peel(algebra, inner, scale(lo), scale(hi), index)
+        return _peel(algebra, inner, _times(lo, period), _times(hi, period), index)
     if isinstance(expression, FloorMod) and not algebra.contains(expression.args[1], index):
         inner, period = expression.args
         if lo is not None and hi is not None and sympy.expand(hi - lo) == 1:
@@ -195,7 +197,7 @@ def _peel(algebra: Algebra, expression: sympy.Expr, lo: Bound, hi: Bound, index:
     return None
 
 
-def _split(algebra: Algebra, expression: sympy.Expr, index: str) -> tuple[sympy.Expr | None, sympy.Expr]:
+def _split(algebra: Algebra, expression: Expr, index: str) -> tuple[Expr | None, Expr]:
     """The one term with the index, and the sum of the others; (None, ..) where several have it."""
     terms = sympy.Add.make_args(expression)
     inside = [term for term in terms if algebra.contains(term, index)]
@@ -204,9 +206,7 @@ def _split(algebra: Algebra, expression: sympy.Expr, index: str) -> tuple[sympy.
     return inside[0], sympy.Add(*(term for term in terms if term is not inside[0]))
 
 
-def _peel_product(
-    algebra: Algebra, expression: sympy.Mul, lo: Bound, hi: Bound, index: str
-) -> Constraint | None:
+def _peel_product(algebra: Algebra, expression: Expr, lo: Bound, hi: Bound, index: str) -> Constraint | None:
     """c * x with c an integer: divide, turning the interval around where c is negative."""
     factor, inner = expression.as_coeff_Mul()
     if not factor.is_Integer or factor == 1:
@@ -214,8 +214,15 @@ def _peel_product(
     if factor < 0:  # lo <= -x < hi  is  1 - hi <= x < 1 - lo
         flipped = sympy.expand(-factor * inner)
         return _peel(algebra, flipped, _shift(_minus(hi), 1), _shift(_minus(lo), 1), index)
-    ceiling = lambda bound: None if bound is None else -FloorDiv(sympy.expand(-bound), factor)  # noqa: E731
-    return _peel(algebra, inner, ceiling(lo), ceiling(hi), index)
+    return _peel(algebra, inner, _ceiling(lo, factor), _ceiling(hi, factor), index)
+
+
+def _times(bound: Bound, factor: Expr) -> Bound:
+    return None if bound is None else sympy.expand(bound * factor)
+
+
+def _ceiling(bound: Bound, divisor: Expr) -> Bound:
+    return None if bound is None else -FloorDiv(sympy.expand(-bound), divisor)
 
 
 def _minus(bound: Bound) -> Bound:
@@ -223,34 +230,38 @@ def _minus(bound: Bound) -> Bound:
 
 
 def _interval(algebra: Algebra, coordinate: Coordinate, lo: Bound, hi: Bound) -> Interval:
-    node = lambda bound: None if bound is None else algebra.node(bound)  # noqa: E731
-    return Interval(coordinate, node(lo), node(hi))
+    low, high = (None if bound is None else algebra.node(bound) for bound in (lo, hi))
+    return Interval(coordinate, low, high)
 
 
-def _congruence(
-    algebra: Algebra, expression: sympy.Expr, phase: sympy.Expr, step: sympy.Expr, index: str
-) -> Congruence | None:
+def _congruence(algebra: Algebra, expression: Expr, phase: Expr, step: Expr, index: str) -> Congruence | None:
     """expression == phase (mod step), unwrapped until a coordinate of the index stands alone."""
     target = algebra.symbol(algebra.graph.index(index))
     exact = phase == 0 or phase == step - 1 or (isinstance(phase, FloorMod) and phase.args[1] == step)
-    inner, rest = _split(algebra, expression, index)
     if inner is None:
         return None
     phase = sympy.expand(phase - rest)
     if inner.as_coeff_Mul()[0] == -1:
         inner, phase = -inner, sympy.expand(-phase)
-    coordinate = None
-    if inner == target:
-        coordinate = Coordinate()
-    elif isinstance(inner, FloorDiv | FloorMod) and inner.args[0] == target:
-        if not algebra.contains(inner.args[1], index):
-            coordinate = Coordinate("high" if isinstance(inner, FloorDiv) else "low", algebra.node(inner.args[1]))
+    coordinate = _coordinate(algebra, inner, index)
     if coordinate is None:
         return None
     return Congruence(coordinate, algebra.node(_drop_modulus(phase, step)), algebra.node(step), exact)
 
 
-def _drop_modulus(phase: sympy.Expr, step: sympy.Expr) -> sympy.Expr:
+def _coordinate(algebra: Algebra, expression: Expr, index: str) -> Coordinate | None:
+    """The index itself or a digit of it."""
+    target = algebra.symbol(algebra.graph.index(index))
+    if expression == target:
+        return Coordinate()
+    if not isinstance(expression, FloorDiv | FloorMod) or expression.args[0] != target:
+        return None
+    if algebra.contains(expression.args[1], index):
+        return None
+    return Coordinate("high" if isinstance(expression, FloorDiv) else "low", algebra.node(expression.args[1]))
+
+
+def _drop_modulus(phase: Expr, step: Expr) -> Expr:
     """x % s == y (mod s) where x == y (mod s)."""
     return phase.args[0] if isinstance(phase, FloorMod) and phase.args[1] == step else phase
 
@@ -268,7 +279,7 @@ def at_most(algebra: Algebra, x: Node, y: Node) -> bool:
     return False
 
 
-def _largest(term: sympy.Expr) -> sympy.Expr:
+def _largest(term: Expr) -> Expr:
     """An upper bound of c * p * (a // p): the term itself where it is not of that form."""
     for factor in sympy.Mul.make_args(term):
         if isinstance(factor, FloorDiv):

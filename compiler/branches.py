@@ -51,10 +51,12 @@ def find_branches(graph: Graph, out: Node) -> Outline:
 
 
 def is_branch(node: Node) -> bool:
+    """Whether a node is `softmax[j](..) @ value`."""
     return node.op == "dot" and node.attribute == "j" and any(arg.op == "softmax" for arg in node.args)
 
 
 def branch_output(graph: Graph, number: int) -> Node:
+    """The node that stands for a branch's output, (b, h, i; e)."""
     return graph.make("branch", type=Type(Base.REAL, frozenset({"b", "h", "i"}), ("e",)), attribute=number)
 
 
@@ -97,6 +99,7 @@ def check_score(score: Node) -> None:
 
 
 def check_epilogue(node: Node) -> None:
+    """The epilogue is pointwise in the branches' outputs, inputs of the row and parameters."""
     if not (OPS[node.op].pointwise or node.op in LEAVES or node.op in ("take", "rename")):
         raise unlowered(node, f"`{node.op}` outside of a softmax over keys")
     if node.op == "input" and node.attribute in ("q", "k", "v"):

@@ -52,6 +52,7 @@ def formula(node: Node, above: int = 0) -> str:
 
 
 def describe_domain(domain: Domain) -> str:
+    """How rows are grouped, then each key set, a line a run."""
     lines = [f"rows: {describe_rows(domain.rows)}"]
     if not domain.key_sets:
         lines.append("keys: none; the condition is never true")
@@ -60,8 +61,13 @@ def describe_domain(domain: Domain) -> str:
 
 
 def describe_rows(rows: Rows) -> str:
+    """How rows are grouped into tiles."""
     if rows.period is not None:
-        steps = [f"{name} digits by {formula(step)}" for name, step in (("high", rows.high_step), ("low", rows.low_step)) if step]
+        steps = [
+            f"{name} digits by {formula(step)}"
+            for name, step in (("high", rows.high_step), ("low", rows.low_step))
+            if step
+        ]
         shape = "squares" if rows.square else "parts of one line"
         return f"{shape} of a grid of width {formula(rows.period)}" + (f", {', '.join(steps)}" if steps else "")
     if rows.step is not None:
@@ -70,6 +76,7 @@ def describe_rows(rows: Rows) -> str:
 
 
 def describe_keys(key_set: KeySet) -> list[str]:
+    """The runs of a key set as inequalities, and its mask."""
     walk = key_set.walk
     if isinstance(walk, Stepped):
         how = f"by step {formula(walk.step)} from {formula(walk.phase)}, "

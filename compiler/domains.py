@@ -97,7 +97,9 @@ class DomainBuilder:
             keys.opaque.append(atom)
             keys.exact = False
             where = f" ({atom.span}: `{atom.span.text}`)" if atom.span else ""
-            self.notes.append(f"a condition{where} could not be solved for j: it is evaluated on every tile it may touch")
+            self.notes.append(
+                f"a condition{where} could not be solved for j: it is evaluated on every tile it may touch"
+            )
 
     def empty(self, keys: Keys) -> bool:
         """Whether the atoms contradict each other for certain."""
@@ -121,7 +123,9 @@ class DomainBuilder:
                 continue
             high = shared.get(Coordinate("high", period))
             low = shared.get(Coordinate("low", period))
-            square = any(bound is not None and bound.depends_on("i") for d in known.digits.values() for bound in (d.lo, d.hi))
+            square = any(
+                bound is not None and bound.depends_on("i") for d in known.digits.values() for bound in (d.lo, d.hi)
+            )
             if square or high or low:
                 return Rows(period=period, high_step=high, low_step=low, square=square)
         step = shared.get(Coordinate())
@@ -155,7 +159,9 @@ class DomainBuilder:
         for residue in keys.residues.values():
             if not residue.phase.depends_on("i") or rows.step is residue.step:
                 return Stepped(residue.phase, residue.step)
-            self.notes.append("keys of one residue class are masked, not skipped: not every part of the condition ties i to it")
+            self.notes.append(
+                "keys of one residue class are masked, not skipped: not every part of the condition ties i to it"
+            )
         return None
 
     def grid(self, keys: Keys, period: Node, rows: Rows) -> Grid:
@@ -267,4 +273,3 @@ class DomainBuilder:
                 continue
             result = self.graph.make(op, result, other)
         return result
-

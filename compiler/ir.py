@@ -142,7 +142,9 @@ def text(*roots: Node) -> str:
         if node.op == "literal":
             written = str(node.attribute).lower() if isinstance(node.attribute, bool) else repr(node.attribute)
         elif not node.args:
-            written = str(node.attribute) if node.op in ("index", "input", "parameter") else f"{node.op}[{node.attribute}]"
+            written = (
+                str(node.attribute) if node.op in ("index", "input", "parameter") else f"{node.op}[{node.attribute}]"
+            )
         else:
             written = f"{node.op}{f'[{node.attribute}]' if node.attribute is not None else ''}({operands})"
         if node.args and (node in roots or view.out_degree(node) > 1):

@@ -61,6 +61,7 @@ def lower(pattern: Pattern, observe: Observe | None = None) -> Plan:
 
     plan = Plan(
         name=pattern.name,
+        source=pattern.source,
         parameters=pattern.parameters,
         inputs=pattern.inputs,
         branches=branches,
@@ -83,6 +84,7 @@ def trace(pattern: Pattern) -> list[Stage]:
 
 
 def lower_branch(graph: Graph, algebra: Algebra, tables: Tables, softmax: Softmax) -> Branch:
+    """One branch: tables for what a kernel should not compute, then the domain of its condition."""
     score = tables.readable(tabulate(graph, softmax.score, tables))
     condition = tabulate(graph, softmax.condition, tables)
     domain = DomainBuilder(graph, algebra, tables).build(condition)
@@ -115,11 +117,13 @@ def requirements(nodes: Iterable[Node]) -> Iterable[Requirement]:
 
 
 def outline_text(outline: Outline) -> str:
+    """The branches and the epilogue as graphs."""
     parts = [f"branch {n}:\n{text(branch.score, branch.condition)}" for n, branch in enumerate(outline.branches)]
     return "\n".join([*parts, f"epilogue:\n{text(outline.epilogue)}"])
 
 
 def outline_notes(outline: Outline) -> tuple[str, ...]:
+    """What the outline means for execution."""
     if outline.merged:
         return (f"{len(outline.branches)} branches, one kernel each, joined by log-sum-exp",)
     if outline.epilogue.op == "branch":

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from attnc.compiler.ir import Node
-from attnc.dsl.source import Span
+from attnc.dsl.source import Source, Span
 from attnc.dsl.terms import Input, Parameter
 
 
@@ -158,6 +158,7 @@ class Plan:
     """What a pattern compiles to. `epilogue` combines the outputs of the branches (`branch` nodes)."""
 
     name: str
+    source: Source
     parameters: tuple[Parameter, ...]
     inputs: tuple[Input, ...]
     branches: tuple[Branch, ...]

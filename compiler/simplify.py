@@ -37,6 +37,7 @@ FOLDED: dict[str, Callable[..., bool | int | float]] = {
 
 
 def is_literal(node: Node, value: float | None = None) -> bool:
+    """Whether a node is a literal (of that value)."""
     return node.op == "literal" and (value is None or (node.attribute == value and node.type.base is not Base.BOOL))
 
 

@@ -16,7 +16,9 @@ def graph(root: Node) -> None:
         if node.op not in OPS:
             fail("graph", f"unknown op {node.op}", node)
         if OPS[node.op].pointwise and pointwise_type(node.op, node.args) != node.type:
-            fail("graph", f"{node.op} has type {node.type}, its operands give {pointwise_type(node.op, node.args)}", node)
+            fail(
+                "graph", f"{node.op} has type {node.type}, its operands give {pointwise_type(node.op, node.args)}", node
+            )
 
 
 def outline(found: Outline) -> None:
@@ -31,7 +33,7 @@ def outline(found: Outline) -> None:
 
 
 def branch(lowered: plans.Branch) -> None:
-    """Bounds are ints of the row; masks are bools that a kernel can evaluate; only consecutive sets have several runs."""
+    """Bounds are ints of the row, masks bools that a kernel can evaluate; only consecutive sets have several runs."""
     for key_set in lowered.domain.key_sets:
         if key_set.walk is not None and len(key_set.runs) != 1:
             fail("domains", "several runs on a walk", key_set.mask)
@@ -64,4 +66,5 @@ def plan(made: plans.Plan) -> None:
 
 
 def fail(stage: str, message: str, node: Node) -> None:
+    """Raise InternalError with the values around the bad one."""
     raise InternalError(f"after {stage}: {message}\n{text(node)}")

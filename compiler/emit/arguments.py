@@ -90,6 +90,7 @@ def array_layouts(plan: Plan, nodes: Sequence[Node], domain: Domain) -> list[tup
 
 
 def array_arguments(name: str, attribute: str, axes: tuple[str, ...]) -> list[Argument]:
+    """Pointer, strides, lengths and, where it has heads, how many query heads share one."""
     pointer = Argument(name, "array", attribute, axes=axes)
     strides = [Argument(f"{name}_s{slot}", "array_stride", attribute, slot) for slot in range(len(axes))]
     lengths = [Argument(f"{name}_n{slot}", "array_length", attribute, slot) for slot in range(len(axes))]

@@ -43,6 +43,7 @@ def array_name(node: Node) -> str:
 
 
 def parameter_name(name: str) -> str:
+    """The argument's name of a parameter."""
     return "n_" + name.replace(".", "_")
 
 
@@ -153,6 +154,7 @@ class Expressions:
 
 
 def literal(node: Node) -> str:
+    """A literal as Python text; infinities by name."""
     if isinstance(node.attribute, float):
         if node.attribute != node.attribute or node.attribute in (float("inf"), float("-inf")):
             return f'float("{node.attribute}")'

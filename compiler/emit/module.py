@@ -7,7 +7,6 @@ import ast
 from attnc.compiler.emit.streamed import Kernel, forward_kernels
 from attnc.compiler.emit.writer import Writer
 from attnc.compiler.plan import Plan
-from attnc.dsl.source import Source
 
 PRELUDE = '''
 import triton
@@ -86,10 +85,10 @@ def combine_parts(part_out, part_lse, tiles, rows, o, lse, o_sb, o_sh, o_sn, o_s
 '''
 
 
-def emit_module(plan: Plan, source: Source) -> tuple[str, list[Kernel]]:
+def emit_module(plan: Plan) -> tuple[str, list[Kernel]]:
     """The module's text and its kernels. The text parses; user text stands in comments only."""
     writer = Writer()
-    for line in source.text.splitlines():
+    for line in plan.source.text.splitlines():
         writer.comment("".join(character if character.isprintable() else "?" for character in line))
     writer.line(PRELUDE.rstrip("\n"))
     kernels = list(forward_kernels(plan))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from attnc.compiler.emit.expressions import ROWS, Expressions
 from attnc.compiler.emit.writer import Writer
@@ -127,7 +128,7 @@ class Ranges:
 
     def sweep(self, intervals: Sequence[tuple[str, str, str, str]]) -> None:
         """Cut what an earlier interval visits."""
-        for (_, reached, *_), (first, last, *_) in zip(intervals, intervals[1:], strict=False):
+        for (_, reached, *_), (first, last, *_) in pairwise(intervals):
             self.writer.let(first, f"tl.maximum({first}, {reached})")
             self.writer.let(last, f"tl.maximum({last}, {first})")
 

@@ -141,7 +141,9 @@ class StreamedForward:
             writer.let("acc", "acc * fade[:, None] + weights[:, None] * values.to(tl.float32)")
         else:
             writer.let("total", "total * fade + tl.sum(weights, 1)")
-            writer.let("acc", "tl.dot(weights.to(values.dtype), values, acc * fade[:, None], input_precision=PRECISION)")
+            writer.let(
+                "acc", "tl.dot(weights.to(values.dtype), values, acc * fade[:, None], input_precision=PRECISION)"
+            )
 
     def load(self, tensor: str, axis: str, loop: Loop, guarded: bool) -> str:
         """A tile of keys or values; a full one needs no guard."""

@@ -1,0 +1,69 @@
+"""Tile shapes, and how long row tiles are split over programs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+PARTS_PER_PROCESSOR = 4  # pieces that the longest tile may be cut into, relative to an even share
+SMALLEST_PART = 8  # key tiles; less is not worth a workspace
+
+
+@dataclass(frozen=True)
+class TileShape:
+    """Rows and keys of a tile, warps and pipeline stages of a program."""
+
+    block_m: int
+    block_n: int
+    warps: int
+    stages: int
+
+
+def tile_shape(width: int, itemsize: int, local: bool) -> TileShape:
+    """The shape for vectors of `width` (the larger of D and E, padded) of `itemsize` bytes.
+
+    `local`: rows see few keys (a window), so that smaller tiles waste less at its edges.
+    """
+    if itemsize > 2:
+        return TileShape(64, 32, 4, 2)
+    if width <= 64:
+        return TileShape(128, 64, 4, 3)
+    if width <= 128:
+        return TileShape(64, 64, 4, 3) if local else TileShape(128, 128, 8, 3)
+    return TileShape(128, 64, 8, 2)
+
+
+@dataclass(frozen=True)
+class Split:
+    """A program list: (tile, part, parts, slot) each; slot -1 writes the result itself.
+
+    `long_tiles`: the tiles that were cut, with their first slot and number of parts.
+    """
+
+    entries: tuple[tuple[int, int, int, int], ...]
+    long_tiles: tuple[tuple[int, int, int], ...]
+    slots: int
+
+
+def split_rows(work: Sequence[int], heads: int, processors: int) -> Split | None:
+    """Cut row tiles whose number of key tiles would outlast the others; None where none does.
+
+    `work`: key tiles of every row tile. A tile may take a quarter of an even share of all work.
+    """
+    total = sum(work)
+    share = max(total * heads / (processors * PARTS_PER_PROCESSOR), 1.0)
+    limit = max(int(share), SMALLEST_PART)
+    if not work or max(work) <= 2 * limit:
+        return None
+    entries: list[tuple[int, int, int, int, int]] = []
+    long_tiles: list[tuple[int, int, int]] = []
+    slots = 0
+    for tile, tiles in enumerate(work):
+        parts = -(-tiles // limit) if tiles > 2 * limit else 1
+        if parts > 1:
+            long_tiles.append((tile, slots, parts))
+        for part in range(parts):
+            entries.append((-(tiles // parts), tile, part, parts, slots if parts > 1 else -1))
+            slots += parts > 1
+    entries.sort()
+    return Split(tuple(entry[1:] for entry in entries), tuple(long_tiles), slots)
