@@ -1,0 +1,186 @@
+"""The checker: a `.attn` file to checked patterns, with names resolved, functions inlined and every type known.
+
+`check` reads the file; modules.py finds what it uses; patterns.py runs a pattern's statements; expressions.py
+makes the terms, with the rules of pointwise.py, products.py, reductions.py, reading.py and blocks.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from attnc.dsl.diagnostics import AttnError, Diagnostic
+from attnc.dsl.expressions import Context, Expressions
+from attnc.dsl.inlining import inline
+from attnc.dsl.modules import Modules
+from attnc.dsl.parse import parse
+from attnc.dsl.patterns import Binding, Body, Declarations, define_function
+from attnc.dsl.pointwise import Operand, require_number
+from attnc.dsl.rejection import Poisoned, Rejected, listed, reject
+from attnc.dsl.scopes import PREDEFINED, PatternDefinition, Scope
+from attnc.dsl.source import Source, Span
+from attnc.dsl.syntax import File, Function, PatternDeclaration
+from attnc.dsl.terms import Pattern, Term
+from attnc.dsl.types import Base, Type
+
+
+def check(
+    source: Source, *, root: Path | None = None, lengths: Mapping[str, int] | None = None
+) -> dict[str, Pattern]:
+    """Check a file and give its patterns by name, in the order of the text.
+
+    `root` is the folder that holds every file it may use; a source that is named by an existing path finds
+    them beside itself without. `lengths` gives tuple parameters another length than that of their defaults.
+    Raises AttnError with all errors of the file, ValueError for a length of an unknown parameter.
+    """
+    file = parse(source)
+    path = Path(source.name)
+    folder = path.resolve().parent if path.is_file() else root
+    modules = Modules(root or folder)
+    scope = modules.scope(file, folder)
+    checker = _FileChecker(source, scope, lengths or {})
+    patterns = checker.run(file)
+    diagnostics = _distinct(modules.diagnostics + checker.diagnostics)
+    if diagnostics:
+        raise AttnError(diagnostics)
+    return patterns
+
+
+def _distinct(diagnostics: list[Diagnostic]) -> list[Diagnostic]:
+    """Without repeats (an error in a function shows at each of its calls), in the order of the text."""
+    first: dict[tuple[str, int, int], Diagnostic] = {}
+    for diagnostic in diagnostics:
+        span = diagnostic.span
+        first.setdefault((span.source.name, span.start, span.stop), diagnostic)
+    return list(first.values())
+
+
+class _FileChecker:
+    """Checks the items of one file in order; a pattern sees those before it."""
+
+    def __init__(self, source: Source, scope: Scope, lengths: Mapping[str, int]) -> None:
+        self.source = source
+        self.scope = scope
+        self.lengths = lengths
+        self.diagnostics: list[Diagnostic] = []
+
+    def run(self, file: File) -> dict[str, Pattern]:
+        patterns: dict[str, Pattern] = {}
+        top = Expressions(Context(inline), self.scope)
+        functions = [item for item in file.items if isinstance(item, Function)]
+        for function in functions:
+            try:
+                define_function(top, function)
+            except Rejected as rejected:
+                self.diagnostics.append(rejected.diagnostic)
+        declarations = [item for item in file.items if isinstance(item, PatternDeclaration)]
+        self._require_lengths(declarations)
+        for declaration in declarations:
+            pattern = self._pattern(declaration)
+            if pattern is not None:
+                patterns[declaration.name] = pattern
+            self.scope.patterns[declaration.name] = PatternDefinition(declaration, self.scope, pattern is not None)
+            self.scope.places[declaration.name] = header(declaration)
+        return patterns
+
+    def _require_lengths(self, declarations: list[PatternDeclaration]) -> None:
+        known = {p.name for declaration in declarations for p in declaration.parameters if p.type.base == "ints"}
+        unknown = sorted(set(self.lengths) - known)
+        if unknown:
+            raise ValueError(f"lengths of {listed(unknown)} given; the tuple parameters are {listed(sorted(known))}")
+
+    def _pattern(self, declaration: PatternDeclaration) -> Pattern | None:
+        """One pattern, or None where it has errors."""
+        before = len(self.diagnostics)
+        if declaration.name in self.scope.patterns or declaration.name in self.scope.functions:
+            place = self.scope.places.get(declaration.name)
+            labels = () if place is None else ((place, "defined here"),)
+            message = f"`{declaration.name}` is already defined"
+            self.diagnostics.append(Diagnostic("duplicate-name", message, header(declaration), labels))
+        context = Context(inline)
+        scope = Scope(self.scope)
+        at = Expressions(context, scope)
+        _predefine(at, header(declaration))
+        declared = Declarations(at, self.lengths)
+        body = Body(at, Binding(declared.parameter, declared.input), self._report)
+        body.run(declaration)
+        try:
+            out, output_axes = _output(at, declaration)
+        except Rejected as rejected:
+            self._report(rejected)
+        except Poisoned:
+            pass
+        if len(self.diagnostics) > before:
+            return None
+        return Pattern(
+            name=declaration.name,
+            source=self.source,
+            parameters=tuple(declared.parameters),
+            inputs=tuple(declared.inputs),
+            axes=tuple(context.axes.values()),
+            out=out,
+            output_axes=output_axes,
+            uses_value=_reads_value(out),
+            sizes=tuple(context.sizes.items()),
+            span=declaration.span,
+        )
+
+    def _report(self, rejected: Rejected) -> None:
+        self.diagnostics.append(rejected.diagnostic)
+
+
+def header(declaration: PatternDeclaration) -> Span:
+    """The first line of a pattern."""
+    span = declaration.span
+    first = span.text.split("\n", 1)[0].rstrip()
+    return Span(source=span.source, start=span.start, stop=span.start + len(first))
+
+
+def _predefine(at: Expressions, span: Span) -> None:
+    """q, k, v and scale."""
+    layouts = {"q": ("i", "d"), "k": ("j", "d"), "v": ("j", "e")}
+    for name in PREDEFINED[:3]:
+        index, axis = layouts[name]
+        type = Type(Base.REAL, frozenset({"b", "h", index}), (axis,))
+        at.scope.values[name] = at.build.make("input", (), type, span, name)
+    at.scope.values["scale"] = at.build.make("parameter", (), Type(Base.REAL), span, "scale")
+
+
+def _output(at: Expressions, declaration: PatternDeclaration) -> tuple[Term, tuple[str, ...]]:
+    """The result of a pattern and its layout."""
+    value = at.value("out", header(declaration))
+    if not isinstance(value, Term):
+        help = "the result is what `out` is: `out = softmax[j](q @ k * scale) @ v`"
+        reject("missing-output", f"the pattern `{declaration.name}` assigns no `out`", header(declaration), help=help)
+    span = at.scope.place("out") or value.span
+    if "t" in value.type.indices:
+        value = at.build.rename(value, "t", "i", span)
+    require_number(Operand(value, span))
+    value = at.build.to_real(value, span)
+    extra = sorted(value.type.indices - {"b", "h", "i"})
+    if extra:
+        help = "contract it: `softmax[j](..) @ v`, or `sum[j](..)`" if extra == ["j"] else None
+        reject("output", f"`out` still varies over {listed(extra)}: it is {value.type}", span, help=help)
+    axes = value.type.axes
+    if not axes:
+        reject("output", f"`out` must be a vector, found {value.type}", span, help="multiply by `v`: `.. @ v`")
+    if len(axes) == 1:
+        return value, ("b", "h", "i", *axes)
+    if "i" in value.type.indices:
+        reject("output", f"`out` has more than one vector axis: it is {value.type}", span)
+    return value, ("b", "h", *axes)
+
+
+def _reads_value(out: Term) -> bool:
+    """Whether v plays a part in the result."""
+    seen = {out}
+    stack = [out]
+    while stack:
+        term = stack.pop()
+        if term.form == "input" and term.attribute == "v":
+            return True
+        inner = term.args + tuple(step for _, step in term.block.steps) if term.block else term.args
+        new = [arg for arg in inner if arg not in seen]
+        seen.update(new)
+        stack.extend(new)
+    return False
