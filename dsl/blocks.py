@@ -8,7 +8,7 @@ from dataclasses import fields, is_dataclass
 from attnc.dsl.builder import UNKNOWN
 from attnc.dsl.expressions import Expressions
 from attnc.dsl.pointwise import Operand, require_int, require_number
-from attnc.dsl.rejection import listed, reject
+from attnc.dsl.rejection import listed, rejection
 from attnc.dsl.scopes import Scope
 from attnc.dsl.source import Span
 from attnc.dsl.syntax import Call, Equation, Expression, Name, RepeatBlock, ScanBlock, Syntax
@@ -37,15 +37,15 @@ def free_names(syntax: Expression) -> Iterator[str]:
 def scan(at: Expressions, syntax: ScanBlock) -> dict[str, Term]:
     """Check a scan; the value over t of every name that it assigns."""
     if syntax.index != "t":
-        reject("scan", f"a scan runs over t, not over `{syntax.index}`", syntax.span, help="write `scan t:`")
+        raise rejection("scan", f"a scan runs over t, not over `{syntax.index}`", syntax.span, help="write `scan t:`")
     if at.context.scanning:
-        reject("scan", "a scan inside a scan", syntax.span)
+        raise rejection("scan", "a scan inside a scan", syntax.span)
     for equation in syntax.body:
         _require_new(at, equation)
     names = _scan_states(at.scope, syntax.body)
     at.context.scanning = True
     try:
-        states = {name: UNKNOWN for name in names}
+        states = dict.fromkeys(names, UNKNOWN)
         steps, states = _fixed_point(at, syntax.body, states, "t")
     finally:
         at.context.scanning = False
@@ -53,7 +53,7 @@ def scan(at: Expressions, syntax: ScanBlock) -> dict[str, Term]:
         if type is UNKNOWN:
             place = next(equation.span for equation in syntax.body if equation.name == name)
             help = f"a state starts at 0; add something to it, as in `{name} = {name} + outer(k, v)`"
-            reject("scan", f"the state `{name}` stays 0: every step only multiplies it", place, help=help)
+            raise rejection("scan", f"the state `{name}` stays 0: every step only multiplies it", place, help=help)
     results = {}
     for name, term in dict(steps).items():
         block = Scan("t", tuple(states.items()), tuple(steps), name)
@@ -66,11 +66,11 @@ def scan(at: Expressions, syntax: ScanBlock) -> dict[str, Term]:
 def repeat(at: Expressions, syntax: RepeatBlock) -> dict[str, Term]:
     """Check a repeat; the final value of every name that it changes."""
     if at.context.scanning:
-        reject("scan", "a repeat inside a scan", syntax.span)
+        raise rejection("scan", "a repeat inside a scan", syntax.span)
     count = at.operand(syntax.count)
     require_int(count, "how often to repeat")
     if count.type.indices:
-        reject("type-mismatch", f"how often to repeat is one int, found {count.type}", count.span)
+        raise rejection("type-mismatch", f"how often to repeat is one int, found {count.type}", count.span)
     initial: dict[str, Term] = {}
     for equation in syntax.body:
         value = at.value(equation.name, equation.span)
@@ -79,7 +79,9 @@ def repeat(at: Expressions, syntax: RepeatBlock) -> dict[str, Term]:
             initial[equation.name] = value
         elif equation.name in free_names(equation.value):
             help = f"write `{equation.name} = ..` before `repeat`"
-            reject("unknown-name", f"`{equation.name}` has no value before the first round", equation.span, help=help)
+            raise rejection(
+                "unknown-name", f"`{equation.name}` has no value before the first round", equation.span, help=help
+            )
     steps, states = _fixed_point(at, syntax.body, {name: term.type for name, term in initial.items()}, None)
     args = [count.term]
     for name, term in initial.items():
@@ -99,7 +101,7 @@ def _require_new(at: Expressions, equation: Equation) -> None:
     place = at.scope.place(equation.name)
     labels = () if place is None else ((place, "defined here"),)
     help = "a state of a scan starts at 0; give it another name"
-    reject("duplicate-name", f"`{equation.name}` is already defined", equation.span, *labels, help=help)
+    raise rejection("duplicate-name", f"`{equation.name}` is already defined", equation.span, *labels, help=help)
 
 
 def _scan_states(scope: Scope, body: tuple[Equation, ...]) -> list[str]:
@@ -171,7 +173,7 @@ def _grown(name: str, known: Type, term: Term, index: str | None) -> Type:
     if new is UNKNOWN or known is UNKNOWN:
         return known if new is UNKNOWN else new
     if new.axes and known.axes and new.axes != known.axes:
-        reject(
+        raise rejection(
             "axis-mismatch",
             f"the state `{name}` has the vector axes {listed(known.axes)}, and is given {listed(new.axes)}",
             term.span,

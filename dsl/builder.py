@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attnc.dsl.rejection import reject
+from attnc.dsl.rejection import rejection
 from attnc.dsl.source import Span
 from attnc.dsl.terms import FORMS, Attribute, Repeat, Scalar, Scan, Term
 from attnc.dsl.types import Base, Type
@@ -35,11 +35,15 @@ class Builder:
         assert form in FORMS, form
         self.count += 1
         if self.count > MAX_TERMS:
-            reject("too-large", f"the pattern has more than {MAX_TERMS} operations once its functions are inlined", span)
+            raise rejection(
+                "too-large", f"the pattern has more than {MAX_TERMS} operations once its functions are inlined", span
+            )
         inner = args + tuple(value for _, value in block.steps) if block else args
         depth = 1 + max((self._depths[arg] for arg in inner), default=0)
         if depth > MAX_DEPTH:
-            reject("too-large", f"a chain of more than {MAX_DEPTH} operations, each of which needs the one before", span)
+            raise rejection(
+                "too-large", f"a chain of more than {MAX_DEPTH} operations, each of which needs the one before", span
+            )
         if any(arg.type is UNKNOWN for arg in args) and type is not UNKNOWN:
             type = UNKNOWN
         term = Term(form, args, type, attribute, block, span=span)
@@ -65,7 +69,7 @@ class Builder:
         if term.type.base is Base.REAL or term.type is UNKNOWN:
             return term
         if term.form == "literal":
-            assert not isinstance(term.attribute, (str, tuple)) and term.attribute is not None
+            assert isinstance(term.attribute, int)
             return self.literal(float(term.attribute), term.span)
         return self.make("to_real", (term,), Type(Base.REAL, term.type.indices, term.type.axes), span)
 

@@ -10,7 +10,7 @@ from attnc.dsl.builder import UNKNOWN
 from attnc.dsl.diagnostics import did_you_mean
 from attnc.dsl.pointwise import Operand, chosen, pointwise, promoted, require_int, require_number, require_value
 from attnc.dsl.reductions import REDUCTIONS, SELECTIONS
-from attnc.dsl.rejection import reject
+from attnc.dsl.rejection import rejection
 from attnc.dsl.source import Span
 from attnc.dsl.syntax import Call, Expression, Reduction
 from attnc.dsl.terms import Term
@@ -117,7 +117,7 @@ def _note_size(at: Expressions, axis: str, size: Term, span: Span) -> None:
     """Record the length of an axis that the text itself makes; two lengths for one name are an error."""
     known = at.context.sizes.setdefault(axis, size)
     if not _alike(known, size):
-        reject(
+        raise rejection(
             "axis-mismatch",
             f"the axis `{axis}` is made twice, with different lengths",
             span,
@@ -131,14 +131,16 @@ def _alike(one: Term, other: Term) -> bool:
     if one is other:
         return True
     same = one.form == other.form and one.attribute == other.attribute and len(one.args) == len(other.args)
-    return same and bool(one.args or one.form in ("literal", "size", "parameter")) and all(
-        _alike(a, b) for a, b in zip(one.args, other.args, strict=True)
+    return (
+        same
+        and bool(one.args or one.form in ("literal", "size", "parameter"))
+        and all(_alike(a, b) for a, b in zip(one.args, other.args, strict=True))
     )
 
 
 def _uniform(at: Expressions, call: Call) -> Term:
     """`uniform(seed, x, ..)`: one real in [0, 1) for each value of the ints."""
-    names = ("seed",) + tuple(f"x{n}" for n in range(1, max(len(call.arguments), 2)))
+    names = ("seed", *(f"x{n}" for n in range(1, max(len(call.arguments), 2))))
     operands = [at.operand(argument) for argument in at.arguments(call, names)]
     for operand in operands:
         require_int(operand, "an argument of `uniform`")
@@ -152,7 +154,7 @@ def _unchanged(form: str) -> Handler:
         (argument,) = at.arguments(call, ("x",))
         (operand,) = promoted(at.build, [at.operand(argument)], real=True)
         if form == "group_sum" and operand.type is not UNKNOWN and "h" not in operand.type.indices:
-            reject("unknown-axis", f"`group_sum` sums over heads, and this is {operand.type}", operand.span)
+            raise rejection("unknown-axis", f"`group_sum` sums over heads, and this is {operand.type}", operand.span)
         return at.build.make(form, (operand.term,), operand.type, call.span)
 
     return handler
@@ -165,7 +167,7 @@ def _orthogonal_gaussian(at: Expressions, call: Call) -> Term:
     for operand in operands:
         require_int(operand, "an argument of `orthogonal_gaussian`")
         if operand.type.indices:
-            reject("type-mismatch", f"a size and a seed are one int each, found {operand.type}", operand.span)
+            raise rejection("type-mismatch", f"a size and a seed are one int each, found {operand.type}", operand.span)
     names = [_axis_name(operand) for operand in operands[:2]]
     if names[0] == names[1]:
         names[0] += "'"
@@ -187,23 +189,23 @@ def _axis_name(operand: Operand) -> str:
 def _merge(at: Expressions, call: Call) -> Term:
     """`merge(a, b)` or `merge(a for x in xs)`: softmax branches, each `softmax[j](..) @ value`."""
     if call.where is not None:
-        reject("argument", "`merge` takes no `where`", call.where.span, help="write it in the branches")
+        raise rejection("argument", "`merge` takes no `where`", call.where.span, help="write it in the branches")
     named = next((argument for argument in call.arguments if argument.name is not None), None)
     if named is not None:
-        reject("argument", f"`merge` has no keyword `{named.name}`", named.span)
+        raise rejection("argument", f"`merge` has no keyword `{named.name}`", named.span)
     branches = _unrolled(at, call) if call.loop is not None else [at.operand(a.value) for a in call.arguments]
     if not branches:
-        reject("argument", "`merge` needs a branch", call.span)
+        raise rejection("argument", "`merge` needs a branch", call.span)
     for branch in branches:
         if branch.term.form != "dot" or branch.term.args[0].form != "softmax":
-            reject(
+            raise rejection(
                 "merge",
                 "`merge` takes softmax branches",
                 branch.span,
                 help="a branch is `softmax[j](..) @ v`, with nothing after it",
             )
     if len({branch.type.axes for branch in branches}) > 1:
-        reject("axis-mismatch", "the branches of `merge` have different vector axes", call.span)
+        raise rejection("axis-mismatch", "the branches of `merge` have different vector axes", call.span)
     return pointwise(at.build, "merge", branches, Base.REAL, call.span)
 
 
@@ -215,15 +217,17 @@ def _unrolled(at: Expressions, call: Call) -> list[Operand]:
     loop = call.loop
     assert loop is not None
     if len(call.arguments) != 1:
-        reject("argument", "one expression stands before `for`", call.span)
+        raise rejection("argument", "one expression stands before `for`", call.span)
     if len(loop.names) != len(loop.iterables):
-        reject("loop", f"{len(loop.names)} names for {len(loop.iterables)} tuples", loop.span)
+        raise rejection("loop", f"{len(loop.names)} names for {len(loop.iterables)} tuples", loop.span)
     columns = [at.elements(iterable) for iterable in loop.iterables]
     if len({len(column) for column in columns}) > 1:
         lengths = ", ".join(str(len(column)) for column in columns)
-        reject("loop", f"the tuples of `for` have different lengths: {lengths}", loop.span)
+        raise rejection("loop", f"the tuples of `for` have different lengths: {lengths}", loop.span)
     if len(columns[0]) > MAX_UNROLLED:
-        reject("too-large", f"`for` runs over at most {MAX_UNROLLED} elements, found {len(columns[0])}", loop.span)
+        raise rejection(
+            "too-large", f"`for` runs over at most {MAX_UNROLLED} elements, found {len(columns[0])}", loop.span
+        )
     body = call.arguments[0].value
     rows = zip(*columns, strict=True)
     return [at.binding(dict(zip(loop.names, row, strict=True))).operand(body) for row in rows]
@@ -262,15 +266,15 @@ def reduced(at: Expressions, syntax: Reduction) -> Term:
         return _bracketed(at, syntax)
     if name not in REDUCTIONS | SELECTIONS:
         help = did_you_mean(name, REDUCTIONS | SELECTIONS | BRACKETED)
-        reject("unknown-function", f"there is no reduction or selection `{name}`", syntax.span, help=help)
+        raise rejection("unknown-function", f"there is no reduction or selection `{name}`", syntax.span, help=help)
     if syntax.second is not None:
-        reject("argument", f"`{name}` runs along one index, not two", syntax.span)
+        raise rejection("argument", f"`{name}` runs along one index, not two", syntax.span)
     index = at.index(syntax.index)
     within = None if syntax.within is None else at.index(syntax.within)
     if within is not None:
         reductions.members(index, within, at.context.axes, syntax.span)
     if at.context.scanning and index == "t":
-        reject("scan", "a scan sees one position at a time: nothing runs along t inside it", syntax.span)
+        raise rejection("scan", "a scan sees one position at a time: nothing runs along t inside it", syntax.span)
     condition = Operand(at.build.literal(True, syntax.span), syntax.span)
     if syntax.where is not None:
         condition = at.operand(syntax.where)
@@ -279,12 +283,14 @@ def reduced(at: Expressions, syntax: Reduction) -> Term:
     if name in SELECTIONS:
         return _selected(at, syntax, index, positional, keywords, condition)
     if len(positional) != 1:
-        reject("argument", f"`{name}[{syntax.index}](..)` takes one value, found {len(positional)}", syntax.span)
+        raise rejection(
+            "argument", f"`{name}[{syntax.index}](..)` takes one value, found {len(positional)}", syntax.span
+        )
     body = at.operand(positional[0])
     options = {key: promoted(at.build, [at.operand(value)], real=True)[0] for key, value in keywords.items()}
     if name == "normalize":
         if len(options) > 1:
-            reject("argument", "`normalize` takes `eps` or `floor`, not both", syntax.span)
+            raise rejection("argument", "`normalize` takes `eps` or `floor`, not both", syntax.span)
         none = Operand(at.build.literal(0.0, syntax.span), syntax.span)
         options = {"eps": none, **options}
     return reductions.reduction(at.build, name, index, within, body, condition, options, syntax.span)
@@ -299,9 +305,11 @@ def _keywords(syntax: Reduction) -> dict[str, Expression]:
             continue
         if argument.name not in known:
             help = did_you_mean(argument.name, known)
-            reject("argument", f"`{syntax.function}` has no keyword `{argument.name}`", argument.span, help=help)
+            raise rejection(
+                "argument", f"`{syntax.function}` has no keyword `{argument.name}`", argument.span, help=help
+            )
         if argument.name in found:
-            reject("argument", f"`{argument.name}` is given twice", argument.span)
+            raise rejection("argument", f"`{argument.name}` is given twice", argument.span)
         found[argument.name] = argument.value
     return found
 
@@ -318,7 +326,7 @@ def _selected(
     names = ["score"] + ([BOUNDS[name]] if name in BOUNDS else [])
     if len(positional) != len(names):
         call = f"`{name}[{syntax.index}]({', '.join(names)} where ..)`"
-        reject("argument", f"{call} takes {len(names)} values, found {len(positional)}", syntax.span)
+        raise rejection("argument", f"{call} takes {len(names)} values, found {len(positional)}", syntax.span)
     score = at.operand(positional[0])
     bound = at.operand(positional[1]) if len(positional) > 1 else None
     force = Operand(at.build.literal(False, syntax.span), syntax.span)
@@ -330,17 +338,19 @@ def _selected(
 def _bracketed(at: Expressions, syntax: Reduction) -> Term:
     """`concat[f](x, y)` names the new axis; `matrix[m, n](x)` makes indices vector axes."""
     if syntax.where is not None:
-        reject("argument", f"`{syntax.function}` takes no `where`", syntax.where.span)
+        raise rejection("argument", f"`{syntax.function}` takes no `where`", syntax.where.span)
     named = next((argument for argument in syntax.arguments if argument.name is not None), None)
     if named is not None or syntax.within is not None:
         span = named.span if named is not None else syntax.span
-        reject("argument", f"`{syntax.function}` takes only values between its parentheses", span)
+        raise rejection("argument", f"`{syntax.function}` takes only values between its parentheses", span)
     operands = [at.operand(argument.value) for argument in syntax.arguments]
     if syntax.function == "concat" and syntax.second is not None:
-        reject("argument", "`concat[f](x, y)` names one new axis", syntax.span)
+        raise rejection("argument", "`concat[f](x, y)` names one new axis", syntax.span)
     count = 1 if syntax.function == "matrix" else 2
     if len(operands) != count:
-        reject("argument", f"`{syntax.function}[..](..)` takes {count} values, found {len(operands)}", syntax.span)
+        raise rejection(
+            "argument", f"`{syntax.function}[..](..)` takes {count} values, found {len(operands)}", syntax.span
+        )
     if syntax.function == "matrix":
         names = tuple(at.index(name) for name in (syntax.index, syntax.second) if name is not None)
         return products.matrix(at.build, names, operands[0], syntax.span)

@@ -16,7 +16,7 @@ from attnc.dsl.modules import Modules
 from attnc.dsl.parse import parse
 from attnc.dsl.patterns import Binding, Body, Declarations, define_function
 from attnc.dsl.pointwise import Operand, require_number
-from attnc.dsl.rejection import Poisoned, Rejected, listed, reject
+from attnc.dsl.rejection import PoisonedError, RejectionError, listed, rejection
 from attnc.dsl.scopes import PREDEFINED, PatternDefinition, Scope
 from attnc.dsl.source import Source, Span
 from attnc.dsl.syntax import File, Function, PatternDeclaration
@@ -24,9 +24,7 @@ from attnc.dsl.terms import Pattern, Term
 from attnc.dsl.types import Base, Type
 
 
-def check(
-    source: Source, *, root: Path | None = None, lengths: Mapping[str, int] | None = None
-) -> dict[str, Pattern]:
+def check(source: Source, *, root: Path | None = None, lengths: Mapping[str, int] | None = None) -> dict[str, Pattern]:
     """Check a file and give its patterns by name, in the order of the text.
 
     `root` is the folder that holds every file it may use; a source that is named by an existing path finds
@@ -71,7 +69,7 @@ class _FileChecker:
         for function in functions:
             try:
                 define_function(top, function)
-            except Rejected as rejected:
+            except RejectionError as rejected:
                 self.diagnostics.append(rejected.diagnostic)
         declarations = [item for item in file.items if isinstance(item, PatternDeclaration)]
         self._require_lengths(declarations)
@@ -106,9 +104,9 @@ class _FileChecker:
         body.run(declaration)
         try:
             out, output_axes = _output(at, declaration)
-        except Rejected as rejected:
+        except RejectionError as rejected:
             self._report(rejected)
-        except Poisoned:
+        except PoisonedError:
             pass
         if len(self.diagnostics) > before:
             return None
@@ -125,7 +123,7 @@ class _FileChecker:
             span=declaration.span,
         )
 
-    def _report(self, rejected: Rejected) -> None:
+    def _report(self, rejected: RejectionError) -> None:
         self.diagnostics.append(rejected.diagnostic)
 
 
@@ -151,7 +149,9 @@ def _output(at: Expressions, declaration: PatternDeclaration) -> tuple[Term, tup
     value = at.value("out", header(declaration))
     if not isinstance(value, Term):
         help = "the result is what `out` is: `out = softmax[j](q @ k * scale) @ v`"
-        reject("missing-output", f"the pattern `{declaration.name}` assigns no `out`", header(declaration), help=help)
+        raise rejection(
+            "missing-output", f"the pattern `{declaration.name}` assigns no `out`", header(declaration), help=help
+        )
     span = at.scope.place("out") or value.span
     if "t" in value.type.indices:
         value = at.build.rename(value, "t", "i", span)
@@ -159,15 +159,15 @@ def _output(at: Expressions, declaration: PatternDeclaration) -> tuple[Term, tup
     value = at.build.to_real(value, span)
     extra = sorted(value.type.indices - {"b", "h", "i"})
     if extra:
-        help = "contract it: `softmax[j](..) @ v`, or `sum[j](..)`" if extra == ["j"] else None
-        reject("output", f"`out` still varies over {listed(extra)}: it is {value.type}", span, help=help)
+        remedy = "contract it: `softmax[j](..) @ v`, or `sum[j](..)`" if extra == ["j"] else None
+        raise rejection("output", f"`out` still varies over {listed(extra)}: it is {value.type}", span, help=remedy)
     axes = value.type.axes
     if not axes:
-        reject("output", f"`out` must be a vector, found {value.type}", span, help="multiply by `v`: `.. @ v`")
+        raise rejection("output", f"`out` must be a vector, found {value.type}", span, help="multiply by `v`: `.. @ v`")
     if len(axes) == 1:
         return value, ("b", "h", "i", *axes)
     if "i" in value.type.indices:
-        reject("output", f"`out` has more than one vector axis: it is {value.type}", span)
+        raise rejection("output", f"`out` has more than one vector axis: it is {value.type}", span)
     return value, ("b", "h", *axes)
 
 

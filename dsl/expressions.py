@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import NoReturn
 
 from attnc.dsl import builtins, reading
 from attnc.dsl.builder import Builder
@@ -12,7 +11,7 @@ from attnc.dsl.diagnostics import Diagnostic, InternalError, did_you_mean
 from attnc.dsl.pointwise import Operand, arithmetic, chosen, comparison, logic, negated
 from attnc.dsl.products import contract
 from attnc.dsl.reductions import REDUCTIONS, SELECTIONS, member
-from attnc.dsl.rejection import Poisoned, Rejected, reject
+from attnc.dsl.rejection import PoisonedError, RejectionError, rejection
 from attnc.dsl.scopes import Bad, FunctionDefinition, PatternDefinition, Scope, Value
 from attnc.dsl.source import Span
 from attnc.dsl.syntax import (
@@ -80,15 +79,15 @@ class Expressions:
         if isinstance(value, tuple):
             return value
         help = "declare the parameter as `ints`, or write a tuple: `(1, 2)`"
-        reject("type-mismatch", f"`{syntax.span.text}` is no tuple", syntax.span, help=help)
+        raise rejection("type-mismatch", f"`{syntax.span.text}` is no tuple", syntax.span, help=help)
 
     def operand(self, syntax: Expression) -> Operand:
         return Operand(self.term(syntax), syntax.span)
 
     def term(self, syntax: Expression) -> Term:
-        """The value of an expression; raises `Rejected` or `Poisoned`."""
+        """The value of an expression; raises `RejectionError` or `PoisonedError`."""
         if self.context.nesting >= MAX_NESTING:
-            reject("too-large", f"more than {MAX_NESTING} operations inside one another", syntax.span)
+            raise rejection("too-large", f"more than {MAX_NESTING} operations inside one another", syntax.span)
         self.context.nesting += 1
         try:
             return self._term(syntax)
@@ -121,14 +120,14 @@ class Expressions:
             case Reduction():
                 return builtins.reduced(self, syntax)
             case Tuple():
-                reject("type-mismatch", "a tuple is only for parameters and what `for` runs over", syntax.span)
+                raise rejection("type-mismatch", "a tuple is only for parameters and what `for` runs over", syntax.span)
         raise InternalError(f"no rule for the expression {type(syntax).__name__}")
 
     def value(self, name: str, span: Span) -> Value | None:
-        """What a name stands for, inside a scan read at its position; raises `Poisoned` for a rejected one."""
+        """What a name stands for, inside a scan read at its position; raises `PoisonedError` for a rejected one."""
         value = self.scope.value(name)
         if value is Bad.VALUE:
-            raise Poisoned
+            raise PoisonedError
         if isinstance(value, Term) and self.context.scanning:
             return self._at_scan_position(value, name, span)
         return value
@@ -136,13 +135,13 @@ class Expressions:
     def _at_scan_position(self, value: Term, name: str, span: Span) -> Term:
         positions = sorted(value.type.indices & {"i", "j"})
         if len(positions) > 1 or (positions and "t" in value.type.indices):
-            reject("scan", f"`{name}` varies over pairs of positions, and a scan sees one position", span)
+            raise rejection("scan", f"`{name}` varies over pairs of positions, and a scan sees one position", span)
         return self.build.rename(value, positions[0], "t", span) if positions else value
 
     def _name(self, name: str, span: Span) -> Term:
         value = self.value(name, span)
         if isinstance(value, tuple):
-            reject("type-mismatch", f"`{name}` is a tuple: run over it with `for`", span)
+            raise rejection("type-mismatch", f"`{name}` is a tuple: run over it with `for`", span)
         if isinstance(value, Term):
             return value
         if name in BUILT_IN_INDICES:
@@ -152,11 +151,13 @@ class Expressions:
         if axis is not None:
             return self.build.size(axis, span)
         if self.scope.axis(name) in self.context.axes:
-            reject("type-mismatch", f"`{name}` is an axis", span, help=f"its position along the axis is `{name}.index`")
+            raise rejection(
+                "type-mismatch", f"`{name}` is an axis", span, help=f"its position along the axis is `{name}.index`"
+            )
         if self.scope.function(name) or name in builtins.FUNCTIONS:
-            reject("unknown-name", f"`{name}` is a function", span, help=f"call it: `{name}(..)`")
+            raise rejection("unknown-name", f"`{name}` is a function", span, help=f"call it: `{name}(..)`")
         help = did_you_mean(name, self.scope.value_names())
-        reject("unknown-name", f"`{name}` is not defined", span, help=help)
+        raise rejection("unknown-name", f"`{name}` is not defined", span, help=help)
 
     def _binary(self, syntax: Binary) -> Term:
         """A chain such as `a + b - c` is walked from its left end, so that a long one is not deeply nested."""
@@ -187,7 +188,9 @@ class Expressions:
             else:
                 term = comparison(self.build, operator, left, right, span)
             link = Operand(term, span)
-            whole = link if whole is None else Operand(logic(self.build, "and", [whole, link], syntax.span), syntax.span)
+            whole = (
+                link if whole is None else Operand(logic(self.build, "and", [whole, link], syntax.span), syntax.span)
+            )
         assert whole is not None
         return whole.term
 
@@ -200,41 +203,45 @@ class Expressions:
         pattern = self.scope.pattern(syntax.function)
         if pattern is not None:
             return self.context.inline(self, pattern, syntax)
-        self._reject_function(syntax)
+        raise self._no_function(syntax)
 
-    def _reject_function(self, syntax: Call) -> NoReturn:
+    def _no_function(self, syntax: Call) -> RejectionError:
         name = syntax.function
         if name in REDUCTIONS | SELECTIONS:
             help = f"name the index that it runs along: `{name}[j](..)`"
-            reject("unknown-function", f"`{name}` runs along an index", syntax.span, help=help)
+            return rejection("unknown-function", f"`{name}` runs along an index", syntax.span, help=help)
         if self.scope.value(name) is not None or name in BUILT_IN_INDICES:
             help = f"`*` multiplies: `{name} * (..)`"
-            reject("unknown-function", f"`{name}` is a value, not a function", syntax.span, help=help)
+            return rejection("unknown-function", f"`{name}` is a value, not a function", syntax.span, help=help)
         known = {known for scope in self.scope.chain() for known in (*scope.functions, *scope.patterns)}
         help_close = did_you_mean(name, known | set(builtins.FUNCTIONS) | REDUCTIONS | SELECTIONS)
-        reject("unknown-function", f"there is no function or pattern `{name}`", syntax.span, help=help_close)
+        return rejection("unknown-function", f"there is no function or pattern `{name}`", syntax.span, help=help_close)
 
     def arguments(self, syntax: Call, names: tuple[str, ...], place: Span | None = None) -> list[Expression]:
         """The positional arguments of a call, one for each of `names`."""
         call = f"`{syntax.function}({', '.join(names)})`"
         labels = () if place is None else ((place, "defined here"),)
         if syntax.where is not None:
-            reject("argument", f"{call} takes no `where`", syntax.where.span, help="only reductions and selections do")
+            raise rejection(
+                "argument", f"{call} takes no `where`", syntax.where.span, help="only reductions and selections do"
+            )
         if syntax.loop is not None:
-            reject("argument", f"{call} takes no `for`", syntax.loop.span, help="only `merge` does")
+            raise rejection("argument", f"{call} takes no `for`", syntax.loop.span, help="only `merge` does")
         for argument in syntax.arguments:
             if argument.name is not None:
-                reject("argument", f"{call} has no keyword `{argument.name}`", argument.span, *labels)
+                raise rejection("argument", f"{call} has no keyword `{argument.name}`", argument.span, *labels)
         if len(syntax.arguments) != len(names):
             count = len(syntax.arguments)
-            reject("argument", f"{call} takes {len(names)} arguments, found {count}", syntax.span, *labels)
+            raise rejection("argument", f"{call} takes {len(names)} arguments, found {count}", syntax.span, *labels)
         return [argument.value for argument in syntax.arguments]
 
     def _inlined(self, function: FunctionDefinition, syntax: Call) -> Term:
         """The body of a function with its parameters bound; the same call made twice gives one term."""
         definition = function.syntax
         if function in self.context.active:
-            reject("recursion", f"`{syntax.function}` calls itself", syntax.span, (definition.span, "defined here"))
+            raise rejection(
+                "recursion", f"`{syntax.function}` calls itself", syntax.span, (definition.span, "defined here")
+            )
         arguments = self.arguments(syntax, definition.parameters, definition.span)
         values = [self.term(argument) for argument in arguments]
         key = (function, self.context.scanning, *values)
@@ -244,8 +251,8 @@ class Expressions:
         self.context.active.append(function)
         try:
             self.context.inlined[key] = self.inside(scope).term(definition.value)
-        except Rejected as rejected:
-            raise Rejected(called_from(rejected.diagnostic, syntax)) from None
+        except RejectionError as rejected:
+            raise RejectionError(called_from(rejected.diagnostic, syntax)) from None
         finally:
             self.context.active.pop()
         return self.context.inlined[key]

@@ -6,7 +6,7 @@ from attnc.dsl.diagnostics import did_you_mean
 from attnc.dsl.expressions import Expressions, called_from
 from attnc.dsl.patterns import Binding, Body, default_scale, default_value, fitting, input_layout, parameter_base
 from attnc.dsl.pointwise import Operand, require_number
-from attnc.dsl.rejection import Poisoned, Rejected, listed, reject
+from attnc.dsl.rejection import PoisonedError, RejectionError, listed, rejection
 from attnc.dsl.scopes import PatternDefinition, Scope, Value
 from attnc.dsl.syntax import Call, Expression, InputDeclaration, ParameterDeclaration, PatternDeclaration
 from attnc.dsl.terms import Term
@@ -17,11 +17,15 @@ def inline(at: Expressions, pattern: PatternDefinition, call: Call) -> Term:
     """The value of `pattern(q, k, v, parameters.., inputs..)`: over (b, h, i), with one vector axis."""
     declaration = pattern.syntax
     if not pattern.sound:
-        raise Poisoned
+        raise PoisonedError
     if pattern in at.context.active:
-        reject("recursion", f"the pattern `{call.function}` calls itself", call.span, (declaration.span, "defined here"))
+        raise rejection(
+            "recursion", f"the pattern `{call.function}` calls itself", call.span, (declaration.span, "defined here")
+        )
     if at.context.scanning:
-        reject("scan", "a pattern called inside a scan", call.span, help="call it before the scan, and read the result")
+        raise rejection(
+            "scan", "a pattern called inside a scan", call.span, help="call it before the scan, and read the result"
+        )
     scope, keywords = _opened(at, pattern, call)
     inner = at.inside(scope)
     given = _Given(at, inner, call, keywords)
@@ -29,36 +33,38 @@ def inline(at: Expressions, pattern: PatternDefinition, call: Call) -> Term:
     at.context.active.append(pattern)
     try:
         body.run(declaration)
-    except Rejected as rejected:
-        raise Rejected(called_from(rejected.diagnostic, call)) from None
+    except RejectionError as rejected:
+        raise RejectionError(called_from(rejected.diagnostic, call)) from None
     finally:
         at.context.active.pop()
     value = scope.values.get("out")
     if not isinstance(value, Term):
-        raise Poisoned
+        raise PoisonedError
     return at.build.rename(value, "t", "i", call.span) if "t" in value.type.indices else value
 
 
-def _raised(rejected: Rejected) -> None:
+def _raised(rejected: RejectionError) -> None:
     raise rejected
 
 
 def _opened(at: Expressions, pattern: PatternDefinition, call: Call) -> tuple[Scope, dict[str, Expression]]:
     """The scope of an inlined body with q, k, v and scale, and the call's keywords."""
     if call.where is not None or call.loop is not None:
-        reject("argument", f"a call of the pattern `{call.function}` takes no `where` and no `for`", call.span)
+        raise rejection("argument", f"a call of the pattern `{call.function}` takes no `where` and no `for`", call.span)
     positional = [argument.value for argument in call.arguments if argument.name is None]
     keywords = {argument.name: argument.value for argument in call.arguments if argument.name is not None}
     known = _keywords(pattern.syntax)
     for argument in call.arguments:
         if argument.name is not None and argument.name not in known:
             help = did_you_mean(argument.name, known) or f"it has {listed(sorted(known))}"
-            reject("argument", f"`{call.function}` has no parameter or input `{argument.name}`", argument.span, help=help)
+            raise rejection(
+                "argument", f"`{call.function}` has no parameter or input `{argument.name}`", argument.span, help=help
+            )
     if len(keywords) + len(positional) != len(call.arguments):
-        reject("argument", "a keyword is given twice", call.span)
+        raise rejection("argument", "a keyword is given twice", call.span)
     if len(positional) != 3:
         message = f"`{call.function}(q, k, v, ..)` takes 3 arguments without a name, found {len(positional)}"
-        reject("argument", message, call.span, help="parameters and inputs are given by name: `window = 3`")
+        raise rejection("argument", message, call.span, help="parameters and inputs are given by name: `window = 3`")
     operands = [at.operand(value) for value in positional]
     for name, operand in zip("qkv", operands, strict=True):
         _require_tokens(name, operand)
@@ -85,7 +91,9 @@ def _require_tokens(name: str, operand: Operand) -> None:
     require_number(operand)
     if operand.type.base is not Base.REAL or len(operand.type.axes) != 1 or operand.type.indices - {"b", "h", index}:
         width = "e" if name == "v" else "d"
-        reject("type-mismatch", f"`{name}` must be real[b, h, {index}; {width}], found {operand.type}", operand.span)
+        raise rejection(
+            "type-mismatch", f"`{name}` must be real[b, h, {index}; {width}], found {operand.type}", operand.span
+        )
 
 
 class _Given:
@@ -112,14 +120,24 @@ class _Given:
             return fitting(self.outside, self.outside.operand(self.keywords[name]), Type(base), f"`{name}`")
         default = default_value(self.inside, declaration, base, is_tuple)
         if default is None or isinstance(default, tuple):
-            reject("argument", f"`{self.call.function}` needs `{name}`", self.call.span, (declaration.span, "declared here"))
+            raise rejection(
+                "argument",
+                f"`{self.call.function}` needs `{name}`",
+                self.call.span,
+                (declaration.span, "declared here"),
+            )
         return self.inside.build.literal(default, declaration.span)
 
     def _elements(self, declaration: ParameterDeclaration) -> list[Operand]:
         name = declaration.name
         syntax = self.keywords.get(name, declaration.default)
         if syntax is None:
-            reject("argument", f"`{self.call.function}` needs `{name}`", self.call.span, (declaration.span, "declared here"))
+            raise rejection(
+                "argument",
+                f"`{self.call.function}` needs `{name}`",
+                self.call.span,
+                (declaration.span, "declared here"),
+            )
         at = self.outside if name in self.keywords else self.inside
         return [Operand(term, syntax.span) for term in at.elements(syntax)]
 
@@ -135,16 +153,13 @@ class _Given:
         if name not in self.keywords:
             if declaration.default is None:
                 place = (declaration.span, "declared here")
-                reject("argument", f"`{self.call.function}` needs the input `{name}`", self.call.span, place)
+                raise rejection("argument", f"`{self.call.function}` needs the input `{name}`", self.call.span, place)
             return fitting(self.inside, self.inside.operand(declaration.default), type, f"the default of `{name}`")
         operand = self.outside.operand(self.keywords[name])
         term = fitting(self.outside, operand, type, f"the input `{name}`")
         for declared, found in zip(type.axes, operand.type.axes, strict=False):
-            if declared.isdigit() or scope.axes.get(declared, found) != found:
-                if declared != found:
-                    what = f"the input `{name}` must be {type}, found {operand.type}"
-                    reject("axis-mismatch", what, operand.span, (declaration.span, "declared here"))
+            if declared != found and (declared.isdigit() or scope.axes.get(declared, found) != found):
+                what = f"the input `{name}` must be {type}, found {operand.type}"
+                raise rejection("axis-mismatch", what, operand.span, (declaration.span, "declared here"))
             scope.axes[declared] = found
         return term
-
-

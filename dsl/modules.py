@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from attnc.dsl.diagnostics import AttnError, Diagnostic, did_you_mean
 from attnc.dsl.parse import parse, read_source
-from attnc.dsl.rejection import Rejected, reject
+from attnc.dsl.rejection import RejectionError, rejection
 from attnc.dsl.scopes import FunctionDefinition, PatternDefinition, Scope
 from attnc.dsl.source import Source
 from attnc.dsl.syntax import File, Function, PatternDeclaration, Use
@@ -45,7 +45,7 @@ class Modules:
                 continue
             try:
                 other = self._used(item, folder)
-            except Rejected as rejected:
+            except RejectionError as rejected:
                 self.diagnostics.append(rejected.diagnostic)
                 continue
             if other is not None:
@@ -58,11 +58,11 @@ class Modules:
         path = self._path(use, folder)
         if path in self._open:
             names = " -> ".join(step.name for step in [*self._open[self._open.index(path) :], path])
-            reject("use", f"`{use.path}` uses itself: {names}", use.span)
+            raise rejection("use", f"`{use.path}` uses itself: {names}", use.span)
         if path in self._scopes:
             return self._scopes[path]
         if len(self._scopes) >= MAX_FILES:
-            reject("use", f"more than {MAX_FILES} files", use.span)
+            raise rejection("use", f"more than {MAX_FILES} files", use.span)
         self._open.append(path)
         try:
             file = parse(read_source(path))
@@ -83,16 +83,16 @@ class Modules:
     def _path(self, use: Use, folder: Path | None) -> Path:
         """Where a used file is: below the root, however the path is written."""
         if self.root is None or folder is None:
-            reject("use", f"`{use.path}` cannot be found: this text is not in a file", use.span)
+            raise rejection("use", f"`{use.path}` cannot be found: this text is not in a file", use.span)
         written = PurePosixPath(use.path)
         if written.is_absolute() or "\\" in use.path or "\0" in use.path:
-            reject("use", f"`{use.path}` must be relative to the file that uses it", use.span)
+            raise rejection("use", f"`{use.path}` must be relative to the file that uses it", use.span)
         path = folder.joinpath(written).resolve()
         if not path.is_relative_to(self.root):
-            reject("use", f"`{use.path}` is outside of the folder `{self.root.name}`", use.span)
+            raise rejection("use", f"`{use.path}` is outside of the folder `{self.root.name}`", use.span)
         if path.suffix != ".attn":
-            reject("use", f"`{use.path}` is not an .attn file", use.span)
+            raise rejection("use", f"`{use.path}` is not an .attn file", use.span)
         if not path.is_file():
             near = [other.name for other in sorted(path.parent.glob("*.attn"))] if path.parent.is_dir() else []
-            reject("use", f"there is no file `{use.path}`", use.span, help=did_you_mean(path.name, near))
+            raise rejection("use", f"there is no file `{use.path}`", use.span, help=did_you_mean(path.name, near))
         return path

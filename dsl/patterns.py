@@ -10,7 +10,7 @@ from attnc.dsl.builder import is_zero
 from attnc.dsl.builtins import RESERVED
 from attnc.dsl.expressions import Expressions
 from attnc.dsl.pointwise import Operand, arithmetic, require_int
-from attnc.dsl.rejection import Poisoned, Rejected, reject
+from attnc.dsl.rejection import PoisonedError, RejectionError, rejection
 from attnc.dsl.scopes import PREDEFINED, Bad, FunctionDefinition, Value
 from attnc.dsl.source import Span
 from attnc.dsl.syntax import (
@@ -46,7 +46,7 @@ class Binding:
 class Body:
     """Runs the statements of a pattern in the scope of `at`; `report` takes what is wrong, or raises it."""
 
-    def __init__(self, at: Expressions, binding: Binding, report: Callable[[Rejected], None]) -> None:
+    def __init__(self, at: Expressions, binding: Binding, report: Callable[[RejectionError], None]) -> None:
         self.at = at
         self.scope = at.scope
         self.binding = binding
@@ -62,8 +62,8 @@ class Body:
         """Run one statement; if it is rejected, its names stand for a bad value, so that one error is reported once."""
         try:
             action()
-        except (Rejected, Poisoned) as failure:
-            if isinstance(failure, Rejected):
+        except (RejectionError, PoisonedError) as failure:
+            if isinstance(failure, RejectionError):
                 self.report(failure)
             for name in names:
                 if name not in PREDEFINED and name not in BUILT_IN_INDICES:
@@ -90,7 +90,7 @@ class Body:
 
     def _parameter(self, parameter: ParameterDeclaration) -> None:
         if parameter.name == "scale" and parameter.type.base not in ("real", "float"):
-            reject("parameter", "`scale` is a real", parameter.span)
+            raise rejection("parameter", "`scale` is a real", parameter.span)
         if parameter.name != "scale":
             self._define(parameter.name, parameter.span)
         self.scope.values[parameter.name] = self.binding.parameter(parameter)
@@ -101,7 +101,9 @@ class Body:
         if name in self.scope.values or name in self.scope.functions or self.scope.axis(name) in self.at.context.axes:
             place = self.scope.places.get(name)
             labels = () if place is None else ((place, "defined here"),)
-            reject("duplicate-name", f"`{name}` is already defined", span, *labels, help="give it another name")
+            raise rejection(
+                "duplicate-name", f"`{name}` is already defined", span, *labels, help="give it another name"
+            )
         self.scope.places[name] = span
 
     def _axis(self, statement: AxisDeclaration) -> None:
@@ -110,11 +112,11 @@ class Body:
         call = statement.value
         if call.function not in ("blocks", "segments"):
             help = "write `blocks(j, size)`, `blocks(j, size, stride)` or `segments(j, count)`"
-            reject("unknown-function", f"`{call.function}` makes no axis", call.span, help=help)
+            raise rejection("unknown-function", f"`{call.function}` makes no axis", call.span, help=help)
         names = ("j", "size", "stride") if call.function == "blocks" and len(call.arguments) == 3 else ("j", "size")
         over, *rest = self.at.arguments(call, names)
         if not isinstance(over, Name) or over.identifier not in ("i", "j"):
-            reject("unknown-axis", f"`{call.function}` groups i or j, not `{over.span.text}`", over.span)
+            raise rejection("unknown-axis", f"`{call.function}` groups i or j, not `{over.span.text}`", over.span)
         lengths = [self._length(self.at.operand(argument)) for argument in rest]
         name = self._unused(self.binding.prefix + statement.name)
         stride = lengths[1] if len(lengths) > 1 else None
@@ -125,9 +127,9 @@ class Body:
     def _length(self, operand: Operand) -> Term:
         require_int(operand, "a size")
         if operand.type.indices:
-            reject("type-mismatch", f"a size is one int, found {operand.type}", operand.span)
+            raise rejection("type-mismatch", f"a size is one int, found {operand.type}", operand.span)
         if is_zero(operand.term):
-            reject("division-by-zero", "blocks of no length", operand.span)
+            raise rejection("division-by-zero", "blocks of no length", operand.span)
         return operand.term
 
     def _unused(self, name: str) -> str:
@@ -150,10 +152,12 @@ def assigned_names(statement: Statement) -> tuple[str, ...]:
 def require_free(at: Expressions, name: str, span: Span) -> None:
     """Reject a name that the language has given a meaning."""
     if name in PREDEFINED:
-        meaning = {"q": "the queries", "k": "the keys", "v": "the values", "scale": "a parameter of every pattern"}[name]
-        reject("reserved-name", f"`{name}` is {meaning} and cannot be defined again", span)
+        meaning = {"q": "the queries", "k": "the keys", "v": "the values", "scale": "a parameter of every pattern"}[
+            name
+        ]
+        raise rejection("reserved-name", f"`{name}` is {meaning} and cannot be defined again", span)
     if name in BUILT_IN_INDICES:
-        reject("reserved-name", f"`{name}` is an index and cannot be defined again", span)
+        raise rejection("reserved-name", f"`{name}` is an index and cannot be defined again", span)
 
 
 def define_function(at: Expressions, function: Function) -> None:
@@ -161,16 +165,16 @@ def define_function(at: Expressions, function: Function) -> None:
     scope = at.scope
     require_free(at, function.name, function.span)
     if function.name in RESERVED:
-        reject("reserved-name", f"`{function.name}` is a function of the language", function.span)
+        raise rejection("reserved-name", f"`{function.name}` is a function of the language", function.span)
     known = scope.functions.get(function.name)
     if known is not None or function.name in scope.values or function.name in scope.patterns:
         place = known.syntax.span if known is not None else scope.places.get(function.name)
         labels = () if place is None else ((place, "defined here"),)
-        reject("duplicate-name", f"`{function.name}` is already defined", function.span, *labels)
+        raise rejection("duplicate-name", f"`{function.name}` is already defined", function.span, *labels)
     for at_, name in enumerate(function.parameters):
         require_free(at, name, function.span)
         if name in function.parameters[:at_]:
-            reject("duplicate-name", f"`{function.name}` has two parameters `{name}`", function.span)
+            raise rejection("duplicate-name", f"`{function.name}` has two parameters `{name}`", function.span)
     scope.functions[function.name] = FunctionDefinition(function, scope)
 
 
@@ -178,11 +182,15 @@ def parameter_base(declaration: ParameterDeclaration) -> tuple[Base, bool]:
     """Base type of a parameter, and whether it is a tuple."""
     name = declaration.type.base
     if declaration.type.axes:
-        reject("parameter", "a parameter has no axes", declaration.type.span, help="an array is an input: `input x: ..`")
+        raise rejection(
+            "parameter", "a parameter has no axes", declaration.type.span, help="an array is an input: `input x: ..`"
+        )
     if name == "ints":
         return Base.INT, True
     if name not in BASES:
-        reject("parameter", f"a parameter is an int, a real, a bool or ints, not `{name}`", declaration.type.span)
+        raise rejection(
+            "parameter", f"a parameter is an int, a real, a bool or ints, not `{name}`", declaration.type.span
+        )
     return BASES[name], False
 
 
@@ -190,19 +198,21 @@ def input_layout(at: Expressions, declaration: InputDeclaration) -> tuple[tuple[
     """The axes of an input as declared, and the type of its value."""
     base = BASES.get(declaration.type.base)
     if base is None:
-        reject("parameter", f"an input is real, int or bool, not `{declaration.type.base}`", declaration.type.span)
+        raise rejection(
+            "parameter", f"an input is real, int or bool, not `{declaration.type.base}`", declaration.type.span
+        )
     axes = tuple(at.scope.axis(name) or name for name in declaration.type.axes)
     indices = {name for name in axes if name in BUILT_IN_INDICES or name in at.context.axes}
     last = max((n for n, name in enumerate(axes) if name in indices), default=-1)
     kept = [name for n, name in enumerate(axes) if not (name == "1" and n < last)]
     vector = tuple(name for name in kept if name not in indices)
     if len(set(kept)) != len(kept):
-        reject("duplicate-name", f"`{declaration.name}` has an axis twice", declaration.type.span)
+        raise rejection("duplicate-name", f"`{declaration.name}` has an axis twice", declaration.type.span)
     if "t" in indices and indices & {"i", "j"}:
         help = "t is any position: read it as `x[i]` or `x[j]`"
-        reject("axis-mismatch", "an input is over t, or over i and j", declaration.type.span, help=help)
+        raise rejection("axis-mismatch", "an input is over t, or over i and j", declaration.type.span, help=help)
     if "0" in axes:
-        reject("axis-mismatch", "an axis of no length", declaration.type.span)
+        raise rejection("axis-mismatch", "an axis of no length", declaration.type.span)
     return axes, Type(base, frozenset(indices), vector)
 
 
@@ -225,7 +235,7 @@ class Declarations:
             length = self.lengths.get(name, 0 if default is None else len(default))
             if default is None and name not in self.lengths:
                 help = f"give a default of the usual length: `{name}: ints = (1, 2)`"
-                reject("parameter", f"the length of `{name}` must be known", span, help=help)
+                raise rejection("parameter", f"the length of `{name}` must be known", span, help=help)
             # The caller gives the elements: only how many there are is decided here.
             default = None if default is None else (*default, *default[-1:] * length)[:length]
             elements = [self.at.build.make("parameter", (), Type(base), span, f"{name}.{n}") for n in range(length)]
@@ -255,18 +265,20 @@ class Declarations:
         if isinstance(value, Term) and value.form == "parameter":
             if value.type != Type(Base.INT):
                 help = f"make it `{axis}: int`, or give the axis another name"
-                reject("parameter", f"the length of the axis `{axis}` is no int", declaration.type.span, help=help)
+                raise rejection(
+                    "parameter", f"the length of the axis `{axis}` is no int", declaration.type.span, help=help
+                )
             self.at.context.sizes.setdefault(axis, value)
 
 
 def _require_layout(name: str, axes: tuple[str, ...], type: Type, declaration: InputDeclaration) -> None:
     """q, k and v may be given another width, and nothing else."""
     position = "i" if name == "q" else "j"
-    if len(axes) == 4 and axes[0] == "b" and axes[1] in ("h", "1") and axes[2] == position and len(type.axes) == 1:
-        if type.base is Base.REAL and declaration.default is None:
-            return
+    is_layout = len(axes) == 4 and axes[0] == "b" and axes[1] in ("h", "1") and axes[2] == position
+    if is_layout and len(type.axes) == 1 and type.base is Base.REAL and declaration.default is None:
+        return
     help = f"its layout is real[b, h, {position}, width], with the heads h or 1 and a width of any name"
-    reject("reserved-name", f"`{name}` cannot be declared like this", declaration.span, help=help)
+    raise rejection("reserved-name", f"`{name}` cannot be declared like this", declaration.span, help=help)
 
 
 def default_value(
@@ -281,11 +293,13 @@ def default_value(
         value = _literal(at.term(syntax), base)
         if value is None:
             help = f"write a literal, such as `{'true' if base is Base.BOOL else '1' if base is Base.INT else '1.0'}`"
-            reject("parameter", f"the default of `{declaration.name}` is no {expected} literal", syntax.span, help=help)
+            raise rejection(
+                "parameter", f"the default of `{declaration.name}` is no {expected} literal", syntax.span, help=help
+            )
         return value
     elements = tuple(_literal(term, base) for term in at.elements(syntax))
     if not elements or any(element is None for element in elements):
-        reject("parameter", f"the default of `{declaration.name}` is no tuple of ints", syntax.span)
+        raise rejection("parameter", f"the default of `{declaration.name}` is no tuple of ints", syntax.span)
     return tuple(int(element) for element in elements if element is not None)
 
 
@@ -302,10 +316,14 @@ def _literal(term: Term, base: Base) -> bool | int | float | None:
 def fitting(at: Expressions, operand: Operand, type: Type, what: str) -> Term:
     """A value that stands for one of a declared type: an int may be a real, and it may vary less."""
     found = operand.type
-    term = at.build.to_real(operand.term, operand.span) if (type.base, found.base) == (Base.REAL, Base.INT) else operand.term
+    term = (
+        at.build.to_real(operand.term, operand.span)
+        if (type.base, found.base) == (Base.REAL, Base.INT)
+        else operand.term
+    )
     extra = found.indices - type.indices
     if term.type.base is not type.base or found.selects or extra or len(found.axes) not in (0, len(type.axes)):
-        reject("type-mismatch", f"{what} must be {type}, found {found}", operand.span)
+        raise rejection("type-mismatch", f"{what} must be {type}, found {found}", operand.span)
     return term
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from attnc.dsl.builder import UNKNOWN, Builder, is_zero
-from attnc.dsl.rejection import listed, reject
+from attnc.dsl.rejection import listed, rejection
 from attnc.dsl.source import Span
 from attnc.dsl.terms import Term
 from attnc.dsl.types import Base, Type
@@ -33,7 +33,7 @@ def require_value(operand: Operand) -> None:
     """Reject a selection, which is no number."""
     selects = operand.type.selects
     if selects is not None:
-        reject(
+        raise rejection(
             "type-mismatch",
             f"a selection of `{selects}` is no number",
             operand.span,
@@ -49,7 +49,7 @@ def require_number(operand: Operand) -> None:
     """Reject selections and bools."""
     require_value(operand)
     if operand.type.base is Base.BOOL:
-        reject(
+        raise rejection(
             "type-mismatch",
             "expected a number, found a condition (bool)",
             operand.span,
@@ -61,7 +61,7 @@ def require_bool(operand: Operand, role: str) -> None:
     """Reject anything but a bool; `role` says what it was to be."""
     require_value(operand)
     if operand.type.base is not Base.BOOL and operand.type is not UNKNOWN:
-        reject(
+        raise rejection(
             "not-a-condition",
             f"{role} must be a condition (bool), found {operand.type}",
             operand.span,
@@ -73,7 +73,7 @@ def require_int(operand: Operand, role: str) -> None:
     """Reject anything but an int without vector axes."""
     require_number(operand)
     if operand.type is not UNKNOWN and (operand.type.base is not Base.INT or operand.type.axes):
-        reject("type-mismatch", f"{role} must be an int, found {operand.type}", operand.span)
+        raise rejection("type-mismatch", f"{role} must be an int, found {operand.type}", operand.span)
 
 
 def joined_indices(operands: Sequence[Operand], span: Span) -> frozenset[str]:
@@ -85,7 +85,7 @@ def joined_indices(operands: Sequence[Operand], span: Span) -> frozenset[str]:
     other = next(operand for operand in operands if operand.type.indices & {"i", "j"})
     text = unread.span.text
     name = text if text.isidentifier() else f"({text})"
-    reject(
+    raise rejection(
         "unread-position",
         f"`{text}` varies over the position t, and is used together with {listed(sorted(union & {'i', 'j'}))}",
         unread.span,
@@ -102,7 +102,7 @@ def joined_axes(operands: Sequence[Operand], span: Span) -> tuple[str, ...]:
         own = operand.type.axes
         in_order = tuple(axis for axis in axes if axis in own)
         if own and own != axes and (own != in_order or len(set(axes)) != len(axes)):
-            reject(
+            raise rejection(
                 "axis-mismatch",
                 f"the vector axes differ: {listed(own)} and {listed(axes)}",
                 span,
@@ -137,14 +137,14 @@ def promoted(build: Builder, operands: Sequence[Operand], *, real: bool = False)
 def arithmetic(build: Builder, operator: str, left: Operand, right: Operand, span: Span) -> Term:
     """`+ - * / // % **`."""
     if operator in ("/", "//", "%") and is_zero(right.term):
-        reject("division-by-zero", f"`{span.text}` divides by zero", right.span)
+        raise rejection("division-by-zero", f"`{span.text}` divides by zero", right.span)
     operands = promoted(build, (left, right), real=operator == "/")
     base = Base.REAL if any(operand.type.base is Base.REAL for operand in operands) else Base.INT
     if all(operand.type.base is Base.INT or operand.type is UNKNOWN for operand in operands):
         base = Base.INT
     if operator in ("//", "%") and base is Base.REAL:
         real = left if left.type.base is Base.REAL else right
-        reject(
+        raise rejection(
             "type-mismatch",
             f"`{operator}` divides ints, found {real.type}",
             real.span,
@@ -153,7 +153,9 @@ def arithmetic(build: Builder, operator: str, left: Operand, right: Operand, spa
     exponent = right.term
     negative = exponent.form == "literal" and isinstance(exponent.attribute, int) and exponent.attribute < 0
     if operator == "**" and base is Base.INT and negative:
-        reject("type-mismatch", "an int to a negative power is not an int", span, help="make one of the two a real: `2.0`")
+        raise rejection(
+            "type-mismatch", "an int to a negative power is not an int", span, help="make one of the two a real: `2.0`"
+        )
     return pointwise(build, ARITHMETIC[operator], operands, base, span)
 
 
@@ -194,7 +196,7 @@ def chosen(build: Builder, condition: Operand, accepted: Operand, otherwise: Ope
     if accepted.type.base is otherwise.type.base is Base.BOOL:
         branches = [accepted, otherwise]
     elif Base.BOOL in (accepted.type.base, otherwise.type.base):
-        reject(
+        raise rejection(
             "type-mismatch",
             "the two branches of `if` differ",
             span,

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NoReturn
-
 from attnc.dsl.builder import UNKNOWN, Builder
 from attnc.dsl.pointwise import Operand, joined_indices, promoted
-from attnc.dsl.rejection import listed, reject
+from attnc.dsl.rejection import RejectionError, listed, rejection
 from attnc.dsl.source import Span
 from attnc.dsl.terms import Term
 from attnc.dsl.types import Base, Type
@@ -32,7 +30,7 @@ def contract(build: Builder, left: Operand, right: Operand, span: Span) -> Term:
     common = sorted((left.type.indices & right.type.indices) - KEPT)
     if not shared and len(common) == 1:
         return build.make("dot", args, Type(Base.REAL, indices - {common[0]}, a + b), span, common[0])
-    _reject_contraction(left, right, shared or common, span)
+    raise _no_contraction(left, right, shared or common, span)
 
 
 def _are_matrices(a: tuple[str, ...], b: tuple[str, ...]) -> bool:
@@ -42,19 +40,19 @@ def _are_matrices(a: tuple[str, ...], b: tuple[str, ...]) -> bool:
     return len(set(a)) < 2 or len(set(b)) < 2 or a[0] in b
 
 
-def _reject_contraction(left: Operand, right: Operand, shared: list[str], span: Span) -> NoReturn:
+def _no_contraction(left: Operand, right: Operand, shared: list[str], span: Span) -> RejectionError:
     labels = ((left.span, f"this is {left.type}"), (right.span, f"this is {right.type}"))
     crossed = (set(left.type.axes) & right.type.indices) | (set(right.type.axes) & left.type.indices)
     if shared:
         axes = listed(shared)
-        reject("contraction", f"`@` needs one axis to contract, and both sides have {axes}", span, *labels)
+        return rejection("contraction", f"`@` needs one axis to contract, and both sides have {axes}", span, *labels)
     side = left if crossed & left.type.indices else right
     help = "`@` contracts the vector axis that both sides have; `*` multiplies without contracting"
     if crossed:
         axis = min(crossed)
         help = f"make the index a vector axis: `matrix[{axis}]({side.span.text})`"
     message = f"nothing to contract: {_named(left)} and {_named(right)} share no vector axis"
-    reject("contraction", message, span, *labels, help=help)
+    return rejection("contraction", message, span, *labels, help=help)
 
 
 def _named(operand: Operand) -> str:
@@ -70,10 +68,10 @@ def outer(build: Builder, left: Operand, right: Operand, span: Span) -> Term:
         return build.make("outer", args, UNKNOWN, span)
     for operand in (left, right):
         if len(operand.type.axes) != 1:
-            reject("axis-mismatch", f"`outer` takes two vectors, found {operand.type}", operand.span)
+            raise rejection("axis-mismatch", f"`outer` takes two vectors, found {operand.type}", operand.span)
     axes = left.type.axes + right.type.axes
     if axes[0] == axes[1]:
-        reject("axis-mismatch", f"`outer` needs two different axes, and both are `{axes[0]}`", span)
+        raise rejection("axis-mismatch", f"`outer` needs two different axes, and both are `{axes[0]}`", span)
     return build.make("outer", args, Type(Base.REAL, joined_indices((left, right), span), axes), span)
 
 
@@ -85,7 +83,7 @@ def concat(build: Builder, left: Operand, right: Operand, name: str | None, span
         return build.make("concat", args, UNKNOWN, span, name or "?")
     for operand in (left, right):
         if len(operand.type.axes) != 1:
-            reject("axis-mismatch", f"`concat` takes two vectors, found {operand.type}", operand.span)
+            raise rejection("axis-mismatch", f"`concat` takes two vectors, found {operand.type}", operand.span)
     axis = name or f"{left.type.axes[0]}+{right.type.axes[0]}"
     return build.make("concat", args, Type(Base.REAL, joined_indices((left, right), span), (axis,)), span, axis)
 
@@ -97,7 +95,7 @@ def matrix(build: Builder, names: tuple[str, ...], operand: Operand, span: Span)
         return build.make("matrix", (operand.term,), UNKNOWN, span, names)
     for name in names:
         if name not in operand.type.indices:
-            reject("unknown-axis", f"{operand.type} does not vary over `{name}`", operand.span)
+            raise rejection("unknown-axis", f"{operand.type} does not vary over `{name}`", operand.span)
     type = Type(Base.REAL, operand.type.indices - set(names), names + operand.type.axes)
     return build.make("matrix", (operand.term,), type, span, names)
 
@@ -109,7 +107,7 @@ def transpose(build: Builder, operand: Operand, span: Span) -> Term:
     if operand.type is UNKNOWN:
         return build.make("transpose", (operand.term,), UNKNOWN, span)
     if len(axes) < 2:
-        reject(
+        raise rejection(
             "axis-mismatch",
             f"`transpose` takes a matrix, found {operand.type}",
             operand.span,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from attnc.dsl.diagnostics import did_you_mean
 from attnc.dsl.pointwise import Operand, joined_indices, require_int
-from attnc.dsl.rejection import listed, reject
+from attnc.dsl.rejection import RejectionError, listed, rejection
 from attnc.dsl.source import Span
 from attnc.dsl.syntax import Expression, Name, Read
 from attnc.dsl.terms import Term
@@ -23,9 +23,11 @@ def attribute(at: Expressions, value: Expression, name: str, span: Span) -> Term
     axis = at.scope.axis(value.identifier) if isinstance(value, Name) else None
     if axis is None or axis not in at.context.axes:
         help = did_you_mean(value.span.text, at.context.axes)
-        reject("unknown-attribute", f"`{value.span.text}` is not a declared axis: it has no attributes", span, help=help)
+        raise rejection(
+            "unknown-attribute", f"`{value.span.text}` is not a declared axis: it has no attributes", span, help=help
+        )
     if name not in ATTRIBUTES:
-        reject(
+        raise rejection(
             "unknown-attribute",
             f"an axis has no attribute `{name}`",
             span,
@@ -48,7 +50,7 @@ def _identity(at: Expressions, syntax: Read) -> Term:
     """`identity[m]`: the identity matrix over an axis."""
     (item, *more) = syntax.items
     if more or not isinstance(item, Name):
-        reject("argument", "`identity[m]` takes the name of one axis", syntax.span)
+        raise rejection("argument", "`identity[m]` takes the name of one axis", syntax.span)
     axis = at.scope.axis(item.identifier) or item.identifier
     return at.build.make("identity", (), Type(Base.REAL, frozenset(), (axis, axis)), syntax.span, axis)
 
@@ -71,7 +73,7 @@ def _item(at: Expressions, operand: Operand, item: Expression, span: Span) -> Te
     if index in ("i", "j") and "t" in type.indices:
         return at.build.rename(operand.term, "t", index, span)
     if index is not None and index in at.context.axes:
-        _reject_read(operand, item)
+        raise _no_read(operand, item)
     position = at.operand(item)
     require_int(position, "a position in brackets")
     if index is None and "t" in type.indices and position.type.indices & {"i", "j", "t"}:
@@ -80,14 +82,14 @@ def _item(at: Expressions, operand: Operand, item: Expression, span: Span) -> Te
         taken = Type(type.base, joined_indices((operand, position), span), type.axes[1:], type.selects)
         return at.build.make("take", (operand.term, position.term), taken, span, type.axes[0])
     if index is not None:
-        _reject_read(operand, item)
+        raise _no_read(operand, item)
     own = sorted(type.indices & {"i", "j"} & position.type.indices)
     blocks = sorted(type.indices & set(at.context.axes))
     if len(own) == 1:
         return _shifted(at, operand, position, own[0], span)
     if len(blocks) == 1:
         return _shifted(at, operand, position, blocks[0], span)
-    _reject_read(operand, item)
+    raise _no_read(operand, item)
 
 
 def _shifted(at: Expressions, operand: Operand, position: Operand, index: str, span: Span) -> Term:
@@ -101,10 +103,10 @@ def _shifted(at: Expressions, operand: Operand, position: Operand, index: str, s
     return at.build.make("shift", (operand.term, position.term), shifted, span, index)
 
 
-def _reject_read(operand: Operand, item: Expression) -> NoReturn:
+def _no_read(operand: Operand, item: Expression) -> RejectionError:
     has = listed(operand.type.ordered_indices(), none="no index")
     axes = listed(operand.type.axes, none="no vector axis")
-    reject(
+    return rejection(
         "unknown-axis",
         f"`{operand.span.text}` cannot be read at `{item.span.text}`: it has {has} and {axes}",
         item.span,

@@ -16,7 +16,7 @@ from attnc.dsl.pointwise import (
     require_number,
     require_value,
 )
-from attnc.dsl.rejection import listed, reject
+from attnc.dsl.rejection import listed, rejection
 from attnc.dsl.source import Span
 from attnc.dsl.terms import Axis, Term
 from attnc.dsl.types import Base, Type
@@ -37,7 +37,7 @@ def _along(index: str, operands: list[Operand], span: Span, what: str) -> bool:
     help = did_you_mean(index, has)
     if help is None and index in ("i", "j") and "t" in has:
         help = f"say at which position it is read: `{body.span.text}[{index}]`"
-    reject(
+    raise rejection(
         "unknown-axis",
         f"nothing in this {what} varies over `{index}`",
         span,
@@ -68,7 +68,9 @@ def reduction(
     is_axis = _along(index, [body, condition], span, f"`{form}`")
     for name, option in options.items():
         if index in option.type.indices or index in option.type.axes:
-            reject("axis-mismatch", f"`{name}` may not vary over `{index}`, along which `{form}` runs", option.span)
+            raise rejection(
+                "axis-mismatch", f"`{name}` may not vary over `{index}`, along which `{form}` runs", option.span
+            )
     indices = joined_indices(operands, span)
     axes = joined_axes([body, condition, *options.values()], span)
     if form not in KEEPS_INDEX:
@@ -76,21 +78,23 @@ def reduction(
         if within is not None:
             indices |= {within}
     elif within is not None:
-        reject("unknown-axis", f"`{form}` cannot run inside the members of `{within}`", span)
+        raise rejection("unknown-axis", f"`{form}` cannot run inside the members of `{within}`", span)
     if is_axis and within is not None:
-        reject("unknown-axis", f"`{index}` is a vector axis, and `{within}` groups positions", span)
+        raise rejection("unknown-axis", f"`{index}` is a vector axis, and `{within}` groups positions", span)
     return build.make(form, tuple(args), Type(body.type.base, indices, axes), span, (index, within))
 
 
 def members(index: str, within: str, axes: Mapping[str, Axis], span: Span) -> None:
     """Check `index in within`: a declared axis over that index, or over what that axis is made of."""
     if within not in axes:
-        reject("unknown-axis", f"`{within}` is not a declared axis", span, help=f"declare it: `axis {within} = blocks(..)`")
+        raise rejection(
+            "unknown-axis", f"`{within}` is not a declared axis", span, help=f"declare it: `axis {within} = blocks(..)`"
+        )
     over = axes[within].over
     if index == over or (index in axes and axes[index].over == over and index != within):
         return
     what = f"the axis `{index}`, which is over `{axes[index].over}`" if index in axes else f"`{index}`"
-    reject("unknown-axis", f"`{within}` groups `{over}`, not {what}", span)
+    raise rejection("unknown-axis", f"`{within}` groups `{over}`, not {what}", span)
 
 
 def selection(
@@ -117,7 +121,7 @@ def selection(
         operands.insert(1, promoted(build, (bound,), real=True)[0])
     _along(index, [score, condition], span, f"`{form}`")
     if bound is not None and index in bound.type.indices:
-        reject("axis-mismatch", f"how much to select may not vary over `{index}`", bound.span)
+        raise rejection("axis-mismatch", f"how much to select may not vary over `{index}`", bound.span)
     indices = joined_indices(operands, span) - {index}
     axes = tuple(axis for axis in joined_axes(operands, span) if axis != index)
     type = Type(Base.INT, indices, axes, None if form == "argmax" else index)
@@ -129,7 +133,7 @@ def member(build: Builder, left: Operand, right: Operand, axes: Mapping[str, Axi
     require_int(left, "what `in` looks for")
     selects = right.type.selects
     if selects is None and (right.type.base is not Base.INT or len(right.type.axes) != 1):
-        reject(
+        raise rejection(
             "type-mismatch",
             f"`in` looks in a selection or in a vector of ints, found {right.type}",
             right.span,
@@ -145,6 +149,6 @@ def member(build: Builder, left: Operand, right: Operand, axes: Mapping[str, Axi
 def _require_position(index: str, selects: str, axes: Mapping[str, Axis], left: Operand) -> None:
     """The index that is looked for must run over what the selection holds: its members, or positions in them."""
     over = axes[selects].over if selects in axes else selects
-    fits = index == over or over == "t" and index in ("i", "j") or {index, over} == {"i", "j"}
+    fits = index == over or (over == "t" and index in ("i", "j")) or {index, over} == {"i", "j"}
     if not fits or selects == "h":
-        reject("axis-mismatch", f"`{left.span.text}` is no member of a selection of `{selects}`", left.span)
+        raise rejection("axis-mismatch", f"`{left.span.text}` is no member of a selection of `{selects}`", left.span)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NoReturn
+from collections.abc import Sequence
 
 from attnc.dsl.diagnostics import Diagnostic
 from attnc.dsl.source import Span
 
 
-class Rejected(Exception):
+class RejectionError(Exception):
     """A statement breaks a rule; `diagnostic` says which and where."""
 
     def __init__(self, diagnostic: Diagnostic) -> None:
@@ -16,16 +16,18 @@ class Rejected(Exception):
         self.diagnostic = diagnostic
 
 
-class Poisoned(Exception):
+class PoisonedError(Exception):
     """A statement uses a name whose own statement was rejected: there is nothing new to report."""
 
 
-def reject(code: str, message: str, span: Span, *labels: tuple[Span, str], help: str | None = None) -> NoReturn:
-    """Raise `Rejected` with a diagnostic at `span`."""
-    raise Rejected(Diagnostic(code, message, span, labels, help))
+def rejection(
+    code: str, message: str, span: Span, *labels: tuple[Span, str], help: str | None = None
+) -> RejectionError:
+    """The error to raise for a mistake at `span`."""
+    return RejectionError(Diagnostic(code, message, span, labels, help))
 
 
-def listed(names: tuple[str, ...] | list[str], *, none: str = "none") -> str:
+def listed(names: Sequence[str], *, none: str = "none") -> str:
     """`a`, `b` and `c`, for use in messages."""
     quoted = [f"`{name}`" for name in names]
     if not quoted:

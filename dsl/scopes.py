@@ -91,4 +91,3 @@ class Scope:
         names = {name for scope in self.chain() for name in scope.values}
         sizes = {name.upper() for scope in self.chain() for name in scope.axes if name.upper() != name}
         return names | sizes | set(SIZES) | set(BUILT_IN_INDICES)
-
