@@ -14,7 +14,10 @@ from attnc.dsl.source import Source, Span
 
 END = "$END"
 # The words of the language; lark names their terminals by the upper-cased word.
-WORDS = frozenset("pattern input axis scan repeat where if then else for in not and or use true false".split())
+WORDS = frozenset(
+    {"pattern", "input", "axis", "scan", "repeat", "where", "if", "then", "else", "for", "in", "not", "and", "or"}
+    | {"use", "true", "false"}
+)
 _WORD = "(?:" + "|".join(sorted(WORDS)) + r")\b"
 
 # The other terminals of attn.lark, as they are spelled or called.
@@ -38,7 +41,8 @@ _EXPRESSION = frozenset({"NAME", "INTEGER", "REAL", "TRUE", "FALSE", "LPAR", "MI
 _STATEMENT = frozenset({"NAME", "INPUT", "AXIS", "SCAN", "REPEAT"})
 _ITEM = frozenset({"NAME", "USE", "PATTERN"})
 _OPERATOR = frozenset(
-    "AND OR NOT IN PLUS MINUS TIMES AT OVER FLOOR MODULO POWER BELOW AT_MOST ABOVE AT_LEAST EQUALS DIFFERS".split()
+    {"AND", "OR", "NOT", "IN", "BELOW", "AT_MOST", "ABOVE", "AT_LEAST", "EQUALS", "DIFFERS"}
+    | {"PLUS", "MINUS", "TIMES", "AT", "OVER", "FLOOR", "MODULO", "POWER"}
 )
 # What may follow a finished expression nearly everywhere, and would only lengthen the list.
 _AFTER_EXPRESSION = frozenset({"DOT", "LSQB", "LPAR", "WHERE", "FOR"})
@@ -59,14 +63,21 @@ class Hint(NamedTuple):
 
 
 CONTINUE = "a line continues on the next only inside brackets: put the expression in parentheses"
+RENAME = "take another name"
+PARAMETER = "write `{1}: int = 4`; the types are int, real, bool and ints"
+INPUT = "write `input {1}: real[b, h, i]`, with the axes that it has"
+WHERE = (
+    "`where` stands once inside the parentheses of a reduction, after its plain arguments: "
+    "`softmax[j](score where j <= i, sink = x)`"
+)
 UNDER_PATTERN = "indent it under a line `pattern name:`"
 
 # The first one that fits is used.
 HINTS = (
-    Hint(r"^\s*(pattern|input|axis|scan|repeat|use)\s*", r"=(?!=)", "`{1}` is a word of the language", "take another name"),
-    Hint(r"(?:^|[(,])\s*", _WORD + r"\s*=(?!=)", "`{0}` is a word of the language", "take another name"),
-    Hint(r"^\s*(?:pattern|input|axis)\s+|\.\s*", _WORD, "`{0}` is a word of the language", "take another name"),
-    Hint(r"^(\w+)\s*", r"=(?!=)", "`{1}` is defined outside a pattern", UNDER_PATTERN + ", or make it a function: `{1}() = ..`"),
+    Hint(r"^\s*(pattern|input|axis|scan|repeat|use)\s*", r"=(?!=)", "`{1}` is a word of the language", RENAME),
+    Hint(r"(?:^|[(,])\s*", _WORD + r"\s*=(?!=)", "`{0}` is a word of the language", RENAME),
+    Hint(r"^\s*(?:pattern|input|axis)\s+|\.\s*", _WORD, "`{0}` is a word of the language", RENAME),
+    Hint(r"^(\w+)\s*", r"=(?!=)", "`{1}` is defined outside a pattern", UNDER_PATTERN),
     Hint(r"^", r"(?:input|axis|scan|repeat)\b", "`{0}` stands outside a pattern", UNDER_PATTERN),
     Hint(r"^\s+", r"pattern\b", "a pattern stands inside another", "start its line without indentation"),
     Hint(r"^\s+", r"use\b", "`use` stands inside a pattern", "move it to the top of the file, without indentation"),
@@ -78,21 +89,21 @@ HINTS = (
     Hint(r"", r"=<", None, "at most is written `<=`"),
     Hint(r"", r"=>", None, "at least is written `>=`"),
     Hint(r"<", r">", None, "unlike is written `!=`"),
-    Hint(r"^\s*pattern\s.*[(,]\s*(\w+)\s*", r"[=,)]", "the parameter `{1}` has no type", "write `{1}: int = 4`; the types are int, real, bool and ints"),
-    Hint(r"^\s*input\s+(\w+)\s*", r"[=\n\[]|$", "the input `{1}` has no type", "write `input {1}: real[b, h, i]` with the axes that it has"),
-    Hint(r"^\s*axis\s+(\w+)\s*", r"[:\n]|$", None, "write `axis {1} = blocks(j, size)` or `axis {1} = segments(j, count)`"),
+    Hint(r"^\s*pattern\s.*[(,]\s*(\w+)\s*", r"[=,)]", "the parameter `{1}` has no type", PARAMETER),
+    Hint(r"^\s*input\s+(\w+)\s*", r"[=\n\[]|$", "the input `{1}` has no type", INPUT),
+    Hint(r"^\s*axis\s+(\w+)\s*", r"[:\n]|$", None, "write `axis {1} = blocks(j, size)`, or `segments(j, count)`"),
     Hint(r"^\s+(\w+)\s*", r":", None, "only inputs and parameters have a type: `input {1}: real[b, h, t]`"),
     Hint(r"\bif\b(?!.*\bthen\b).*", r"[:\n]|$", None, "write `if condition then a else b`"),
     Hint(r"\bthen\b(?!.*\belse\b).*", r"[:\n]|$", None, "an `if` always has its `else`: `if condition then a else b`"),
     Hint(r"[-+*/@%<>=]\s*", r"if\b", None, "put the `if` in parentheses"),
     Hint(r"[\w)\]]\s+", r"if\b", None, "write `if condition then a else b`"),
-    Hint(r"", r"where\b", None, "`where` stands once inside the parentheses of a reduction, after its plain arguments: `softmax[j](score where j <= i, sink = x)`"),
+    Hint(r"", r"where\b", None, WHERE),
     Hint(r"", r"for\b", None, "`for` unrolls the only argument of a function: `merge(branch(r) for r in rates)`"),
     Hint(r"[-+*/@%<>=]\s*|\b(?:and|or|not|in|then|else)\s*", r"\n|$", None, CONTINUE),
     Hint(r"\d", r"[A-Za-z_]", None, "a name starts with a letter; a product is written with `*`"),
     Hint(r"\[.*", r":", None, "there are no slices; an axis keeps its whole length"),
     Hint(r"", r"=(?!=)", None, "`=` gives a name its value; `==` compares"),
-)  # fmt: skip
+)
 
 # Characters of other languages and of typeset mathematics.
 _CHARACTERS = {
@@ -161,14 +172,14 @@ def explain_token(source: Source, error: UnexpectedToken, start: int, line_start
     else:
         span = Span(source=source, start=start, stop=start + len(error.token))
     message = f"expected {_expected(accepted)}, found {_found(error)}"
-    help = None
+    help: str | None = None
     if accepted == {"EQUAL"} and kind == "LPAR":
         help = "inside `scan` and `repeat` stand equations only: define the function above"
     for hint in HINTS:
         before = re.search(f"(?:{hint.before})$", source.text[line_start : span.start], re.DOTALL)
         if before and re.compile(hint.found).match(source.text, span.start):
             given = (span.text, before.group(1) if before.re.groups else "")
-            message = (hint.message or message).format(*given) if hint.message else message
+            message = hint.message.format(*given) if hint.message else message
             help = help or hint.help.format(*given)
             break
     return Diagnostic("syntax", message, span, help=help)

@@ -94,10 +94,9 @@ def _explain(
             span = Span(source=source, start=error.start + _OFFSET, stop=error.stop + _OFFSET)
             return Diagnostic("indentation", error.message, span, help=error.help)
         case UnexpectedCharacters():
-            return explain_character(source, error.pos_in_stream + _OFFSET)
+            return explain_character(source, (error.pos_in_stream or 0) + _OFFSET)
         case UnexpectedToken():
-            at = len(source.text) if error.token.type == END else (error.token.start_pos or 0) + _OFFSET
-            at = max(at, 0)
+            at = len(source.text) if error.token.type == END else max((error.token.start_pos or 0) + _OFFSET, 0)
             return explain_token(source, error, at, _line_at(at, lines)[0])
 
 

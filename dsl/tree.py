@@ -182,7 +182,7 @@ class TreeBuilder(Transformer_NonRecursive[Token, syntax.File]):
         inner: syntax.Expression = children[0]
         return self._made(replace(inner, span=self._span(meta)), (inner,))
 
-    def tuple(self, meta: Meta, children: Children) -> syntax.Expression:
+    def sequence(self, meta: Meta, children: Children) -> syntax.Expression:
         items = [child for child in children if child is not None]
         return self._made(syntax.Tuple(tuple(items), span=self._span(meta)), items)
 
