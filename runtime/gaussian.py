@@ -21,7 +21,7 @@ def _orthogonal_gaussian(features: int, width: int, seed: int) -> Tensor:
     directions = torch.cat(blocks)[:features] if blocks else torch.zeros(0, width, dtype=torch.float64)
     # The rows of an independent Gaussian matrix give the norms, so that each row is Gaussian by itself.
     norms = torch.linalg.vector_norm(_gaussian(features, width, seed, 1), dim=1, keepdim=True)
-    return directions * norms
+    return torch.mul(directions, norms)
 
 
 def _gaussian(rows: int, columns: int, seed: int, stream: int) -> Tensor:

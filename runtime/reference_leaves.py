@@ -23,7 +23,10 @@ def literal(scope: Scope, term: Term) -> Array:
 
 def parameter(scope: Scope, term: Term) -> Array:
     """A parameter by name; an element of a tuple is `name.0`."""
-    return scalar(scope, scope.binding.parameters[str(term.attribute)], term.type.base)
+    name, values = str(term.attribute), scope.binding.parameters
+    if name not in values:
+        raise ValueError(f"{scope.binding.pattern.name}: parameter `{name}` is missing")
+    return scalar(scope, values[name], term.type.base)
 
 
 def size(scope: Scope, term: Term) -> Array:
@@ -69,10 +72,13 @@ def input_value(scope: Scope, term: Term) -> Array:
     binding, name = scope.binding, str(term.attribute)
     if name not in binding.inputs:
         return scope.value(default(scope, name))
-    tensor, dropped = binding.inputs[name], "1" not in term.type.axes
-    for at in reversed([at for at, axis in enumerate(binding.layouts[name]) if axis == "1" and dropped]):
+    tensor, declared = binding.inputs[name], binding.layouts[name]
+    varies = [axis in BUILT_IN_INDICES or axis in binding.axes for axis in declared]
+    # A `1` among the indices stands for one that it doesn't vary over, such as (b, 1, j, x).
+    dropped = [at for at, axis in enumerate(declared) if axis == "1" and any(varies[at:])]
+    for at in reversed(dropped):
         tensor = tensor.select(at, 0)
-    kept = [axis for axis in binding.layouts[name] if axis != "1" or not dropped]
+    kept = [axis for at, axis in enumerate(declared) if at not in dropped]
     order = tuple(axis for axis in kept if axis in BUILT_IN_INDICES or axis in binding.axes)
     for axis in order:
         at, length = kept.index(axis), scope.index_size(axis)

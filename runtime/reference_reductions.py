@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from attnc.dsl.terms import Term
 from attnc.dsl.types import Base
-from attnc.runtime.reference_arrays import Array, arranged, common_shape, layout
+from attnc.runtime.reference_arrays import Array, aligned, arranged, common_shape, layout
 from attnc.runtime.reference_scopes import Rule, Scope
 
 
@@ -17,8 +17,7 @@ from attnc.runtime.reference_scopes import Rule, Scope
 class Reduced:
     """A body laid out for a reduction: dimensions `others`, then the reduced one, then the vector axes left.
 
-    `live` (bool) has the same dimensions without those vector axes where an index is reduced; where a vector
-    axis is, it has the index dimensions and that axis.
+    `live` (bool) has the same dimensions; those of vector axes that the condition doesn't have are of size 1.
     """
 
     axis: str
@@ -32,13 +31,9 @@ class Reduced:
     def dim(self) -> int:
         return len(self.others)
 
-    @property
-    def mask(self) -> Tensor:
-        return self.live.reshape(self.live.shape + (1,) * len(self.axes))
-
     def filled(self, value: float | int | bool) -> Tensor:
         """The body with dead members replaced."""
-        return torch.where(self.mask, self.body, torch.as_tensor(value, dtype=self.body.dtype, device=self.body.device))
+        return torch.where(self.live, self.body, torch.as_tensor(value, dtype=self.body.dtype, device=self.body.device))
 
     def without(self, data: Tensor) -> Array:
         """The array of a result that lost the axis."""
@@ -59,29 +54,31 @@ def reduced(scope: Scope, term: Term) -> Reduced:
     condition = scope.value(term.args[1])
     body = scope.where(condition).value(term.args[0])
     axis = str(axis)
-    if axis not in body.indices and axis in body.axes:
+    if axis not in (*body.indices, *condition.indices) and axis in (*body.axes, *condition.axes):
         return over_vector(axis, body, condition)
     length = scope.index_size(axis)
     body = body.expand(axis, length)
     if within is not None:
         return over_members(scope, axis, str(within), body, condition.expand(axis, length))
     others = layout(name for name in (*body.indices, *condition.indices) if name != axis)
-    tensor, live = body.over((*others, axis)), condition.over((*others, axis))
-    shape = common_shape(tensor.shape[: len(others) + 1], live.shape)
-    tensor = tensor.expand(*shape, *tensor.shape[len(others) + 1 :])
-    return Reduced(axis, others, body.axes, tensor, live.expand(shape), None)
+    axes = body.axes or condition.axes
+    tensor, live = body.over((*others, axis), len(axes)), condition.over((*others, axis), len(axes))
+    return full(Reduced(axis, others, axes, tensor, live, None))
+
+
+def full(part: Reduced) -> Reduced:
+    """With the body expanded to the shape that it has together with the condition."""
+    body = part.body.expand(common_shape(part.body.shape, part.live.shape))
+    live = part.live.expand(*body.shape[: part.dim + 1], *part.live.shape[part.dim + 1 :])
+    return replace(part, body=body, live=live)
 
 
 def over_vector(axis: str, body: Array, condition: Array) -> Reduced:
-    """A vector axis of the body; the condition has that axis or none."""
-    others = layout((*body.indices, *condition.indices))
-    place = body.axes.index(axis)
-    tensor = body.over(others).movedim(len(others) + place, len(others))
-    live = condition.over(others, 1)
-    shape = common_shape(tensor.shape[: len(others) + 1], live.shape)
-    tensor = tensor.expand(*shape, *tensor.shape[len(others) + 1 :])
-    axes = body.axes[:place] + body.axes[place + 1 :]
-    return Reduced(axis, others, axes, tensor, live.expand(shape), place)
+    """A vector axis of the body; or of the condition."""
+    others, axes, tensors = aligned(body, condition)
+    place = axes.index(axis)
+    tensor, live = (tensor.movedim(len(others) + place, len(others)) for tensor in tensors)
+    return full(Reduced(axis, others, axes[:place] + axes[place + 1 :], tensor, live, place))
 
 
 def member_positions(scope: Scope, axis: str, within: str) -> tuple[Tensor, Tensor]:
@@ -109,7 +106,8 @@ def over_members(scope: Scope, axis: str, within: str, body: Array, condition: A
     indices = (*body.indices, *condition.indices)
     rest = layout(name for name in indices if name not in (axis, within))
     others = (*rest, within)
-    tensor, live = body.over((*others, axis)), condition.over((*others, axis))
+    axes = body.axes or condition.axes
+    tensor, live = body.over((*others, axis), len(axes)), condition.over((*others, axis), len(axes))
     at = len(rest)
     row = torch.arange(count, device=places.device)[:, None]
 
@@ -117,9 +115,8 @@ def over_members(scope: Scope, axis: str, within: str, body: Array, condition: A
         member = row if source.shape[at] == count else 0
         return source[(*(slice(None),) * at, member, places)]
 
-    tensor, live = gathered(tensor), gathered(live) & real
-    shape = common_shape(tensor.shape[: at + 2], live.shape)
-    return Reduced(axis, others, body.axes, tensor.expand(*shape, *tensor.shape[at + 2 :]), live.expand(shape), None)
+    live = gathered(live) & real.reshape(*real.shape, *(1,) * len(axes))
+    return full(Reduced(axis, others, axes, gathered(tensor), live, None))
 
 
 # Rules
@@ -134,7 +131,7 @@ def sum_rule(scope: Scope, term: Term) -> Array:
 def mean_rule(scope: Scope, term: Term) -> Array:
     """Mean over the live members."""
     part = reduced(scope, term)
-    count = part.mask.sum(part.dim).clamp(min=1)
+    count = part.live.sum(part.dim).clamp(min=1)
     return part.without(part.filled(0).to(torch.float64).sum(part.dim) / count)
 
 
@@ -152,7 +149,7 @@ def extremum(largest: bool) -> Rule:
             limit = torch.iinfo(torch.int64).min if largest else torch.iinfo(torch.int64).max
         body = part.filled(limit)
         found = body.amax(part.dim) if largest else body.amin(part.dim)
-        return part.without(torch.where(part.mask.any(part.dim), found, torch.zeros_like(found)))
+        return part.without(torch.where(part.live.any(part.dim), found, torch.zeros_like(found)))
 
     return rule
 
@@ -174,14 +171,12 @@ def softmax_with_lse(scope: Scope, term: Term) -> tuple[Array, Array]:
         top = score.new_full(score.shape[:dim] + score.shape[dim + 1 :], minus_infinity)
     sink = None
     if len(term.args) > 2:
-        sink_value = scope.value(term.args[2])
-        sink = sink_value.over(part.others)
-        sink = sink.reshape(sink.shape + (1,) * len(part.axes))
+        sink = scope.value(term.args[2]).over(part.others, len(part.axes))
         top = torch.maximum(top, sink.detach())
     top = torch.where(top == minus_infinity, torch.zeros_like(top), top)
     # Dead members leave through a finite operand: exp(-inf - 0) is right, but its derivative needs no NaN.
-    shifted = torch.where(part.mask, part.body - top.unsqueeze(dim), torch.zeros_like(part.body))
-    weights = torch.where(part.mask, shifted.exp(), torch.zeros_like(shifted))
+    shifted = torch.where(part.live, part.body - top.unsqueeze(dim), torch.zeros_like(part.body))
+    weights = torch.where(part.live, shifted.exp(), torch.zeros_like(shifted))
     total = weights.sum(dim)
     if sink is not None:
         total = total + (sink - top).exp()
@@ -201,10 +196,7 @@ def normalize_rule(scope: Scope, term: Term) -> Array:
     part = reduced(scope, term)
     body = part.filled(0)
     total = body.sum(part.dim)
-    extra = []
-    for arg in term.args[2:]:
-        value = scope.value(arg).over(part.others)
-        extra.append(value.reshape(value.shape + (1,) * len(part.axes)))
+    extra = [scope.value(arg).over(part.others, len(part.axes)) for arg in term.args[2:]]
     if extra:
         total = total + extra[0]
     if len(extra) > 1:

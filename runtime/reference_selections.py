@@ -18,9 +18,10 @@ from attnc.runtime.reference_scopes import Rule, Scope
 
 @dataclass(frozen=True)
 class Ballot:
-    """Scores, candidates and forced members with the axis chosen from last, and the other indices."""
+    """Scores, candidates and forced members with the axis chosen from last, after other indices and vector axes."""
 
     others: tuple[str, ...]
+    axes: tuple[str, ...]
     score: Tensor
     candidate: Tensor
     forced: Tensor
@@ -39,17 +40,20 @@ def ballot(scope: Scope, term: Term, condition: Term, force: Term | None) -> Bal
     score = scope.where(live).value(term.args[0])
     forced = scope.value(force) if force is not None else None
     parts = [score, live] + ([forced] if forced is not None else [])
-    if axis in score.axes and axis not in score.indices:
-        others = layout(name for part in parts for name in part.indices)
-        tensors = [part.over(others, 1) for part in parts]
+    others, axes, _ = aligned(*parts)
+    if axis in others:
+        parts = [part.expand(axis, scope.index_size(axis)) for part in parts]
+        others = tuple(name for name in others if name != axis)
+        tensors = [part.over((*others, axis), len(axes)).movedim(len(others), -1) for part in parts]
     else:
-        others = layout(name for part in parts for name in part.indices if name != axis)
-        tensors = [part.expand(axis, scope.index_size(axis)).over((*others, axis)) for part in parts]
+        place = axes.index(axis)
+        tensors = [part.over(others, len(axes)).movedim(len(others) + place, -1) for part in parts]
+        axes = axes[:place] + axes[place + 1 :]
     shape = common_shape(*(tensor.shape for tensor in tensors))
     tensors = [tensor.expand(shape) for tensor in tensors]
     candidate = tensors[1]
     must = tensors[2] & candidate if forced is not None else torch.zeros_like(candidate)
-    return Ballot(others, tensors[0].detach(), candidate, must)
+    return Ballot(others, axes, tensors[0].detach(), candidate, must)
 
 
 def bound(scope: Scope, value: Array, votes: Ballot) -> tuple[Ballot, Tensor]:
@@ -59,13 +63,13 @@ def bound(scope: Scope, value: Array, votes: Ballot) -> tuple[Ballot, Tensor]:
         size = scope.index_size(name)
         parts = (votes.score, votes.candidate, votes.forced)
         score, candidate, forced = (part.unsqueeze(0).expand(size, *part.shape) for part in parts)
-        votes = Ballot((name, *votes.others), score, candidate, forced)
-    return votes, value.over(votes.others).unsqueeze(-1)
+        votes = Ballot((name, *votes.others), votes.axes, score, candidate, forced)
+    return votes, value.over(votes.others, len(votes.axes)).unsqueeze(-1)
 
 
 def chosen(votes: Ballot, mask: Tensor, term: Term) -> Array:
     """The selection of a mask."""
-    return arranged(mask, votes.others, (str(term.attribute),))
+    return arranged(mask, votes.others, (*votes.axes, str(term.attribute)))
 
 
 def topk(scope: Scope, term: Term) -> Array:
@@ -100,9 +104,9 @@ def argmax(scope: Scope, term: Term) -> Array:
     """Global position of the largest score; -1 where there is no candidate."""
     votes = ballot(scope, term, term.args[1], None)
     if votes.score.shape[-1] == 0:
-        return Array(torch.full(votes.score.shape[:-1], -1, device=votes.score.device), votes.others)
+        return Array(torch.full(votes.score.shape[:-1], -1, device=votes.score.device), votes.others, votes.axes)
     best = votes.ranked()[..., 0] + scope.binding.origin(str(term.attribute))
-    return Array(torch.where(votes.candidate.any(-1), best, -1), votes.others)
+    return Array(torch.where(votes.candidate.any(-1), best, -1), votes.others, votes.axes)
 
 
 def member(scope: Scope, term: Term) -> Array:
@@ -117,7 +121,7 @@ def member(scope: Scope, term: Term) -> Array:
         order, _, (at, entries) = aligned(where, chosen)
         return Array(((entries == at) & (entries >= 0)).any(-1), order)
     axis = group.type.selects
-    if axis in scope.binding.axes and position.form == "index" and position.attribute == scope.binding.axes[axis].over:
+    if axis in scope.binding.axes and position.form == "index" and position.attribute in ("i", "j", "t"):
         return covered(scope, axis, where, chosen)
     order = layout((*where.indices, *chosen.indices))
     mask, at = chosen.over(order), where.over(order) - scope.binding.origin(axis)
