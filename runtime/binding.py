@@ -81,7 +81,7 @@ def flat(parameters: Mapping[str, Any]) -> dict[str, bool | int | float]:
 
 def _names(pattern: Pattern, parameters: tuple[Parameter, ...], settings: Mapping[str, Any]) -> None:
     """Every keyword is declared, and every declaration without a default is there."""
-    known = [item.name for item in (*parameters, *pattern.inputs)]
+    known = [p.name for p in parameters] + [declared.name for declared in pattern.inputs]
     for name in settings:
         if name not in known:
             takes = f"it takes {listed(known)}"
@@ -135,8 +135,19 @@ def _attention_sizes(pattern: Pattern, given: Mapping[str, Any]) -> dict[str, in
     for axis, what in (("i", "queries"), ("j", "keys")):
         if sizes[axis] == 0:
             refuse(pattern, "shape", f"the sequence is empty: there are no {what}", given=given)
-    if min(sizes.values()) == 0 or k.shape[1] == 0:
+    if min(sizes.values()) == 0 or k.shape[1] == 0 or (v is not None and v.shape[1] == 0):
         refuse(pattern, "shape", "an axis of length 0", given=given)
+    _agreement(pattern, given)
+    for axis in ("d", "e"):
+        if sizes.get(axis, 0) > WIDEST:
+            refuse(pattern, "shape", f"axis {axis} is {sizes[axis]} long, more than {WIDEST}", given=given)
+    return sizes
+
+
+def _agreement(pattern: Pattern, given: Mapping[str, Any]) -> None:
+    """q, k and v agree on the axes that they share; k and v may have fewer heads."""
+    q, k = given["q"], given["k"]
+    v = given.get("v")
     for name, value in (("k", k), ("v", v)):
         if value is None:
             continue
@@ -151,10 +162,6 @@ def _attention_sizes(pattern: Pattern, given: Mapping[str, Any]) -> dict[str, in
         _conflict(pattern, "h", ("k", k.shape[1]), ("v", v.shape[1]), given)
     if k.shape[3] != q.shape[3]:
         _conflict(pattern, "d", ("q", q.shape[3]), ("k", k.shape[3]), given)
-    for axis in ("d", "e"):
-        if sizes.get(axis, 0) > WIDEST:
-            refuse(pattern, "shape", f"axis {axis} is {sizes[axis]} long, more than {WIDEST}", given=given)
-    return sizes
 
 
 def fixed_sizes(pattern: Pattern, values: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, int]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import builtins
 import linecache
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from types import CodeType
 from typing import Any, NoReturn
 
 from torch import Tensor
@@ -14,7 +16,7 @@ from torch import Tensor
 from attnc.dsl.check import check
 from attnc.dsl.diagnostics import AttnError
 from attnc.dsl.parse import read_source
-from attnc.dsl.source import Source
+from attnc.dsl.source import Source, Span
 from attnc.runtime.pattern import CompiledPattern
 
 
@@ -52,6 +54,11 @@ class AttnModule:
     def patterns(self) -> Mapping[str, CompiledPattern]:
         """Every pattern of the file, in its order."""
         return dict(self._patterns)
+
+    @property
+    def main(self) -> CompiledPattern | None:
+        """The only pattern, or the one named like the file."""
+        return self._main
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor | None = None, **settings: Any) -> Tensor:
         """The file's one pattern, or the one named like it; see `CompiledPattern`."""
@@ -101,12 +108,19 @@ def raise_located(error: AttnError) -> NoReturn:
     if not os.path.exists(name):
         lines = span.source.text.splitlines(keepends=True)
         linecache.cache[name] = (len(span.source.text), None, lines, name)
-    line, _ = span.source.position(span.start)
-    code = compile_at(line, name)
-    exec(code, {"error": error})
+    exec(_raising(span), {"error": error.with_traceback(None)})
     raise AssertionError("unreachable")
 
 
-def compile_at(line: int, name: str) -> Any:
-    """Code that raises `error` on a given line of a given file."""
-    return builtins.compile("\n" * (line - 1) + "raise error from None", name, "exec")
+def _raising(span: Span) -> CodeType:
+    """Code that raises `error` and believes itself to be the text of a span."""
+    line, column = span.source.position(span.start)
+    text = span.source.line(line)
+    start = len(text[: column - 1].encode())
+    stop = len(text[: max(column, column - 1 + span.stop - span.start)].encode())
+    tree = ast.parse("raise error from None")
+    for node in ast.walk(tree):
+        if isinstance(node, ast.stmt | ast.expr):
+            node.lineno = node.end_lineno = line
+            node.col_offset, node.end_col_offset = start, stop
+    return builtins.compile(tree, span.source.name, "exec")

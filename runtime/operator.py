@@ -6,8 +6,8 @@ of tuples in place, so that a changed window or length is an ordinary argument a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -17,6 +17,10 @@ from attnc.runtime.binding import fixed_sizes
 from attnc.runtime.program import Program, program
 from attnc.runtime.refusal import refuse
 from attnc.runtime.scalars import of_node, of_term
+
+if TYPE_CHECKING:
+    from attnc.compiler.plan import Plan
+    from attnc.runtime.call import Call
 
 SCHEMA = (
     "attention(str plan, Tensor q, Tensor k, Tensor? v, Tensor[] inputs, SymInt[] ints, float[] floats, str backend)"
@@ -42,9 +46,10 @@ def pack(program: Program, parameters: dict[str, Any]) -> tuple[list[int], list[
 def unpack(program: Program, ints: Sequence[int], floats: Sequence[float]) -> dict[str, Any]:
     """Inverse of `pack`, with the elements of tuples as `segments.0` .."""
     values: dict[str, Any] = {}
-    rest = {Base.REAL: list(reversed(floats)), Base.INT: list(reversed(ints))}
+    reals: list[Any] = list(reversed(floats))
+    others: list[Any] = list(reversed(ints))
     for declared in program.parameters:
-        pool = rest[Base.REAL if declared.base is Base.REAL else Base.INT]
+        pool = reals if declared.base is Base.REAL else others
         count = program.lengths.get(declared.name)
         names = [declared.name] if count is None else [f"{declared.name}.{at}" for at in range(count)]
         for name in names:
@@ -80,6 +85,25 @@ def require(program: Program, parameters: dict[str, Any], sizes: dict[str, int])
             refuse(pattern, "not-positive", f"`{span.text}` is {value} in this call", span=span, help=help)
 
 
+def prepare(
+    plan: str,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor | None,
+    inputs: Sequence[Tensor],
+    ints: Sequence[int],
+    floats: Sequence[float],
+) -> tuple[Program, Call]:
+    """The program and the call that the operator's arguments stand for, with what can only be checked on values."""
+    from attnc.runtime.call import make_call  # late: it brings the compiler, which reading a file does not need
+
+    found = program(plan)
+    parameters = unpack(found, ints, floats)
+    require(found, parameters, sizes_of(found, q, k, v, inputs, parameters))
+    given = dict(zip((declared.name for declared in found.pattern.inputs), inputs, strict=True))
+    return found, make_call(found.plan, q, k, v, parameters, given)
+
+
 def _run(
     plan: str,
     q: Tensor,
@@ -90,18 +114,12 @@ def _run(
     floats: list[float],
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    """CPU and CUDA: builds the call and hands it to a back end."""
-    from attnc.runtime.call import make_call  # late: they bring the compiler, which reading a file does not need
-
-    found = program(plan)
-    parameters = unpack(found, ints, floats)
-    given = dict(zip((declared.name for declared in found.pattern.inputs), inputs, strict=True))
-    require(found, parameters, sizes_of(found, q, k, v, inputs, parameters))
-    call = make_call(found.plan, q, k, v, parameters, given)
+    """CPU and CUDA."""
+    found, call = prepare(plan, q, k, v, inputs, ints, floats)
     return choose(backend, q.device)(found.plan, call)
 
 
-def choose(backend: str, device: torch.device) -> Any:
+def choose(backend: str, device: torch.device) -> Callable[[Plan, Call], tuple[Tensor, Tensor]]:
     """The `execute` of a back end. `auto`: Triton on CUDA, the executor on a CPU."""
     if backend not in BACKENDS:
         raise ValueError(f"no back end `{backend}`: {', '.join(BACKENDS)}")
@@ -145,7 +163,7 @@ def _backward(ctx: Any, gradient: Tensor, _: Tensor | None) -> NoReturn:
     _unsupported(
         ctx.plan,
         "gradients are not compiled yet",
-        "`.reference(..)` of the pattern is differentiable (float64, memory N x M); without a gradient: torch.no_grad()",
+        "`.reference(..)` of the pattern is differentiable: float64, memory N x M",
     )
 
 

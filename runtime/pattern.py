@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,13 +13,16 @@ from attnc.dsl.source import Source
 from attnc.dsl.terms import Input, Parameter, Pattern
 from attnc.dsl.types import Base
 from attnc.runtime.binding import Bound, bind
-from attnc.runtime.operator import pack
+from attnc.runtime.operator import pack, prepare
 from attnc.runtime.program import Program, program, register
+
+if TYPE_CHECKING:
+    from attnc.runtime.call import Call
 
 PYTHON_TYPES = {Base.BOOL: bool, Base.INT: int, Base.REAL: float}
 
 
-@torch.compiler.assume_constant_result  # checking the text again is nothing that a traced graph could hold
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # a graph cannot hold checking a text again
 def _key_for_lengths(key: str, names: tuple[str, ...], lengths: tuple[int, ...]) -> str:
     return program(key).with_lengths(dict(zip(names, lengths, strict=True))).key
 
@@ -68,6 +71,34 @@ class CompiledPattern:
 
         bound = bind(self._pattern, self._parameters, q, k, v, settings)
         return reference(self._variant(bound).pattern, q, k, v, bound.parameters, bound.inputs)
+
+    def live_fraction(self, q: Tensor, k: Tensor, v: Tensor | None = None, **settings: Any) -> float:
+        """Share of the query-key pairs that the text gives a weight, over all heads; branches count each."""
+        from attnc.runtime.executor import live_pairs
+
+        found, call = self.prepared(q, k, v, settings)
+        pairs = q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2]
+        return live_pairs(found.plan, call) / pairs
+
+    def explain(self, q: Tensor, k: Tensor, v: Tensor | None = None, *, verbose: bool = False, **settings: Any) -> str:
+        """What each stage of the compiler did and declined and why, and what this call costs."""
+        from attnc.runtime.explanation import explain
+
+        found, call = self.prepared(q, k, v, settings)
+        return explain(found, call, verbose=verbose)
+
+    def prepared(self, q: Tensor, k: Tensor, v: Tensor | None, settings: dict[str, Any]) -> tuple[Program, Call]:
+        """The program and the call that the back ends would get."""
+        bound = bind(self._pattern, self._parameters, q, k, v, settings)
+        key, ints, floats = self._packed(bound)
+        return prepare(key, q, k, v, [bound.inputs[declared.name] for declared in self._pattern.inputs], ints, floats)
+
+    @property
+    def kernels(self) -> dict[str, str]:
+        """Text of the generated Triton modules, by name."""
+        from attnc.runtime.launch import kernel_texts
+
+        return kernel_texts(self._program.plan)
 
     @property
     def pattern(self) -> Pattern:
@@ -118,7 +149,7 @@ def signature(pattern: Pattern, parameters: tuple[Parameter, ...]) -> inspect.Si
     tensors = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=Tensor) for name in "qkv"]
     if not pattern.uses_value:
         tensors[2] = tensors[2].replace(default=None)
-    keywords = [_keyword(item) for item in (*pattern.inputs, *parameters)]
+    keywords = [_keyword(entry) for entry in pattern.inputs] + [_keyword(p) for p in parameters]
     return inspect.Signature(tensors + keywords, return_annotation=Tensor)
 
 
@@ -139,11 +170,12 @@ def _documentation(pattern: Pattern, parameters: tuple[Parameter, ...]) -> str:
     """Docstring: the text, and what each keyword is."""
     lines = [f"Attention pattern `{pattern.name}` of {pattern.source.name}.", "", pattern.span.text.rstrip(), ""]
     lines.append(f"Returns [{', '.join(pattern.output_axes)}].")
-    for item in pattern.inputs:
-        lines.append(
-            f"{item.name}: {item.base}[{', '.join(item.axes)}]" + ("" if item.default is None else ", optional")
-        )
+    lines += [f"{entry.name}: {entry.base}[{', '.join(entry.axes)}]{_optional(entry)}" for entry in pattern.inputs]
     for p in parameters:
         default = "D**-0.5" if p.default is None and p.name == "scale" else p.default
         lines.append(f"{p.name}: {p.base}{'s' if p.is_tuple else ''}" + ("" if default is None else f" = {default}"))
     return "\n".join(lines)
+
+
+def _optional(declared: Input) -> str:
+    return "" if declared.default is None else f" = {declared.default.span.text}"

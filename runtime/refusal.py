@@ -21,8 +21,8 @@ def layouts(pattern: Pattern) -> dict[str, tuple[str, ...]]:
 
 def spans(pattern: Pattern) -> dict[str, Span]:
     """Where an argument was declared; q, k, v: the pattern's own line."""
-    declared = {item.name: item.span for item in (*pattern.parameters, *pattern.inputs)}
-    return {name: pattern.span for name in BUILT_IN_LAYOUTS} | declared
+    declared = {p.name: p.span for p in pattern.parameters} | {entry.name: entry.span for entry in pattern.inputs}
+    return dict.fromkeys(BUILT_IN_LAYOUTS, pattern.span) | declared
 
 
 def refuse(

@@ -1,0 +1,144 @@
+"""Every back end against the float64 reference, on awkward shapes: what `attnc check` does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from attnc.dsl.types import Base
+from attnc.runtime.inputs import Shape, made_inputs
+from attnc.runtime.pattern import CompiledPattern
+from attnc.runtime.settings import Setting, Value
+from attnc.runtime.tolerance import error, tolerance
+
+# One position; a length that no tile divides; fewer queries than keys (decoding) with shared key heads and E != D;
+# many tiles; more queries than keys. No width but one is a power of two.
+SHAPES = (
+    Shape(1, 1, 1, 1, 1, 16, 16),
+    Shape(2, 3, 1, 67, 67, 24, 40),
+    Shape(1, 4, 2, 5, 131, 64, 20),
+    Shape(1, 2, 2, 130, 130, 40, 40),
+    Shape(1, 2, 1, 45, 19, 20, 36),
+)
+REQUIRED: dict[Base, Value] = {Base.INT: 3, Base.REAL: 0.5, Base.BOOL: True}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call to compare."""
+
+    pattern: CompiledPattern
+    shape: Shape
+    setting: Setting
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where and in which type a case runs. `backend` as for `CompiledPattern.outputs`."""
+
+    label: str
+    backend: str
+    device: str
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Error of one case on one target, and how large it may be."""
+
+    case: Case
+    target: Target
+    error: float
+    allowed: float
+
+    @property
+    def agrees(self) -> bool:
+        return self.error <= self.allowed
+
+
+def targets(device: str | None, dtype: torch.dtype | None) -> list[Target]:
+    """The back ends of this machine, or of one device; each in its element types, or in one.
+
+    Without CUDA the kernels run in Triton's interpreter: TRITON_INTERPRET=1 must be set before triton is imported.
+    """
+    found = []
+    if device in (None, "cpu"):
+        found += [Target("executor", "executor", "cpu", t) for t in (torch.float64, torch.float32, torch.bfloat16)]
+    if device in (None, "cpu") and not torch.cuda.is_available():
+        found += [Target("interpreter", "triton", "cpu", torch.float32)]
+    if device != "cpu" and torch.cuda.is_available():
+        types = (torch.float32, torch.bfloat16, torch.float16)
+        found += [Target("cuda", "triton", device or "cuda", t) for t in types]
+    return [target for target in found if dtype in (None, target.dtype)]
+
+
+def cases(pattern: CompiledPattern, chosen: Setting, lines: list[Setting]) -> Iterator[Case]:
+    """What to try: every `# check:` line of the file, the defaults, and, where no line says better, ints small
+    enough to matter at these lengths. `chosen` (from the command line) overrides all of them."""
+    tried: list[dict[str, Value]] = []
+    for line in lines:
+        setting = Setting(line.parameters | chosen.parameters, line.sizes | chosen.sizes, line.ranges)
+        yield from _over_shapes(pattern, setting)
+        tried.append(setting.parameters)
+    if any(set(line.parameters) >= required(pattern) and line.sizes for line in lines) and required(pattern):
+        return  # what is required fits the sizes of its line only
+    ranges = lines[0].ranges if lines else {}
+    for parameters in (filled(pattern) | chosen.parameters, shrunken(pattern) | chosen.parameters):
+        if parameters not in tried:
+            tried.append(parameters)
+            yield from _over_shapes(pattern, Setting(parameters, chosen.sizes, ranges))
+
+
+def _over_shapes(pattern: CompiledPattern, setting: Setting) -> Iterator[Case]:
+    shapes = dict.fromkeys(shape.updated(setting.sizes) for shape in SHAPES)
+    yield from (Case(pattern, shape, setting) for shape in shapes)
+
+
+def required(pattern: CompiledPattern) -> set[str]:
+    """Parameters without a default."""
+    return {p.name for p in pattern.pattern.parameters if p.default is None and p.name != "scale"}
+
+
+def filled(pattern: CompiledPattern) -> dict[str, Value]:
+    """A value for every parameter that has no default."""
+    wanted = required(pattern)
+    return {p.name: REQUIRED[p.base] for p in pattern.pattern.parameters if p.name in wanted}
+
+
+def shrunken(pattern: CompiledPattern) -> dict[str, Value]:
+    """Every int above 16 as a small odd one, so that a window of 4096 keys is one of some tokens here."""
+    values = filled(pattern)
+    for at, p in enumerate(pattern.pattern.parameters):
+        if p.is_tuple and isinstance(p.default, tuple):
+            values[p.name] = tuple(item if item <= 16 else 8 * place + 5 for place, item in enumerate(p.default, 1))
+        elif p.base is Base.INT and isinstance(p.default, int) and p.default > 16:
+            values[p.name] = 5 + 2 * at
+    return values
+
+
+def compare(case: Case, target: Target, seed: int = 0) -> Outcome:
+    """Runs a case. Raises AttnError where the pattern cannot be compiled or refuses the call."""
+    pattern = case.pattern
+    parameters = defaults(pattern) | case.setting.parameters
+    made = made_inputs(
+        pattern.pattern,
+        case.shape,
+        parameters,
+        dtype=target.dtype,
+        device=target.device,
+        seed=seed,
+        ranges=case.setting.ranges,
+    )
+    settings: dict[str, Any] = {**case.setting.parameters, **made.inputs}
+    with torch.no_grad():
+        expected = pattern.reference(made.q, made.k, made.v, **settings)
+        out, _ = pattern.outputs(made.q, made.k, made.v, settings, target.backend)
+    return Outcome(case, target, error(out, expected), tolerance(target.dtype, case.shape.keys))
+
+
+def defaults(pattern: CompiledPattern) -> dict[str, Value]:
+    """Default values of the parameters that have one."""
+    return {p.name: p.default for p in pattern.pattern.parameters if p.default is not None}
