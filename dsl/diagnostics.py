@@ -116,5 +116,6 @@ def _excerpt(span: Span, mark: str, remark: str, width: int) -> list[str]:
 
 
 def _printable(text: str) -> str:
-    """Text as a terminal can show it: tabs as blanks, control characters as a question mark."""
-    return "".join(c if c.isprintable() else " " * TAB_COLUMNS if c == "\t" else "?" for c in text)
+    """Text as a terminal can show it: tabs and odd spaces as blanks, control characters as question marks."""
+    shown = (c if c.isprintable() else " " if c.isspace() else "?" for c in text.replace("\t", " " * TAB_COLUMNS))
+    return "".join(shown)

@@ -36,8 +36,8 @@ _SPELLED = {
     INDENT: "an indented block",
     END: "the end of the file",
 }
-# Groups that are named as a whole where all of their members are accepted.
-_EXPRESSION = frozenset({"NAME", "INTEGER", "REAL", "TRUE", "FALSE", "LPAR", "MINUS", "NOT", "IF"})
+# What starts an expression, a statement or an item of a file: named as a whole where the group is accepted.
+_EXPRESSION = frozenset({"NAME", "INTEGER", "REAL", "TRUE", "FALSE", "LPAR"})
 _STATEMENT = frozenset({"NAME", "INPUT", "AXIS", "SCAN", "REPEAT"})
 _ITEM = frozenset({"NAME", "USE", "PATTERN"})
 _OPERATOR = frozenset(
@@ -45,7 +45,7 @@ _OPERATOR = frozenset(
     | {"PLUS", "MINUS", "TIMES", "AT", "OVER", "FLOOR", "MODULO", "POWER"}
 )
 # What may follow a finished expression nearly everywhere, and would only lengthen the list.
-_AFTER_EXPRESSION = frozenset({"DOT", "LSQB", "LPAR", "WHERE", "FOR"})
+_AFTER_EXPRESSION = frozenset({"DOT", "LSQB", "LPAR", "EQUAL", "WHERE", "FOR"})
 
 
 class Hint(NamedTuple):
@@ -71,6 +71,7 @@ WHERE = (
     "`softmax[j](score where j <= i, sink = x)`"
 )
 UNDER_PATTERN = "indent it under a line `pattern name:`"
+_OPENS_BLOCK = r"^\s*(?:(?:scan|repeat)\b[^:]*|pattern\s+\w+\s*(?:\([^()]*\))?\s*):\s*"
 
 # The first one that fits is used.
 HINTS = (
@@ -85,7 +86,8 @@ HINTS = (
     Hint(r"^\s*(?:let|var|const|set)\s+", r"\w", "an equation has no introducing word", "write `name = ..`"),
     Hint(r"^\s*return\b\s*", r".", "there is no `return`", "the result of a pattern is called out: `out = ..`"),
     Hint(r"^\s*(?:import|from|include)\b\s*", r".", "there is no `import`", 'write `use "file.attn"`'),
-    Hint(r"([-+*/@%])\s*", r"=(?!=)", "there is no `{1}=`", "write `x = x {1} ..`"),
+    Hint(r"", r"[-+*/@%]=", "there is no `{0}=`", "write `x = x {0} ..`"),
+    Hint(_OPENS_BLOCK, r"\w", "a block starts on a line of its own", "indent its equations under this line"),
     Hint(r"", r"=<", None, "at most is written `<=`"),
     Hint(r"", r"=>", None, "at least is written `>=`"),
     Hint(r"<", r">", None, "unlike is written `!=`"),
@@ -104,6 +106,7 @@ HINTS = (
     Hint(r"\[.*", r":", None, "there are no slices; an axis keeps its whole length"),
     Hint(r"", r"=(?!=)", None, "`=` gives a name its value; `==` compares"),
 )
+_CONTINUING = re.compile(r"[-+*/@%<>=!.,)\]]|(?:and|or|in|where|then|else)\b")
 
 # Characters of other languages and of typeset mathematics.
 _CHARACTERS = {
@@ -158,10 +161,7 @@ def explain_token(source: Source, error: UnexpectedToken, start: int, line_start
     """
     kind, accepted = error.token.type, frozenset(error.accepts or ())
     if kind == INDENT:
-        place = _line_code(source, start)
-        message = "this line is indented more than the line above it"
-        help = f"{CONTINUE}\na block starts after `pattern name:`, `scan t:` or `repeat n:`"
-        return Diagnostic("indentation", message, place, help=help)
+        return _indented(source, start)
     if INDENT in accepted:
         place = _line_code(source, start) if kind != END else Span(source=source, start=start, stop=start)
         message = "expected an indented block after the line that ends in `:`"
@@ -185,6 +185,17 @@ def explain_token(source: Source, error: UnexpectedToken, start: int, line_start
     return Diagnostic("syntax", message, span, help=help)
 
 
+def _indented(source: Source, start: int) -> Diagnostic:
+    place = _line_code(source, start)
+    message = "this line is indented more than the line above it"
+    help = "start it where the line above starts; a block follows `pattern name:`, `scan t:` or `repeat n:`"
+    if _CONTINUING.match(source.text, place.start):
+        help = CONTINUE
+    elif not re.sub(r"#[^\n]*", "", source.text[: place.start]).strip():
+        message, help = "the first line is indented", "patterns start without indentation"
+    return Diagnostic("indentation", message, place, help=help)
+
+
 def _expected(accepted: frozenset[str]) -> str:
     """What is accepted, in words: `an expression`, "`,`, `)` or an operator"."""
     words: list[str] = []
@@ -192,7 +203,7 @@ def _expected(accepted: frozenset[str]) -> str:
     for group, name in ((_EXPRESSION, "an expression"), (_STATEMENT, "a statement"), (_ITEM, "a pattern")):
         if group <= left:
             words.append(name)
-            left -= group
+            left -= group | {"MINUS", "NOT", "IF"}
     operators = left & _OPERATOR
     if len(operators) > 1:
         left -= _OPERATOR | _AFTER_EXPRESSION

@@ -19,6 +19,7 @@ from attnc.dsl.tree import TreeBuilder
 
 LONGEST_FILE = 256 * 1024  # bytes
 MOST_MISTAKES = 10
+LONGEST_REPAIRED = 32 * 1024  # characters; every further syntax error costs another pass over the text
 
 # Stands in for a line that was found wrong, while the lines after it are judged; the first words of a block's line.
 _EMPTY = "_=0"
@@ -67,8 +68,12 @@ def parse(source: Source) -> syntax.File:
         try:
             tree = _parser().parse("\n" + text + "\n")
         except (UnexpectedToken, UnexpectedCharacters, LayoutError) as error:
-            mistakes.append(_explain(error, source, lines))
-            text = _without_line(text, mistakes[-1].span.start, lines) if _is_within_line(error) else None
+            mistake = _explain(error, source, lines)
+            if mistakes and mistake.code == "indentation":
+                break  # likely a consequence: the line above it may have been taken out
+            mistakes.append(mistake)
+            judged = len(text) <= LONGEST_REPAIRED and _is_within_line(error)
+            text = _without_line(text, mistake.span.start, lines) if judged else None
         else:
             builder = TreeBuilder(source, _OFFSET)
             file = builder.transform(tree)
