@@ -87,6 +87,9 @@ def _item(at: Expressions, operand: Operand, item: Expression, span: Span) -> Te
     blocks = sorted(type.indices & set(at.context.axes))
     if len(own) == 1:
         return _shifted(at, operand, position, own[0], span)
+    # Of several declared axes, the one over the positions that the expression gives: `score[i // block]`.
+    if len(blocks) > 1:
+        blocks = [name for name in blocks if at.context.axes[name].over in position.type.indices]
     if len(blocks) == 1:
         return _shifted(at, operand, position, blocks[0], span)
     raise _no_read(operand, item)

@@ -213,6 +213,8 @@ class TreeBuilder(Transformer_NonRecursive[Token, syntax.File]):
         match callee.items:
             case (syntax.Name(identifier=index),):
                 return index, None, None
+            case (syntax.Literal(value=int() as length),) if not isinstance(length, bool):  # an axis such as `3`
+                return str(length), None, None
             case (
                 syntax.Comparison(
                     operands=(syntax.Name(identifier=index), syntax.Name(identifier=within)), operators=("in",)
