@@ -236,8 +236,8 @@ def _interval(algebra: Algebra, coordinate: Coordinate, lo: Bound, hi: Bound) ->
 
 def _congruence(algebra: Algebra, expression: Expr, phase: Expr, step: Expr, index: str) -> Congruence | None:
     """expression == phase (mod step), unwrapped until a coordinate of the index stands alone."""
-    target = algebra.symbol(algebra.graph.index(index))
     exact = phase == 0 or phase == step - 1 or (isinstance(phase, FloorMod) and phase.args[1] == step)
+    inner, rest = _split(algebra, expression, index)
     if inner is None:
         return None
     phase = sympy.expand(phase - rest)

@@ -51,6 +51,9 @@ class DomainBuilder:
     def build(self, condition: Node) -> Domain:
         conjunctions = disjunction(self.graph, condition)
         keys = [known for one in conjunctions if not self.empty(known := self.solve_atoms(one))]
+        for atom in dict.fromkeys(atom for known in keys for atom in known.opaque):
+            where = f" ({atom.span}: `{atom.span.text}`)" if atom.span else ""
+            self.notes.append(f"a condition{where} could not be solved for j: every tile it may touch evaluates it")
         rows = self.choose_rows(keys)
         linear = [known for known in keys if self.choose_walk(known, rows) is None]
         walked = [known for known in keys if known not in linear]
@@ -96,10 +99,6 @@ class DomainBuilder:
         else:
             keys.opaque.append(atom)
             keys.exact = False
-            where = f" ({atom.span}: `{atom.span.text}`)" if atom.span else ""
-            self.notes.append(
-                f"a condition{where} could not be solved for j: it is evaluated on every tile it may touch"
-            )
 
     def empty(self, keys: Keys) -> bool:
         """Whether the atoms contradict each other for certain."""

@@ -19,18 +19,27 @@ class TileShape:
     stages: int
 
 
-def tile_shape(width: int, itemsize: int, local: bool) -> TileShape:
+def tile_shape(width: int, itemsize: int, kind: str) -> TileShape:
     """The shape for vectors of `width` (the larger of D and E, padded) of `itemsize` bytes.
 
-    `local`: rows see few keys (a window), so that smaller tiles waste less at its edges.
+    `kind`: how many keys a row sees in order: `long` (all of them, or all before it), `local` (a window), `sparse`
+    (by a step, a grid or a list). Measured on an H200, see benchmarks/results/.
     """
     if itemsize > 2:
-        return TileShape(64, 32, 4, 2)
-    if width <= 64:
-        return TileShape(128, 64, 4, 3)
-    if width <= 128:
-        return TileShape(64, 64, 4, 3) if local else TileShape(128, 128, 8, 3)
-    return TileShape(128, 64, 8, 2)
+        return (
+            TileShape(128, 64, 8, 2)
+            if width <= 64
+            else TileShape(128, 32, 8, 2)
+            if width <= 128
+            else TileShape(64, 16, 8, 2)
+        )
+    if width > 128:
+        return TileShape(64, 32, 4, 3)
+    if kind == "sparse":
+        return TileShape(64, 32, 4, 3)
+    if kind == "local":
+        return TileShape(64, 64, 4, 2 if width <= 64 else 3)
+    return TileShape(128, 64, 4, 3) if width <= 64 else TileShape(128, 128, 8, 3)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from attnc.compiler.emit.expressions import array_name, parameter_name
 from attnc.compiler.ir import Node, walk
 from attnc.compiler.plan import Diagonals, Domain, Grid, Listed, Plan, Stepped
 
+PLAIN, ROW_VIEW = -1, -2  # views in the order of the tensor, and by the step of the row tiles
 LAYOUTS = {"q": "bhnd", "k": "bhnd", "v": "bhne", "o": "bhne"}
 
 
@@ -17,6 +18,8 @@ class Argument:
     """One kernel argument.
 
     roles: `tensor` (q k v o lse, parts and schedule), `stride` (attribute tensor, slot), `size` (attribute),
+    `view` (a tensor descriptor of q, k or v: attribute; slot: the key set whose step it follows, or one of PLAIN
+    and ROW_VIEW),
     `parameter` (attribute), `array` (an input or table: attribute, axes), `array_stride`, `array_length` and
     `array_group` (attribute, slot). Only a `specialised` argument's value is looked at by Triton's own
     compilation, so one compilation serves all lengths and parameters.
@@ -39,6 +42,11 @@ def kernel_arguments(plan: Plan, expressions: Sequence[Node], domain: Domain) ->
         for tensor, layout in LAYOUTS.items()
         for slot, axis in enumerate(layout)
     ]
+    views = [Argument("q_view", "view", "q", ROW_VIEW, specialised=True)] if domain.rows.period is None else []
+    for number, key_set in enumerate(domain.key_sets):
+        if key_set.walk is None or isinstance(key_set.walk, Stepped):
+            slot = PLAIN if key_set.walk is None else number
+            views += [Argument(f"{x}_view{view_suffix(slot)}", "view", x, slot, specialised=True) for x in "kv"]
     sizes = [Argument(name, "size", name) for name in ("B", "H", "N", "M", "D", "E", "OFFSET", "GROUP")]
     nodes = list(walk(*expressions, *walk_nodes(domain)))
     used = {str(node.attribute) for node in nodes if node.op == "parameter"}
@@ -46,7 +54,17 @@ def kernel_arguments(plan: Plan, expressions: Sequence[Node], domain: Domain) ->
     sizes += [Argument(f"size_{name}", "size", name) for name in others]
     parameters = [Argument(parameter_name(name), "parameter", name) for name in sorted(used)]
     arrays = [one for array in array_layouts(plan, nodes, domain) for one in array_arguments(*array)]
-    return (*tensors, *strides, *sizes, *parameters, *arrays)
+    return (*tensors, *strides, *views, *sizes, *parameters, *arrays)
+
+
+def view_constant(argument: Argument) -> str:
+    """The constant that says whether a view's descriptor is there."""
+    return "VIEW_Q" if argument.slot == ROW_VIEW else f"VIEW{view_suffix(argument.slot)}"
+
+
+def view_suffix(slot: int) -> str:
+    """Distinguishes the views of one tensor."""
+    return "" if slot < 0 else str(slot)
 
 
 def walk_nodes(domain: Domain) -> list[Node]:
@@ -85,7 +103,8 @@ def array_layouts(plan: Plan, nodes: Sequence[Node], domain: Domain) -> list[tup
                 if table is not None:
                     derived = made[table]
                     indices = derived.args[0].type.ordered_indices() if derived.kind == "listing" else ("row_block",)
-                    found[table] = (f"t_{table.replace('.', '_')}", table, (*indices, "entry"))
+                    last = "position" if table.endswith(".rank") else "entry"
+                    found[table] = (f"t_{table.replace('.', '_')}", table, (*indices, last))
     return list(found.values())
 
 

@@ -68,7 +68,8 @@ class Expressions:
         if not node.depends_on("j") and not node.type.axes:
             yield node
             return
-        for arg in node.args:
+        read = node.op in ("take", "rename")  # what is read stays with its place
+        for arg in node.args[1 if read else 0 :]:
             yield from self._maximal(arg)
 
     def share(self, roots: Iterable[Node], view: View) -> None:

@@ -25,6 +25,8 @@ class Loop:
     masked: bool
     keys: Callable[[Writer], None]
     contiguous: bool = False  # j = start + 0 .. BLOCK_N
+    view: str | None = None  # suffix of the tensor descriptors that hold its tiles
+    place: str = ""  # the tile's place in them, after batch and head
 
 
 Piece = tuple[str, str]  # first tile, number of tiles
@@ -149,7 +151,7 @@ class Ranges:
             writer.let("j", "start + lanes_n")
             writer.let("key_ok", "j < M")
 
-        return Loop(*self.share(ends[-1]), masked, keys, contiguous=True)
+        return Loop(*self.share(ends[-1]), masked, keys, contiguous=True, view="", place="start, 0")
 
     # Keys by a step
 
@@ -178,8 +180,10 @@ class Ranges:
 
             return write
 
+        view = str(self.number)
+        place = f"{first} // {step} + tile_n * BLOCK_N, {first} % {step}, 0"
         if run.inner is None:
-            return [Loop(*self.share(tiles), True, at("n"))]
+            return [Loop(*self.share(tiles), True, at("n"), view=view, place=place)]
         lo, hi = self.inner(run.inner)
         begin = self.let("full", f"tl.cdiv(tl.maximum({lo} - {first}, 0), {step} * BLOCK_N)")
         end = self.let("full_end", f"tl.maximum(tl.cdiv(tl.maximum({hi} - {first}, 0), {step}), 0) // BLOCK_N")
@@ -188,8 +192,8 @@ class Ranges:
         whole = self.let("whole", f"{end} - {begin}")
         rest = self.let("rest", f"{tiles} - {whole}")
         return [
-            Loop(*self.share(whole), False, at(f"{begin} + n")),
-            Loop(*self.share(rest), True, at(f"tl.where(n < {begin}, n, {whole} + n)")),
+            Loop(*self.share(whole), False, at(f"{begin} + n"), view=view, place=place),
+            Loop(*self.share(rest), True, at(f"tl.where(n < {begin}, n, {whole} + n)"), view=view, place=place),
         ]
 
     def phase(self, stem: str, phase: str, step: str) -> str:

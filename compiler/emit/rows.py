@@ -34,11 +34,13 @@ def emit_rows(writer: Writer, rows: Rows, steps: dict[str, str]) -> None:
     elif rows.step is not None:
         writer.let("step", steps["step"])
         writer.let("class_tiles", "tl.cdiv(tl.cdiv(N, step), BLOCK_M)")
-        writer.let("row", "tile // class_tiles + step * (tile % class_tiles * BLOCK_M + lane)")
+        writer.let("row_tile", "tile % class_tiles * BLOCK_M")
+        writer.let("row", "tile // class_tiles + step * (row_tile + lane)")
         writer.let("row_ok", "row < N")
         writer.let("i", "row + OFFSET")
     else:
-        writer.let("row", "tile * BLOCK_M + lane")
+        writer.let("row_tile", "tile * BLOCK_M")
+        writer.let("row", "row_tile + lane")
         writer.let("row_ok", "row < N")
         writer.let("i", "row + OFFSET")
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from attnc.compiler.emit.arguments import Argument, kernel_arguments
+from attnc.compiler.emit.arguments import Argument, kernel_arguments, view_constant
 from attnc.compiler.emit.expressions import PAIRS, ROWS, TILE, Array, Expressions, View
 from attnc.compiler.emit.ranges import Loop, emit_ranges
 from attnc.compiler.emit.rows import emit_rows
@@ -70,7 +70,8 @@ class StreamedForward:
         plain = [argument.name for argument in self.arguments if not argument.specialised]
         writer.line(f"@triton.jit(do_not_specialize={plain!r})")
         names = [argument.name for argument in self.arguments]
-        parameters = ", ".join([*names, *(f"{constant}: tl.constexpr" for constant in CONSTANTS)])
+        views = dict.fromkeys(view_constant(argument) for argument in self.arguments if argument.role == "view")
+        parameters = ", ".join([*names, *(f"{constant}: tl.constexpr" for constant in (*CONSTANTS, *views))])
         with writer.block(f"def {self.name}({parameters}):"):
             self.body()
         return Kernel(self.name, writer.text(), self.arguments, self.factor)
@@ -100,7 +101,13 @@ class StreamedForward:
         writer.let("e", "tl.arange(0, BLOCK_E)")
         writer.let("q_head", "q + b64 * q_sb + h.to(tl.int64) * q_sh")
         writer.let("q_rows", "q_head + row.to(tl.int64)[:, None] * q_sn + d[None, :] * q_sd")
-        writer.let("query", "_load_tile(q_rows, row_ok, d < D, True, not EVEN_D)")
+        pointers = "_load_tile(q_rows, row_ok, d < D, True, not EVEN_D)"
+        rows = self.branch.domain.rows
+        if rows.period is not None:
+            writer.let("query", pointers)
+        else:
+            place = "row_tile, 0" if rows.step is None else "row_tile, tile // class_tiles, 0"
+            self.viewed("query", f"q_view.load([b, h, {place}]).reshape(BLOCK_M, BLOCK_D)", pointers, "_Q")
         writer.let("k_head", "k + b64 * k_sb + key_head * k_sh")
         writer.let("v_head", "v + b64 * v_sb + key_head * v_sh")
 
@@ -126,7 +133,7 @@ class StreamedForward:
         view = PAIRS if pairs else TILE
         self.expressions.local = {}
         guarded = loop.masked or not loop.contiguous
-        writer.let("keys", self.load("k", "d", loop, guarded))
+        self.load("keys", "k", "d", loop, guarded)
         if pairs:
             writer.let("s", "tl.sum(query.to(tl.float32) * keys.to(tl.float32), 1)")
         else:
@@ -135,7 +142,7 @@ class StreamedForward:
         self.weigh(view, self.live(key_set, view) if loop.masked else None, key_set.mask.span)
         writer.let("fade", "tl.exp2(largest - peak)")
         writer.let("largest", "peak")
-        writer.let("values", self.load("v", "e", loop, guarded))
+        self.load("values", "v", "e", loop, guarded)
         if pairs:
             writer.let("total", "total * fade + weights")
             writer.let("acc", "acc * fade[:, None] + weights[:, None] * values.to(tl.float32)")
@@ -145,14 +152,26 @@ class StreamedForward:
                 "acc", "tl.dot(weights.to(values.dtype), values, acc * fade[:, None], input_precision=PRECISION)"
             )
 
-    def load(self, tensor: str, axis: str, loop: Loop, guarded: bool) -> str:
+    def viewed(self, name: str, view: str, pointers: str, suffix: str) -> None:
+        """A tile through its tensor descriptor where there is one, else through pointers."""
+        with self.writer.block(f"if VIEW{suffix}:"):
+            self.writer.let(name, view)
+        with self.writer.block("else:"):
+            self.writer.let(name, pointers)
+
+    def load(self, name: str, tensor: str, axis: str, loop: Loop, guarded: bool) -> None:
         """A tile of keys or values; a full one needs no guard."""
         if loop.contiguous:
             base = f"{tensor}_head + start.to(tl.int64) * {tensor}_sn + lanes_n[:, None] * {tensor}_sn"
         else:
             base = f"{tensor}_head + j.to(tl.int64)[:, None] * {tensor}_sn"
         pointer = f"{base} + {axis}[None, :] * {tensor}_s{axis}"
-        return f"_load_tile({pointer}, key_ok, {axis} < {axis.upper()}, {guarded}, not EVEN_{axis.upper()})"
+        pointers = f"_load_tile({pointer}, key_ok, {axis} < {axis.upper()}, {guarded}, not EVEN_{axis.upper()})"
+        if loop.view is None:
+            self.writer.let(name, pointers)
+            return
+        view = f"{tensor}_view{loop.view}.load([b, h // GROUP, {loop.place}]).reshape(BLOCK_N, BLOCK_{axis.upper()})"
+        self.viewed(name, view, pointers, loop.view)
 
     def live(self, key_set: KeySet, view: View) -> str:
         mask = key_set.mask

@@ -1,0 +1,72 @@
+"""Tensor descriptors (TMA) for the tiles that a kernel reads in order or by a step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attnc.compiler.emit.arguments import PLAIN, ROW_VIEW, Argument, view_constant
+from attnc.compiler.ir import Node
+from attnc.compiler.plan import Branch, Stepped
+from attnc.compiler.schedule import TileShape
+from attnc.runtime.call import Call
+from attnc.runtime.scalars import of_node
+
+ALIGNMENT = 16  # bytes, of the address and of every stride but the last
+
+
+class Views:
+    """The descriptors of one launch. `present` holds the constants that say which there are.
+
+    A view follows the tensor's order, (B, heads, tokens, D), or a step: (B, heads, tokens // step, step, D).
+    Where a tensor's strides or length don't allow it, the kernel's pointers are used.
+    """
+
+    def __init__(
+        self, branch: Branch, call: Call, tensors: dict[str, Tensor], padded: tuple[int, int], shape: TileShape
+    ) -> None:
+        self.branch = branch
+        self.call = call
+        self.tensors = tensors
+        self.width = {"q": padded[0], "k": padded[0], "v": padded[1]}
+        self.length = {"q": shape.block_m, "k": shape.block_n, "v": shape.block_n}
+        self.present: dict[str, bool] = {}
+
+    def of(self, argument: Argument) -> Any:
+        """The descriptor of a `view` argument, or the plain tensor where there can be none."""
+        tensor = self.tensors[argument.attribute]
+        made = self.describe(argument.attribute, tensor, self.step(argument.slot))
+        constant = view_constant(argument)
+        self.present[constant] = self.present.get(constant, True) and made is not None
+        return tensor if made is None else made
+
+    def step(self, slot: int) -> int | None:
+        """The step of a view; None: in order."""
+        node: Node | None = None
+        if slot == ROW_VIEW:
+            node = self.branch.domain.rows.step
+        elif slot != PLAIN:
+            walk = self.branch.domain.key_sets[slot].walk
+            assert isinstance(walk, Stepped)
+            node = walk.step
+        return None if node is None else int(of_node(node, self.call.parameters, self.call.sizes) or 1)
+
+    def describe(self, name: str, tensor: Tensor, step: int | None) -> Any:
+        from triton.tools.tensor_descriptor import TensorDescriptor
+
+        if not tensor.is_cuda or torch.cuda.get_device_capability(tensor.device)[0] < 9:
+            return None
+        batch, heads, tokens, width = tensor.shape
+        if tensor.stride(3) != 1 or tensor.data_ptr() % ALIGNMENT or (step is not None and tokens % step):
+            return None
+        unit = ALIGNMENT // tensor.element_size()
+        strides = [tensor.stride(at) if tensor.shape[at] > 1 else unit for at in range(3)]
+        shape, block = [batch, heads, tokens], [1, 1, self.length[name]]
+        if step is not None:
+            shape, block = [batch, heads, tokens // step, step], [1, 1, self.length[name], 1]
+            strides = [*strides[:2], strides[2] * step, strides[2]]
+        if any(stride % unit or stride <= 0 for stride in strides):
+            return None
+        return TensorDescriptor(tensor, [*shape, width], [*strides, 1], [*block, self.width[name]])
