@@ -95,22 +95,27 @@ def joined_indices(operands: Sequence[Operand], span: Span) -> frozenset[str]:
 
 
 def joined_axes(operands: Sequence[Operand], span: Span) -> tuple[str, ...]:
-    """The vector axes of a pointwise result: those of the widest operand, which must have all the others'."""
+    """The vector axes of a pointwise result: those of the widest operand; another has the leading ones, or none."""
     widest = max(operands, key=lambda operand: len(operand.type.axes))
     axes = widest.type.axes
     for operand in operands:
         own = operand.type.axes
-        in_order = tuple(axis for axis in axes if axis in own)
-        if own and own != axes and (own != in_order or len(set(axes)) != len(axes)):
+        if own != axes[: len(own)]:
             raise rejection(
                 "axis-mismatch",
-                f"the vector axes differ: {listed(own)} and {listed(axes)}",
+                f"the vector axes differ: ({', '.join(own)}) and ({', '.join(axes)})",
                 span,
                 (operand.span, f"this is {operand.type}"),
                 (widest.span, f"this is {widest.type}"),
-                help="`@` contracts a shared axis; `outer(x, y)` makes a matrix of two vectors",
+                help=_remedy(own, axes),
             )
     return axes
+
+
+def _remedy(own: tuple[str, ...], axes: tuple[str, ...]) -> str:
+    if len(own) < len(axes) and set(own) <= set(axes):
+        return "a vector goes with the first axis of a matrix: `transpose(transpose(S) * x)` is for the second one"
+    return "`@` contracts a shared axis; `outer(x, y)` makes a matrix of two vectors"
 
 
 def pointwise(build: Builder, form: str, operands: Sequence[Operand], base: Base, span: Span) -> Term:

@@ -63,7 +63,8 @@ FORMS: dict[str, str] = {
     "input": "q, k, v or a declared input, by name",
     "state": "a state of the enclosing scan or repeat, by name",
     "local": "the value of an earlier step of the enclosing scan or repeat, by name",
-    # pointwise; operands broadcast by name; vector axes of two operands are equal or one has none
+    # pointwise; operands broadcast by name; the vector axes of one are the leading ones of the other: all, the d of
+    # d and e, or none
     "to_real": "int to real",
     "neg": "-x",
     "not": "not x",
@@ -123,7 +124,8 @@ FORMS: dict[str, str] = {
     "threshold": "(score, bound, condition, force): members with score >= bound, and forced ones",
     "mass": "(score, share, condition, force): forced first, then the largest until sum >= share * row total",
     "argmax": "(score, condition): position (int) of the largest score; ties to the lowest; attribute is the axis",
-    "member": "args[0], an int position, is in args[1]: a selection, or an int vector (negative entries are padding)",
+    "member": "args[0], an int position, is in args[1]: a selection, or an int vector (negative entries are padding)."
+    " Positions are looked for in the members' ranges, but an `index` of the axis chosen from is a member itself",
     "group_sum": "sum over the query heads that share a key head, given to each of them",
     # whole branches
     "merge": "args are softmax branches `dot(softmax, value)`; one softmax over the multiset union of their keys",
