@@ -20,6 +20,7 @@ CODES: dict[str, str] = {
     "missing-output": "a pattern that assigns no `out`",
     "nesting": "brackets or blocks inside one another, deeper than the language allows",
     "not-a-condition": "a number where a condition is needed",
+    "not-lowered": "a form of the language that the compiler has no kernel for yet",
     "not-positive": "a divisor or size that a call makes zero or negative",
     "number": "a number that the language cannot hold",
     "output": "an `out` of a type that no pattern can return",

@@ -15,7 +15,7 @@ from torch import Tensor
 from attnc.dsl.diagnostics import did_you_mean
 from attnc.dsl.terms import Input, Parameter, Pattern
 from attnc.dsl.types import Base
-from attnc.runtime.refusal import listed, refuse
+from attnc.runtime.refusal import extra_inputs, layouts, listed, refuse
 from attnc.runtime.scalars import of_term
 
 WIDEST = 256  # largest D and E that the kernels hold in registers
@@ -26,7 +26,8 @@ TOKENS = {"i": "i", "j": "j", "t": "j"}
 
 @dataclass(frozen=True)
 class Bound:
-    """A checked call. `parameters` holds tuples whole and always `scale`; `sizes` every axis that is known."""
+    """A checked call. `parameters` holds tuples whole and always `scale`; `inputs` are in the order of their
+    declaration; `sizes` holds every axis that is known."""
 
     q: Tensor
     k: Tensor
@@ -50,20 +51,21 @@ def bind(
     argument at fault.
     """
     _names(pattern, parameters, settings)
+    extra = extra_inputs(pattern)
     given = {"q": q, "k": k} | ({} if v is None else {"v": v})
-    given |= {declared.name: settings[declared.name] for declared in pattern.inputs if declared.name in settings}
+    given |= {declared.name: settings[declared.name] for declared in extra if settings.get(declared.name) is not None}
     if v is None and pattern.uses_value:
         refuse(pattern, "argument", "`v` is missing", about="v", given=given)
     _tensors(pattern, given)
     sizes = _attention_sizes(pattern, given)
     values = {p.name: _parameter(pattern, p, settings.get(p.name), sizes) for p in parameters}
     sizes |= fixed_sizes(pattern, values, sizes)
-    for declared in pattern.inputs:
+    for declared in extra:
         if declared.name in given:
             _layout(pattern, declared, given, sizes)
     inputs = {
         declared.name: given[declared.name] if declared.name in given else _default(pattern, declared, q, values, sizes)
-        for declared in pattern.inputs
+        for declared in extra
     }
     return Bound(q, k, v, values, inputs, sizes)
 
@@ -81,7 +83,8 @@ def flat(parameters: Mapping[str, Any]) -> dict[str, bool | int | float]:
 
 def _names(pattern: Pattern, parameters: tuple[Parameter, ...], settings: Mapping[str, Any]) -> None:
     """Every keyword is declared, and every declaration without a default is there."""
-    known = [p.name for p in parameters] + [declared.name for declared in pattern.inputs]
+    extra = extra_inputs(pattern)
+    known = [p.name for p in parameters] + [declared.name for declared in extra]
     for name in settings:
         if name not in known:
             takes = f"it takes {listed(known)}"
@@ -90,7 +93,7 @@ def _names(pattern: Pattern, parameters: tuple[Parameter, ...], settings: Mappin
     for p in parameters:
         if p.default is None and p.name != "scale" and settings.get(p.name) is None:
             refuse(pattern, "argument", f"parameter `{p.name}` is missing and has no default", about=p.name)
-    for declared in pattern.inputs:
+    for declared in extra:
         if declared.default is None and settings.get(declared.name) is None:
             axes = ", ".join(declared.axes)
             message = f"input `{declared.name}` is missing: {declared.base}[{axes}]"
@@ -130,38 +133,39 @@ def _attention_sizes(pattern: Pattern, given: Mapping[str, Any]) -> dict[str, in
     q, k = given["q"], given["k"]
     v = given.get("v")
     sizes = {"b": q.shape[0], "h": q.shape[1], "i": q.shape[2], "d": q.shape[3], "j": k.shape[2], "t": k.shape[2]}
-    if v is not None:
-        sizes["e"] = v.shape[3]
     for axis, what in (("i", "queries"), ("j", "keys")):
         if sizes[axis] == 0:
             refuse(pattern, "shape", f"the sequence is empty: there are no {what}", given=given)
-    if min(sizes.values()) == 0 or k.shape[1] == 0 or (v is not None and v.shape[1] == 0):
-        refuse(pattern, "shape", "an axis of length 0", given=given)
-    _agreement(pattern, given)
-    for axis in ("d", "e"):
-        if sizes.get(axis, 0) > WIDEST:
-            refuse(pattern, "shape", f"axis {axis} is {sizes[axis]} long, more than {WIDEST}", given=given)
+    axes = layouts(pattern)
+    for name, value in (("q", q), ("k", k), ("v", v)):
+        if value is None:
+            continue
+        if 0 in value.shape:
+            refuse(pattern, "shape", f"`{name}` has an axis of length 0", given=given)
+        _heads(pattern, name, axes[name][1], given)
+        for at in (0, 2, 3):
+            expected = sizes.setdefault(axes[name][at], value.shape[at])
+            if value.shape[at] != expected:
+                origin = "k" if at == 2 else "q"
+                _conflict(pattern, axes[name][at], (origin, expected), (name, value.shape[at]), given)
+        if value.shape[3] > WIDEST:
+            message = f"axis {axes[name][3]} is {value.shape[3]} long in `{name}`, more than {WIDEST}"
+            refuse(pattern, "shape", message, given=given)
     return sizes
 
 
-def _agreement(pattern: Pattern, given: Mapping[str, Any]) -> None:
-    """q, k and v agree on the axes that they share; k and v may have fewer heads."""
-    q, k = given["q"], given["k"]
-    v = given.get("v")
-    for name, value in (("k", k), ("v", v)):
-        if value is None:
-            continue
-        if value.shape[0] != q.shape[0]:
-            _conflict(pattern, "b", ("q", q.shape[0]), (name, value.shape[0]), given)
-        if q.shape[1] % value.shape[1] != 0:
-            message = f"{q.shape[1]} query heads cannot share the {value.shape[1]} heads of `{name}`: not a multiple"
-            refuse(pattern, "shape", message, given=given)
-    if v is not None and v.shape[2] != k.shape[2]:
-        _conflict(pattern, "j", ("k", k.shape[2]), ("v", v.shape[2]), given)
-    if v is not None and v.shape[1] != k.shape[1]:
-        _conflict(pattern, "h", ("k", k.shape[1]), ("v", v.shape[1]), given)
-    if k.shape[3] != q.shape[3]:
-        _conflict(pattern, "d", ("q", q.shape[3]), ("k", k.shape[3]), given)
+def _heads(pattern: Pattern, name: str, axis: str, given: Mapping[str, Any]) -> None:
+    """k and v have as many heads as each other, which the query heads share evenly; or 1, where declared so."""
+    heads, found = given["q"].shape[1], given[name].shape[1]
+    if axis == "1":
+        if found != 1:
+            _conflict(pattern, "1", (None, 1), (name, found), given)
+        return
+    if heads % found != 0:
+        message = f"{heads} query heads cannot share the {found} heads of `{name}`: not a multiple"
+        refuse(pattern, "shape", message, given=given)
+    if name == "v" and found != given["k"].shape[1] and layouts(pattern)["k"][1] == "h":
+        _conflict(pattern, "h", ("k", given["k"].shape[1]), ("v", found), given)
 
 
 def fixed_sizes(pattern: Pattern, values: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, int]:

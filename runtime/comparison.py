@@ -94,7 +94,8 @@ def cases(pattern: CompiledPattern, chosen: Setting, lines: list[Setting]) -> It
 
 def _over_shapes(pattern: CompiledPattern, setting: Setting) -> Iterator[Case]:
     shapes = dict.fromkeys(shape.updated(setting.sizes) for shape in SHAPES)
-    yield from (Case(pattern, shape, setting) for shape in shapes)
+    ragged = pattern.program.token_read is None  # else there is no call with more queries than keys
+    yield from (Case(pattern, shape, setting) for shape in shapes if ragged or shape.queries <= shape.keys)
 
 
 def required(pattern: CompiledPattern) -> set[str]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from attnc.dsl.terms import Input, Pattern
 from attnc.dsl.types import Base
 from attnc.runtime.binding import fixed_sizes, flat
+from attnc.runtime.refusal import extra_inputs, layouts
 from attnc.runtime.settings import SIZES
 
 FREE_AXIS = 6  # length of an axis that nothing fixes, such as the listed columns of a head
@@ -85,10 +86,12 @@ def made_inputs(
         return torch.randn(lengths, generator=generator).to(device, dtype)
 
     q = normal(shape.batch, shape.heads, shape.queries, shape.width)
-    k = normal(shape.batch, shape.key_heads, shape.keys, shape.width)
+    latent = layouts(pattern)["k"]
+    sizes.setdefault(latent[3], shape.width)
+    k = normal(shape.batch, 1 if latent[1] == "1" else shape.key_heads, shape.keys, sizes[latent[3]])
     v = normal(shape.batch, shape.key_heads, shape.keys, shape.value_width)
     inputs: dict[str, Tensor] = {}
-    for declared in pattern.inputs:
+    for declared in extra_inputs(pattern):
         lengths = [int(axis) if axis.isdigit() else sizes.setdefault(axis, FREE_AXIS) for axis in declared.axes]
         bounds = (ranges or {}).get(declared.name)
         if declared.base is Base.REAL:

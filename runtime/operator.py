@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import Tensor
 
+from attnc.dsl.source import Span
+from attnc.dsl.terms import Pattern
 from attnc.dsl.types import Base
 from attnc.runtime.binding import fixed_sizes
 from attnc.runtime.program import Program, program
-from attnc.runtime.refusal import refuse
+from attnc.runtime.refusal import extra_inputs, refuse
 from attnc.runtime.scalars import of_node, of_term
 
 if TYPE_CHECKING:
@@ -67,7 +69,7 @@ def sizes_of(
     if v is not None:
         sizes["e"] = v.shape[3]
     sizes |= fixed_sizes(program.pattern, parameters, sizes)
-    for declared, value in zip(program.pattern.inputs, inputs, strict=True):
+    for declared, value in zip(extra_inputs(program.pattern), inputs, strict=True):
         for axis, length in zip(declared.axes, value.shape, strict=True):
             sizes.setdefault(axis, length)
     return sizes
@@ -76,13 +78,18 @@ def sizes_of(
 def require(program: Program, parameters: dict[str, Any], sizes: dict[str, int]) -> None:
     """What divides or sizes something in the text is positive. Raises AttnError at that place."""
     pattern = program.pattern
-    checked = [(of_node(need.node, parameters, sizes), need.span) for need in program.plan.requirements]
-    for axis in pattern.axes:
-        checked += [(of_term(term, parameters, sizes), term.span) for term in (axis.size, axis.stride) if term]
-    for value, span in checked:
-        if value is not None and value <= 0:
-            help = "it divides or sizes something, so it must be positive"
-            refuse(pattern, "not-positive", f"`{span.text}` is {value} in this call", span=span, help=help)
+    if sizes["i"] > sizes["j"] and (read := program.token_read) is not None:
+        help = "inputs over t have the length of the keys; with more queries than keys the last queries have no token"
+        message = f"`{read.span.text}` reads {sizes['j']} tokens at {sizes['i']} queries"
+        refuse(pattern, "shape", message, span=read.span, help=help)
+    for term in program.divisors:
+        _positive(pattern, of_term(term, parameters, sizes), term.span)
+
+
+def _positive(pattern: Pattern, value: float | None, span: Span) -> None:
+    if value is not None and value <= 0:
+        help = "it divides or sizes something, so it must be positive"
+        refuse(pattern, "not-positive", f"`{span.text}` is {value} in this call", span=span, help=help)
 
 
 def prepare(
@@ -99,8 +106,11 @@ def prepare(
 
     found = program(plan)
     parameters = unpack(found, ints, floats)
-    require(found, parameters, sizes_of(found, q, k, v, inputs, parameters))
-    given = dict(zip((declared.name for declared in found.pattern.inputs), inputs, strict=True))
+    sizes = sizes_of(found, q, k, v, inputs, parameters)
+    require(found, parameters, sizes)
+    for need in found.plan.requirements:
+        _positive(found.pattern, of_node(need.node, parameters, sizes), need.span)
+    given = dict(zip((declared.name for declared in extra_inputs(found.pattern)), inputs, strict=True))
     return found, make_call(found.plan, q, k, v, parameters, given)
 
 

@@ -12,9 +12,10 @@ from torch import Tensor
 from attnc.dsl.source import Source
 from attnc.dsl.terms import Input, Parameter, Pattern
 from attnc.dsl.types import Base
-from attnc.runtime.binding import Bound, bind
-from attnc.runtime.operator import pack, prepare
+from attnc.runtime.binding import Bound, bind, flat
+from attnc.runtime.operator import pack, prepare, require
 from attnc.runtime.program import Program, program, register
+from attnc.runtime.refusal import extra_inputs
 
 if TYPE_CHECKING:
     from attnc.runtime.call import Call
@@ -61,7 +62,7 @@ class CompiledPattern:
         q, k, v = _autocast(q, k, v)
         bound = bind(self._pattern, self._parameters, q, k, v, settings)
         key, ints, floats = self._packed(bound)
-        inputs = [bound.inputs[declared.name] for declared in self._pattern.inputs]
+        inputs = list(bound.inputs.values())
         out, statistics = torch.ops.attnc.attention(key, q, k, v, inputs, ints, floats, backend)
         return out, statistics
 
@@ -70,7 +71,9 @@ class CompiledPattern:
         from attnc.runtime.reference import reference
 
         bound = bind(self._pattern, self._parameters, q, k, v, settings)
-        return reference(self._variant(bound).pattern, q, k, v, bound.parameters, bound.inputs)
+        program = self._program.with_lengths({name: len(bound.parameters[name]) for name in self._tuples})
+        require(program, flat(bound.parameters), bound.sizes)
+        return reference(program.pattern, q, k, v, bound.parameters, bound.inputs)
 
     def live_fraction(self, q: Tensor, k: Tensor, v: Tensor | None = None, **settings: Any) -> float:
         """Share of the query-key pairs that the text gives a weight, over all heads; branches count each."""
@@ -91,7 +94,9 @@ class CompiledPattern:
         """The program and the call that the back ends would get."""
         bound = bind(self._pattern, self._parameters, q, k, v, settings)
         key, ints, floats = self._packed(bound)
-        return prepare(key, q, k, v, [bound.inputs[declared.name] for declared in self._pattern.inputs], ints, floats)
+        return prepare(
+            key, q, k, v, [bound.inputs[declared.name] for declared in extra_inputs(self._pattern)], ints, floats
+        )
 
     @property
     def kernels(self) -> dict[str, str]:
@@ -104,6 +109,11 @@ class CompiledPattern:
     def pattern(self) -> Pattern:
         """The checked tree."""
         return self._pattern
+
+    @property
+    def program(self) -> Program:
+        """The checked tree and the plan."""
+        return self._program
 
     @property
     def source(self) -> str:
@@ -121,9 +131,6 @@ class CompiledPattern:
             key = _key_for_lengths(key, self._tuples, tuple(len(bound.parameters[name]) for name in self._tuples))
         ints, floats = pack(self._program, bound.parameters)
         return key, ints, floats
-
-    def _variant(self, bound: Bound) -> Program:
-        return self._program.with_lengths({name: len(bound.parameters[name]) for name in self._tuples})
 
     def __repr__(self) -> str:
         return f"<pattern {self.__name__}{self.__signature__} of {self._pattern.source.name}>"
@@ -149,7 +156,7 @@ def signature(pattern: Pattern, parameters: tuple[Parameter, ...]) -> inspect.Si
     tensors = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=Tensor) for name in "qkv"]
     if not pattern.uses_value:
         tensors[2] = tensors[2].replace(default=None)
-    keywords = [_keyword(entry) for entry in pattern.inputs] + [_keyword(p) for p in parameters]
+    keywords = [_keyword(entry) for entry in extra_inputs(pattern)] + [_keyword(p) for p in parameters]
     return inspect.Signature(tensors + keywords, return_annotation=Tensor)
 
 
@@ -170,7 +177,9 @@ def _documentation(pattern: Pattern, parameters: tuple[Parameter, ...]) -> str:
     """Docstring: the text, and what each keyword is."""
     lines = [f"Attention pattern `{pattern.name}` of {pattern.source.name}.", "", pattern.span.text.rstrip(), ""]
     lines.append(f"Returns [{', '.join(pattern.output_axes)}].")
-    lines += [f"{entry.name}: {entry.base}[{', '.join(entry.axes)}]{_optional(entry)}" for entry in pattern.inputs]
+    lines += [
+        f"{entry.name}: {entry.base}[{', '.join(entry.axes)}]{_optional(entry)}" for entry in extra_inputs(pattern)
+    ]
     for p in parameters:
         default = "D**-0.5" if p.default is None and p.name == "scale" else p.default
         lines.append(f"{p.name}: {p.base}{'s' if p.is_tuple else ''}" + ("" if default is None else f" = {default}"))

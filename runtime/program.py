@@ -41,6 +41,19 @@ class Program:
         """Length of every tuple parameter."""
         return {p.name: len(p.default) for p in self.parameters if isinstance(p.default, tuple)}
 
+    @cached_property
+    def token_read(self) -> Term | None:
+        """A read of a token input at the query's position, if there is one: such a pattern needs N <= M."""
+        found = (t for t in terms(self.pattern) if t.form == "rename" and t.attribute == ("t", "i"))
+        return next(found, None)
+
+    @cached_property
+    def divisors(self) -> tuple[Term, ...]:
+        """What divides in the text, or sizes an axis, and is not a number: it must be positive in every call."""
+        found = [term.args[1] for term in terms(self.pattern) if term.form in ("floordiv", "mod")]
+        found += [term for axis in self.pattern.axes for term in (axis.size, axis.stride) if term is not None]
+        return tuple(term for term in dict.fromkeys(found) if term.form != "literal" and not term.type.indices)
+
     def with_lengths(self, lengths: Mapping[str, int]) -> Program:
         """The same pattern for tuple parameters of other lengths; its text is checked again, once a combination."""
         changed = tuple(sorted((name, length) for name, length in lengths.items() if length != self.lengths[name]))

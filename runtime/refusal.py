@@ -9,9 +9,14 @@ from torch import Tensor
 
 from attnc.dsl.diagnostics import AttnError, Diagnostic
 from attnc.dsl.source import Span
-from attnc.dsl.terms import Pattern
+from attnc.dsl.terms import Input, Pattern
 
 BUILT_IN_LAYOUTS = {"q": ("b", "h", "i", "d"), "k": ("b", "h", "j", "d"), "v": ("b", "h", "j", "e")}
+
+
+def extra_inputs(pattern: Pattern) -> tuple[Input, ...]:
+    """The declared inputs but q, k, v, which a file may declare again to give them other axes (a latent as k)."""
+    return tuple(declared for declared in pattern.inputs if declared.name not in BUILT_IN_LAYOUTS)
 
 
 def layouts(pattern: Pattern) -> dict[str, tuple[str, ...]]:
