@@ -7,7 +7,7 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
-from lark import Lark
+from lark import Lark, Token
 from lark.exceptions import UnexpectedCharacters, UnexpectedToken
 
 from attnc.dsl import syntax
@@ -82,6 +82,14 @@ def parse(source: Source) -> syntax.File:
                 return file
             break
     raise AttnError(sorted(mistakes, key=lambda mistake: mistake.span.start))
+
+
+def tokens(source: Source) -> list[Token]:
+    """The tokens of a source that parses, line ends and block ends among them; `start_pos` is the offset."""
+    found = list(_parser().lex("\n" + source.text + "\n"))
+    for token in found:
+        token.start_pos = max((token.start_pos or 0) + _OFFSET, 0)
+    return found
 
 
 @cache
