@@ -19,7 +19,7 @@ from attnc.dsl.pointwise import Operand, require_number
 from attnc.dsl.rejection import PoisonedError, RejectionError, listed, rejection
 from attnc.dsl.scopes import PREDEFINED, PatternDefinition, Scope
 from attnc.dsl.source import Source, Span
-from attnc.dsl.syntax import File, Function, PatternDeclaration
+from attnc.dsl.syntax import Equation, File, Function, PatternDeclaration, RepeatBlock, ScanBlock
 from attnc.dsl.terms import Pattern, Term
 from attnc.dsl.types import Base, Type
 
@@ -106,8 +106,9 @@ class _FileChecker:
             out, output_axes = _output(at, declaration)
         except RejectionError as rejected:
             self._report(rejected)
+            return None
         except PoisonedError:
-            pass
+            return None  # what it uses was rejected, here or in the pattern it calls
         if len(self.diagnostics) > before:
             return None
         return Pattern(
@@ -152,7 +153,7 @@ def _output(at: Expressions, declaration: PatternDeclaration) -> tuple[Term, tup
         raise rejection(
             "missing-output", f"the pattern `{declaration.name}` assigns no `out`", header(declaration), help=help
         )
-    span = at.scope.place("out") or value.span
+    span = _output_span(declaration) or value.span
     if "t" in value.type.indices:
         value = at.build.rename(value, "t", "i", span)
     require_number(Operand(value, span))
@@ -169,6 +170,17 @@ def _output(at: Expressions, declaration: PatternDeclaration) -> tuple[Term, tup
     if "i" in value.type.indices:
         raise rejection("output", f"`out` has more than one vector axis: it is {value.type}", span)
     return value, ("b", "h", *axes)
+
+
+def _output_span(declaration: PatternDeclaration) -> Span | None:
+    """The expression that is assigned to `out`."""
+    spans = [
+        equation.value.span
+        for statement in declaration.body
+        for equation in (statement.body if isinstance(statement, ScanBlock | RepeatBlock) else (statement,))
+        if isinstance(equation, Equation) and equation.name == "out"
+    ]
+    return spans[-1] if spans else None
 
 
 def _reads_value(out: Term) -> bool:

@@ -232,7 +232,9 @@ class Expressions:
                 raise rejection("argument", f"{call} has no keyword `{argument.name}`", argument.span, *labels)
         if len(syntax.arguments) != len(names):
             count = len(syntax.arguments)
-            raise rejection("argument", f"{call} takes {len(names)} arguments, found {count}", syntax.span, *labels)
+            plural = "" if len(names) == 1 else "s"
+            message = f"{call} takes {len(names)} argument{plural}, found {count}"
+            raise rejection("argument", message, syntax.span, *labels)
         return [argument.value for argument in syntax.arguments]
 
     def _inlined(self, function: FunctionDefinition, syntax: Call) -> Term:
@@ -260,6 +262,8 @@ class Expressions:
 
 def called_from(diagnostic: Diagnostic, call: Call) -> Diagnostic:
     """A diagnostic inside a body, with a label at the call that led there."""
-    if any(span is call.span for span, _ in diagnostic.labels) or len(diagnostic.labels) >= 4:
+    at = diagnostic.span
+    is_inside = at.source is call.span.source and call.span.start <= at.start and at.stop <= call.span.stop
+    if is_inside or len(diagnostic.labels) >= 4:
         return diagnostic
     return replace(diagnostic, labels=(*diagnostic.labels, (call.span, f"in this call of `{call.function}`")))

@@ -176,6 +176,7 @@ def define_function(at: Expressions, function: Function) -> None:
         if name in function.parameters[:at_]:
             raise rejection("duplicate-name", f"`{function.name}` has two parameters `{name}`", function.span)
     scope.functions[function.name] = FunctionDefinition(function, scope)
+    scope.places[function.name] = function.span
 
 
 def parameter_base(declaration: ParameterDeclaration) -> tuple[Base, bool]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -84,7 +85,7 @@ def joined_indices(operands: Sequence[Operand], span: Span) -> frozenset[str]:
     unread = next(operand for operand in operands if "t" in operand.type.indices)
     other = next(operand for operand in operands if operand.type.indices & {"i", "j"})
     text = unread.span.text
-    name = text if text.isidentifier() else f"({text})"
+    name = text if re.fullmatch(r"\w+([\[(].*)?", text) else f"({text})"
     raise rejection(
         "unread-position",
         f"`{text}` varies over the position t, and is used together with {listed(sorted(union & {'i', 'j'}))}",
