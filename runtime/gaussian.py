@@ -13,12 +13,11 @@ from attnc.runtime.hashing import uniform
 
 @lru_cache(maxsize=32)
 def _orthogonal_gaussian(features: int, width: int, seed: int) -> Tensor:
-    blocks = []
-    for block in range(-(-features // width)):
-        q, r = torch.linalg.qr(_gaussian(width, width, seed, 2 * block))
-        # QR leaves the signs of the columns open; with r's diagonal positive q is Haar distributed.
-        blocks.append((q * torch.where(r.diagonal() < 0, -1.0, 1.0)).T)
-    directions = torch.cat(blocks)[:features] if blocks else torch.zeros(0, width, dtype=torch.float64)
+    blocks = -(-features // width)
+    q, r = torch.linalg.qr(_gaussian(blocks * width, width, seed, 0).view(blocks, width, width))
+    # QR leaves the signs of the columns open; with r's diagonal positive q is Haar distributed.
+    signs = torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0)
+    directions = (q * signs[:, None, :]).mT.reshape(blocks * width, width)[:features]
     # The rows of an independent Gaussian matrix give the norms, so that each row is Gaussian by itself.
     norms = torch.linalg.vector_norm(_gaussian(features, width, seed, 1), dim=1, keepdim=True)
     return torch.mul(directions, norms)
