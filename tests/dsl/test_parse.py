@@ -21,7 +21,7 @@ from attnc.dsl.diagnostics import AttnError, Diagnostic, render
 from attnc.dsl.layout import DEEPEST_NESTING
 from attnc.dsl.mistakes import WORDS
 from attnc.dsl.parse import LONGEST_FILE, parse, read_source
-from attnc.dsl.source import Source
+from attnc.dsl.source import Source, Span
 from attnc.dsl.tree import DEEPEST_EXPRESSION
 
 EXAMPLES = sorted(Path(__file__).parents[2].glob("examples/*.attn"))
@@ -203,7 +203,7 @@ def test_tuple_of_one_and_group() -> None:
     assert isinstance(expression("(1)"), syntax.Literal)
 
 
-ANY = syntax.Span(source=Source("", ""), start=0, stop=0)
+ANY = Span(source=Source("", ""), start=0, stop=0)
 
 
 def test_literals_keep_their_type() -> None:
