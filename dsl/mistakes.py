@@ -13,6 +13,7 @@ from attnc.dsl.layout import DEDENT, INDENT, NEWLINE
 from attnc.dsl.source import Source, Span
 
 END = "$END"
+LONGEST_CONTEXT = 1000  # characters of a line that hints look at: some take quadratic time
 # The words of the language; lark names their terminals by the upper-cased word.
 WORDS = frozenset(
     {"pattern", "input", "axis", "scan", "repeat", "where", "if", "then", "else", "for", "in", "not", "and", "or"}
@@ -175,8 +176,11 @@ def explain_token(source: Source, error: UnexpectedToken, start: int, line_start
     help: str | None = None
     if accepted == {"EQUAL"} and kind == "LPAR":
         help = "inside `scan` and `repeat` stand equations only: define the function above"
+    line = source.text[line_start : span.start]
+    if len(line) > LONGEST_CONTEXT:  # the mark keeps the cut from looking like the start of the line
+        line = "…" + line[-LONGEST_CONTEXT:]
     for hint in HINTS:
-        before = re.search(f"(?:{hint.before})$", source.text[line_start : span.start], re.DOTALL)
+        before = re.search(f"(?:{hint.before})$", line, re.DOTALL)
         if before and re.compile(hint.found).match(source.text, span.start):
             given = (span.text, before.group(1) if before.re.groups else "")
             message = hint.message.format(*given) if hint.message else message

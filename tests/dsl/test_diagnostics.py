@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -83,6 +84,13 @@ def test_codes_are_a_closed_sorted_list() -> None:
     assert all(meaning and not meaning.endswith(".") for meaning in CODES.values())
     with pytest.raises(InternalError, match=r"codes\.py"):
         Diagnostic("no-such-code", "", span("out"))
+
+
+def test_every_code_is_used() -> None:
+    folders = [Path(__file__).parents[2] / name for name in ("dsl", "compiler", "runtime")]
+    files = [path for folder in folders for path in folder.rglob("*.py") if path.name != "codes.py"]
+    text = "\n".join(path.read_text("utf-8") for path in files)
+    assert [code for code in CODES if f'"{code}"' not in text] == []
 
 
 def test_an_error_without_a_diagnostic_is_our_mistake() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from time import perf_counter
 
 import pytest
 
@@ -123,3 +124,12 @@ def test_a_line_that_opens_a_block_is_not_skipped() -> None:
     with pytest.raises(AttnError) as caught:
         parse(Source("header.attn", text))
     assert len(caught.value.diagnostics) == 1
+
+
+@pytest.mark.parametrize("words", ["if a then b else ", "if ", "x[0] ", "x**", "1: "])
+def test_a_long_line_with_an_error_is_explained_quickly(words: str) -> None:
+    text = "pattern p:\n    out = (" + words * 10_000 + "= )\n"
+    start = perf_counter()
+    with pytest.raises(AttnError):
+        parse(Source("long.attn", text))
+    assert perf_counter() - start < 20
