@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from attnc.dsl.builtins import RESERVED
 from attnc.dsl.diagnostics import AttnError, Diagnostic
 from attnc.dsl.expressions import Context, Expressions
 from attnc.dsl.inlining import inline
@@ -38,7 +39,10 @@ def check(source: Source, *, root: Path | None = None, lengths: Mapping[str, int
     scope = modules.scope(file, folder)
     checker = _FileChecker(source, scope, lengths or {})
     patterns = checker.run(file)
-    diagnostics = _distinct(modules.diagnostics + checker.diagnostics)
+    found = checker.diagnostics
+    if modules.diagnostics:  # what a `use` did not give is not missed once more
+        found = [diagnostic for diagnostic in found if diagnostic.code != "unknown-function"]
+    diagnostics = _distinct(modules.diagnostics + found)
     if diagnostics:
         raise AttnError(diagnostics)
     return patterns
@@ -95,10 +99,13 @@ class _FileChecker:
             labels = () if place is None else ((place, "defined here"),)
             message = f"`{declaration.name}` is already defined"
             self.diagnostics.append(Diagnostic("duplicate-name", message, header(declaration), labels))
+        if declaration.name in RESERVED:
+            message = f"`{declaration.name}` is a function of the language"
+            self.diagnostics.append(Diagnostic("reserved-name", message, header(declaration)))
         context = Context(inline)
         scope = Scope(self.scope)
         at = Expressions(context, scope)
-        _predefine(at, header(declaration))
+        predefine(at, header(declaration))
         declared = Declarations(at, self.lengths)
         body = Body(at, Binding(declared.parameter, declared.input), self._report)
         body.run(declaration)
@@ -135,7 +142,7 @@ def header(declaration: PatternDeclaration) -> Span:
     return Span(source=span.source, start=span.start, stop=span.start + len(first))
 
 
-def _predefine(at: Expressions, span: Span) -> None:
+def predefine(at: Expressions, span: Span) -> None:
     """q, k, v and scale."""
     layouts = {"q": ("i", "d"), "k": ("j", "d"), "v": ("j", "e")}
     for name in PREDEFINED[:3]:

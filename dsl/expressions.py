@@ -12,7 +12,7 @@ from attnc.dsl.pointwise import Operand, arithmetic, chosen, comparison, logic, 
 from attnc.dsl.products import contract
 from attnc.dsl.reductions import REDUCTIONS, SELECTIONS, member
 from attnc.dsl.rejection import PoisonedError, RejectionError, rejection
-from attnc.dsl.scopes import Bad, FunctionDefinition, PatternDefinition, Scope, Value
+from attnc.dsl.scopes import PREDEFINED, Bad, FunctionDefinition, PatternDefinition, Scope, Value
 from attnc.dsl.source import Span
 from attnc.dsl.syntax import (
     Attribute,
@@ -154,9 +154,11 @@ class Expressions:
             raise rejection(
                 "type-mismatch", f"`{name}` is an axis", span, help=f"its position along the axis is `{name}.index`"
             )
-        if self.scope.function(name) or name in builtins.FUNCTIONS:
+        if self.scope.callee(name) or name in builtins.FUNCTIONS:
             raise rejection("unknown-name", f"`{name}` is a function", span, help=f"call it: `{name}(..)`")
         help = did_you_mean(name, self.scope.value_names())
+        if name in PREDEFINED:
+            help = f"a function outside of the patterns takes it as an argument: `f({name})`"
         raise rejection("unknown-name", f"`{name}` is not defined", span, help=help)
 
     def _binary(self, syntax: Binary) -> Term:
@@ -195,14 +197,13 @@ class Expressions:
         return whole.term
 
     def _call(self, syntax: Call) -> Term:
-        function = self.scope.function(syntax.function)
-        if function is not None:
-            return self._inlined(function, syntax)
+        callee = self.scope.callee(syntax.function)
+        if isinstance(callee, FunctionDefinition):
+            return self._inlined(callee, syntax)
+        if callee is not None:
+            return self.context.inline(self, callee, syntax)
         if syntax.function in builtins.FUNCTIONS:
             return builtins.FUNCTIONS[syntax.function](self, syntax)
-        pattern = self.scope.pattern(syntax.function)
-        if pattern is not None:
-            return self.context.inline(self, pattern, syntax)
         raise self._no_function(syntax)
 
     def _no_function(self, syntax: Call) -> RejectionError:

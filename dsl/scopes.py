@@ -70,11 +70,13 @@ class Scope:
     def axis(self, name: str) -> str | None:
         return next((scope.axes[name] for scope in self.chain() if name in scope.axes), None)
 
-    def function(self, name: str) -> FunctionDefinition | None:
-        return next((scope.functions[name] for scope in self.chain() if name in scope.functions), None)
-
-    def pattern(self, name: str) -> PatternDefinition | None:
-        return next((scope.patterns[name] for scope in self.chain() if name in scope.patterns), None)
+    def callee(self, name: str) -> FunctionDefinition | PatternDefinition | None:
+        """The function or pattern of a name; that of an inner scope comes first."""
+        for scope in self.chain():
+            found = scope.functions.get(name) or scope.patterns.get(name)
+            if found is not None:
+                return found
+        return None
 
     def place(self, name: str) -> Span | None:
         """Where a name was defined, if a text defines it."""

@@ -16,6 +16,7 @@ WRONG: dict[str, str] = {
     # names
     "unknown_name": "out = softmax[j](q @ k where i - j < windo) @ v",
     "unknown_name_near_parameter": "window = 3\nout = softmax[j](q @ k where i - j < windw) @ v",
+    "whole_query_in_outer_function": "f() = q @ k\npattern p:\n    out = softmax[j](f()) @ v\n",
     "function_as_value": "phi(x) = exp(x)\nout = softmax[j](phi @ k) @ v",
     "axis_as_value": "axis s = blocks(j, 4)\nout = softmax[s](q @ mean[j in s](k) where s <= i) @ mean[j in s](v)",
     "unknown_function": "out = softmx(q @ k) @ v",
@@ -146,6 +147,7 @@ WRONG: dict[str, str] = {
     "whole_parameter_named_index": "pattern p(h: int = 3):\n    out = q\n",
     "whole_scale_is_int": "pattern p(scale: int = 3):\n    out = q\n",
     "whole_duplicate_pattern": "pattern p:\n    out = q\npattern p:\n    out = q\n",
+    "whole_pattern_named_softmax": "pattern softmax:\n    out = q\n",
     "whole_function_and_pattern": "p(x) = x\npattern p:\n    out = q\n",
     "whole_tuple_in_arithmetic": "pattern p(n: ints = (1, 2)):\n    out = q * n\n",
     # the result
