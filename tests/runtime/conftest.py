@@ -51,6 +51,12 @@ def compare(name: str, plain: Callable[..., Tensor], *arrays: Tensor | None, **s
     return ours.detach()
 
 
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """The tensors are tiny: threads would only wait for one another, many times longer than the work takes."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture
 def zoo() -> Callable[..., Tensor]:
     """`zoo(name, q, k, v, **settings)`."""

@@ -30,16 +30,16 @@ def numbers(*values: float) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def evaluated(expression: str, before: str = "", *, heads: int = 1, rows: int = 4, **inputs: Tensor) -> Tensor:
+def evaluated(expression: str, before: str = "", heads: int = 1, rows: int = 4, **inputs: Tensor) -> Tensor:
     """(heads, rows): the values of an expression over h and i, as the factor of a vector of ones."""
-    out = f"input ones: real[o]\n{before}\nout = ({expression}) * ones"
+    body = f"input ones: real[o]\n{before}\nout = ({expression}) * ones"
     x = tokens(1, heads, rows, 2)
-    return reference(made(out), x, x, x, {}, {"ones": torch.ones(1, dtype=torch.float64), **inputs})[0, :, :, 0]
+    return reference(made(body), x, x, x, {}, {"ones": numbers(1), **inputs})[0, :, :, 0]
 
 
-def row(expression: str, before: str = "", **inputs: Tensor) -> list[float]:
-    """An expression over four queries."""
-    return evaluated(expression, before, **inputs)[0].tolist()  # type: ignore[no-any-return]
+def row(expression: str, before: str = "", rows: int = 4, **inputs: Tensor) -> list[float]:
+    """The values of an expression at the queries of one head."""
+    return [float(value) for value in evaluated(expression, before, 1, rows, **inputs)[0]]
 
 
 def test_every_form_has_a_rule() -> None:
@@ -154,7 +154,7 @@ def test_members_of_blocks_and_segments() -> None:
     tiled, strided = "axis s = blocks(j, 2)\n", "axis c = blocks(j, 3, 2)\n"
 
     def at(expression: str, axes: str) -> list[float]:
-        return evaluated(expression, before + axes, rows=5, g=g)[0].tolist()  # type: ignore[no-any-return]
+        return row(expression, before + axes, rows=5, g=g)
 
     assert at("sum[s](mean[j in s](g[j]) where s.index == i)", tiled) == [1.5, 6, 16, 0, 0]
     assert at("sum[s](s.stop where s.index == i)", tiled) == [2, 4, 5, 0, 0]
@@ -180,7 +180,7 @@ def test_group_sum_adds_query_heads_of_a_key_head() -> None:
 def chosen(selection: str, before: str, rows: int = 4, **inputs: Tensor) -> list[float]:
     """Bit mask of the chosen of each row, over j."""
     text = f"{before}\npicked = {selection}"
-    return evaluated("sum[j](2 ** j where j in picked)", text, rows=rows, **inputs)[0].tolist()  # type: ignore[no-any-return]
+    return row("sum[j](2 ** j where j in picked)", text, rows, **inputs)
 
 
 def test_topk_takes_forced_first_then_the_best_then_the_lowest() -> None:

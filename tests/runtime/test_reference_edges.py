@@ -54,7 +54,8 @@ def plain_softmax(score: Tensor, live: Tensor, v: Tensor) -> Tensor:
 )
 def test_a_row_without_a_live_key_is_zero_with_gradient_zero(body: str) -> None:
     arguments = [x.requires_grad_() for x in qkv()]
-    out = reference(made(body), *arguments, {}, {})
+    q, k, v = arguments
+    out = reference(made(body), q, k, v)
     assert not out[:, :, :2].any()
     assert out[:, :, -1].any()
     gradients = torch.autograd.grad(out.sum(), arguments, allow_unused=True, materialize_grads=True)
@@ -172,10 +173,10 @@ def test_empty_and_single_token_sequences(body: str, rows: int, keys: int) -> No
 
 def test_strides_and_dtypes_make_no_difference() -> None:
     q, k, v = (x.to(torch.bfloat16) for x in qkv())
-    laid_out = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v)]
-    assert not laid_out[0].is_contiguous()
+    qt, kt, vt = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v))
+    assert not qt.is_contiguous()
     expected = reference(made(CAUSAL), q.double(), k.double(), v.double())
-    out = reference(made(CAUSAL), *laid_out)
+    out = reference(made(CAUSAL), qt, kt, vt)
     assert out.dtype is torch.float64
     torch.testing.assert_close(out, expected, rtol=0, atol=0)
 
