@@ -1,14 +1,15 @@
 """The formatter: one way to space and indent a text, which keeps its words, its comments and its line breaks.
 
 Blocks and lines within brackets are indented by four spaces. Operators have a space on both sides, save `**` between
-two short operands. One empty line stands before a pattern and after its end, at most one elsewhere. As every token
-stays, in its order, the formatted text means the same.
+two short operands. One empty line stands before a pattern and after its end, at most one elsewhere. Where the text has
+the `=` or the comments of neighbouring lines in one column, they stay so. As every token stays, in its order, the
+formatted text means the same.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from lark import Token
@@ -30,15 +31,23 @@ class Line:
     column: int = 0  # where it starts in the source
     words: list[str] = field(default_factory=list)
     gaps: list[str] = field(default_factory=list)  # the space before each word
+    equal: tuple[int, int] | None = None  # the `=` of a statement: its place among the words, its column
     comment: str = ""
+    comment_column: int = 0
+    comment_gap: str = "  "
     block: int = 0  # number of blocks around it
     bracket: int = 0  # number of earlier lines with a bracket that is still open
     inside: bool = False  # an earlier line has a bracket that was open where this one starts
     after_empty: bool = False
 
     def __str__(self) -> str:
-        text = "".join(gap + word for gap, word in zip(self.gaps, self.words, strict=True)).lstrip()
-        return f"{STEP * (self.block + self.bracket)}{text}{'  ' if text and self.comment else ''}{self.comment}"
+        text = self.text(len(self.words))
+        return f"{text}{self.comment_gap if self.words and self.comment else ''}{self.comment}"
+
+    def text(self, count: int) -> str:
+        """The indentation and the first `count` words."""
+        words = zip(self.gaps[:count], self.words[:count], strict=True)
+        return STEP * (self.block + self.bracket) + "".join(gap + word for gap, word in words).lstrip()
 
 
 def format_source(source: Source) -> str:
@@ -50,6 +59,7 @@ def format_source(source: Source) -> str:
     lines = _with_comments(_code_lines(source), source)
     _settle_comments(lines)
     _settle_empty_lines(lines)
+    _align(lines)
     return "".join(f"\n{line}\n" if line.after_empty else f"{line}\n" for line in lines)
 
 
@@ -71,6 +81,8 @@ def _code_lines(source: Source) -> dict[int, Line]:
             lines[number] = Line(column, block=block, bracket=len(set(opened)), inside=inside)
         elif token.value in _CLOSING and _CLOSING.issuperset(lines[number].words):
             lines[number].bracket = len(set(opened))
+        if token.type == "EQUAL" and not opened:
+            lines[number].equal = len(lines[number].words), column
         lines[number].words.append(token.value)
         lines[number].gaps.append(gap)
         if token.value in OPENING:
@@ -90,7 +102,7 @@ def _with_comments(code: dict[int, Line], source: Source) -> list[Line]:
     for number in sorted(code.keys() | comments.keys()):
         column, comment = comments.get(number, (0, ""))
         line = code.get(number, Line(column))
-        line.comment = comment
+        line.comment, line.comment_column = comment, column
         line.after_empty = number > last + 1
         lines.append(line)
         last = number
@@ -144,6 +156,32 @@ def _first_of_paragraph(lines: list[Line], at: int) -> int:
     while not lines[at].after_empty and not lines[at - 1].words and lines[at - 1].block == 0:
         at -= 1
     return at
+
+
+def _align(lines: list[Line]) -> None:
+    """Keep the `=` and the comments of neighbouring lines in one column where they were."""
+    for run in _runs(lines, lambda line: line.equal and line.equal[1]):
+        places = [line.equal[0] for line in run if line.equal]
+        widths = [len(line.text(place)) for line, place in zip(run, places, strict=True)]
+        for line, place, width in zip(run, places, widths, strict=True):
+            line.gaps[place] = " " * (max(widths) - width + 1)
+    for run in _runs(lines, lambda line: line.comment_column if line.words and line.comment else None):
+        widths = [len(line.text(len(line.words))) for line in run]
+        for line, width in zip(run, widths, strict=True):
+            line.comment_gap = " " * (max(widths) - width + 2)
+
+
+def _runs(lines: list[Line], column: Callable[[Line], int | None]) -> Iterator[list[Line]]:
+    """Lines of one block, one after the other, that have something in the same column of the source."""
+    run: list[Line] = []
+    for line in lines:
+        if run and (line.after_empty or line.block != run[-1].block or column(line) != column(run[-1])):
+            yield run
+            run = []
+        if column(line) is not None:
+            run.append(line)
+    if run:
+        yield run
 
 
 # Spaces

@@ -137,6 +137,17 @@ def test_spaces(text: str, result: str) -> None:
     assert formatted(f"y(x) = {text}") == f"y(x) = {result}\n"
 
 
+def test_columns_of_neighbours_are_kept() -> None:
+    lines = ["a    =1     #x", "bcd  = q*2  #y", "e =  f(x=1)", "", "g =2     # alone", "hi   =3"]
+    wanted = ["a   = 1      # x", "bcd = q * 2  # y", "e = f(x = 1)", "", "g = 2  # alone", "hi = 3"]
+
+    def text(body: list[str]) -> str:
+        return "pattern p:\n" + "".join(f"    {line}\n" if line else "\n" for line in body)
+
+    assert formatted(text(lines)) == text(wanted)
+    assert_formats_well(text(lines))
+
+
 def test_a_text_that_does_not_parse_is_refused() -> None:
     with pytest.raises(AttnError):
         formatted("f(x) = ")
