@@ -1,0 +1,149 @@
+"""The tables that a prologue makes before attention runs: each linear in the sequence (see `plan.Derived`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from attnc.compiler.ir import Node
+from attnc.compiler.plan import Derived, Listed, Plan
+from attnc.runtime.evaluate import Environment
+
+if TYPE_CHECKING:
+    from attnc.runtime.call import Call
+
+CHUNK = 2**22  # elements of (row block, key block) evaluated at a time
+
+
+def derive(plan: Plan, table: Derived, call: Call) -> dict[str, Tensor]:
+    """The parts of one table, by `NAME.PART`: int32, over the indices of its nodes (b, h, i), then its axes."""
+    made = KINDS[table.kind](plan, table, call)
+    return {f"{table.name}.{part}": made[part].to(torch.int32).contiguous() for part in table.parts}
+
+
+def whole(plan: Plan, call: Call, node: Node, *indices: str) -> Tensor:
+    """A node at every position of b, h and the given indices: a tensor of that rank, 1 long where it is constant."""
+    names = ("b", "h", *indices)
+    positions = {}
+    for at, name in enumerate(names):
+        position = torch.arange(call.sizes[name], device=call.q.device) + (call.offset if name == "i" else 0)
+        positions[name] = position.view([-1 if n == at else 1 for n in range(len(names))])
+    value = Environment(plan, call, positions, torch.float64).value(node).to(call.q.device)
+    return value if value.dim() else value.expand((1,) * len(names))
+
+
+def without(tensor: Tensor, kept: frozenset[str]) -> Tensor:
+    """The leading axes b and h only where they are among the indices kept."""
+    if "h" not in kept:
+        tensor = tensor.select(1, 0)
+    return tensor if "b" in kept else tensor.select(0, 0)
+
+
+def equal_bounds(plan: Plan, table: Derived, call: Call) -> dict[str, Tensor]:
+    """Bounds of the keys whose y equals a row's x.
+
+    The running maximum of y from the left and its running minimum from the right both rise, so each bound is
+    one binary search: before `lo` all are below x, from `hi` on all are above, and between the inner bounds
+    both agree with x. Exact for a sorted y, safe for any.
+    """
+    x, y = (whole(plan, call, arg, index) for arg, index in zip(table.args, ("i", "j"), strict=True))
+    indices = (table.args[0].type.indices | table.args[1].type.indices) - {"j"}
+    batch = torch.broadcast_shapes(x.shape[:2], y.shape[:2])
+    x = x.expand(*batch, call.sizes["i"] if "i" in indices else 1).contiguous()
+    y = y.expand(*batch, call.sizes["j"])
+    highest = y.cummax(-1).values.contiguous() if y.shape[-1] else y
+    lowest = y.flip(-1).cummin(-1).values.flip(-1).contiguous() if y.shape[-1] else y
+    bounds = {
+        "lo": torch.searchsorted(highest, x),
+        "hi": torch.searchsorted(lowest, x, right=True),
+        "inner_lo": torch.searchsorted(lowest, x),
+        "inner_hi": torch.searchsorted(highest, x, right=True),
+    }
+    kept = frozenset(indices)
+    return {part: without(bound if "i" in kept else bound.squeeze(-1), kept) for part, bound in bounds.items()}
+
+
+def listing(plan: Plan, table: Derived, call: Call) -> dict[str, Tensor]:
+    """Sorted distinct entries of a vector (invalid ones dropped, the end padded with M), and ranks of positions."""
+    (vector,) = table.args
+    keys = call.sizes["j"]
+    entries = without(whole(plan, call, vector), vector.type.indices).contiguous()
+    entries = torch.where((entries < 0) | (entries > keys), keys, entries).sort(-1).values
+    repeated = torch.zeros_like(entries, dtype=torch.bool)
+    repeated[..., 1:] = entries[..., 1:] == entries[..., :-1]
+    entries = entries.masked_fill(repeated, keys).sort(-1).values.contiguous()
+    positions = torch.arange(keys + 1, device=entries.device).expand(*entries.shape[:-1], keys + 1).contiguous()
+    return {"list": entries, "rank": torch.searchsorted(entries, positions)}
+
+
+def tabulated(plan: Plan, table: Derived, call: Call) -> dict[str, Tensor]:
+    """An int of i - j, in float64, for -M <= i - j <= max(M, N); place 0 is -M."""
+    (node,) = table.args
+    keys = call.sizes["j"]
+    distance = torch.arange(-keys, max(keys, call.sizes["i"]) + 1, device=call.q.device)
+    value = Environment(plan, call, {"i": distance, "j": torch.zeros_like(distance)}, torch.float64).value(node)
+    return {"table": value.to(torch.int64).expand(distance.shape)}
+
+
+def block_list(plan: Plan, table: Derived, call: Call) -> dict[str, Tensor]:
+    """The key blocks that each block of rows picks: forced ones, then the best scores; ascending, padded with -1."""
+    assert table.attribute is not None
+    axis = table.attribute
+    width = int(scalar(plan, call, width_of(plan, table)))
+    score, count, condition, force = table.args
+    members = -(-call.sizes["j"] // width)
+    wanted = min(max(int(scalar(plan, call, count)), 0), members)
+    blocks = -(-(call.offset + call.sizes["i"]) // width)
+    chosen = torch.full((blocks, max(wanted, 1)), -1, device=call.q.device)
+    member = torch.arange(members, device=call.q.device).view(1, -1)
+    sized = {**call.sizes, axis: members}
+    for start in range(0, blocks, step := max(1, CHUNK // max(members, 1))):
+        row = torch.arange(start, min(start + step, blocks), device=call.q.device).view(-1, 1) * width
+        at = BlockEnvironment(plan, call, {"i": row, axis: member}, torch.float64, blocks={axis: width})
+        at.sizes = sized
+        shape = (row.shape[0], members)
+        worth, allowed, forced = (at.value(node).to(call.q.device).expand(shape) for node in (score, condition, force))
+        chosen[start : start + row.shape[0], :wanted] = best(worth, allowed, forced, wanted)
+    return {"list": chosen}
+
+
+class BlockEnvironment(Environment):
+    """An environment in which a declared axis has a length."""
+
+    sizes: dict[str, int]
+
+    def length(self, index: str) -> int:
+        return self.sizes[index]
+
+
+def best(worth: Tensor, allowed: Tensor, forced: Tensor, wanted: int) -> Tensor:
+    """Per row the members taken, ascending, -1 at the end: forced first, then by worth, ties to the lowest."""
+    order = worth.sort(dim=-1, descending=True, stable=True).indices
+    group = torch.where(allowed, torch.where(forced, 0, 1), 2).gather(-1, order)
+    order = order.gather(-1, group.sort(dim=-1, stable=True).indices)[..., :wanted]
+    members = worth.shape[-1]
+    taken = torch.where(allowed.gather(-1, order), order, members).sort(-1).values
+    return torch.where(taken == members, -1, taken)
+
+
+def scalar(plan: Plan, call: Call, node: Node) -> int | float:
+    """The value of a node of parameters and sizes."""
+    return Environment(plan, call, {"i": torch.zeros(1, dtype=torch.int64)}, torch.float64).value(node).item()
+
+
+def width_of(plan: Plan, table: Derived) -> Node:
+    """Positions per block of the axis that a block list chooses from."""
+    walks = (key_set.walk for branch in plan.branches for key_set in branch.domain.key_sets)
+    name = f"{table.name}.list"
+    return next(walk.width for walk in walks if isinstance(walk, Listed) and walk.table == name)
+
+
+KINDS: dict[str, Callable[[Plan, Derived, Call], dict[str, Tensor]]] = {
+    "equal_bounds": equal_bounds,
+    "listing": listing,
+    "tabulated": tabulated,
+    "block_list": block_list,
+}

@@ -1,0 +1,330 @@
+"""The CPU back end: executes a plan's tiles with torch, visiting live pieces of keys only.
+
+Per batch of row tiles an online softmax runs over the pieces of keys: products of tiles, exponents to base 2 (the
+factor goes into q), sums in float32 (float64 for float64). Memory is that of one step; nothing is N x M.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from attnc.compiler.ir import walk
+from attnc.compiler.plan import Branch, Plan
+from attnc.runtime.batches import Batch, Shifted, Step, batches
+from attnc.runtime.call import Call
+from attnc.runtime.evaluate import Environment
+from attnc.runtime.scores import Score, read_score
+from attnc.runtime.tiles import Group, Tiling
+
+ELEMENTS = 2**18  # scores in one step: they stay in the cache
+SMALLEST = 64  # rows of a tile
+LOG2E = math.log2(math.e)
+
+
+def execute(plan: Plan, call: Call) -> tuple[Tensor, Tensor]:
+    """The result in the plan's layout and type of q, and lse (branches, B, H, N), natural, -inf where there is none.
+
+    Sinks are part of lse. float32, or float64 where q is.
+    """
+    with torch.no_grad():
+        alone = len(plan.branches) == 1 and plan.epilogue.op == "branch"
+        dtype = call.q.dtype if alone else call.compute_dtype
+        results = [BranchRun(plan, branch, call).run(dtype) for branch in plan.branches]
+        lse = torch.stack([statistic for _, statistic in results])
+        outs = [out for out, _ in results]
+        if plan.merged:
+            result = merge(outs, lse)
+        elif alone:
+            result = outs[0]
+        else:
+            result = epilogue(plan, call, outs)
+        order = ("b", "h", "i", *plan.epilogue.type.axes)
+        result = result.permute([order.index(axis) for axis in plan.output_axes])
+        return result.to(call.q.dtype).contiguous(), lse
+
+
+def merge(outs: list[Tensor], lse: Tensor) -> Tensor:
+    """One softmax over the keys of all branches."""
+    total = torch.logsumexp(lse, 0)
+    weights = torch.exp(lse - torch.where(total.isinf(), 0, total)).unsqueeze(-1)
+    result = outs[0] * weights[0]
+    for out, weight in zip(outs[1:], weights[1:], strict=True):
+        result.addcmul_(out, weight)
+    return result
+
+
+def epilogue(plan: Plan, call: Call, outs: list[Tensor]) -> Tensor:
+    """What the text does with the outputs of the branches."""
+    sizes = call.sizes
+    positions = {
+        "b": torch.arange(sizes["b"]).view(-1, 1, 1),
+        "h": torch.arange(sizes["h"]).view(1, -1, 1),
+        "i": torch.arange(sizes["i"]).view(1, 1, -1) + call.offset,
+    }
+    value = Environment(plan, call, positions, call.compute_dtype, branches=outs).value(plan.epilogue)
+    return value.expand(sizes["b"], sizes["h"], sizes["i"], *(sizes[axis] for axis in plan.epilogue.type.axes))
+
+
+@dataclass
+class Lanes:
+    """Heads worked on together: (batch row, key head) pairs as one axis x, with the query heads of each.
+
+    q (x, g, N, D), k (x, M, D), v (x, M, E), out (x, g, N, E), lse (x, g, N); b (x, 1, 1, 1, 1), h (x, 1, g, 1, 1).
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor | None
+    out: Tensor | None
+    lse: Tensor | None
+    b: Tensor
+    h: Tensor
+
+    def part(self, start: int, stop: int) -> Lanes:
+        def cut(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor[start:stop]
+
+        q, k, b, h = (tensor[start:stop] for tensor in (self.q, self.k, self.b, self.h))
+        return Lanes(q, k, cut(self.v), cut(self.out), cut(self.lse), b, h)
+
+    def __len__(self) -> int:
+        return self.q.shape[0]
+
+
+@dataclass
+class Work:
+    """One batch of tiles for some lanes. Positions have axes (x, tile, g, row, key)."""
+
+    lanes: Lanes
+    batch: Batch
+    rows: Tensor  # global positions (1, tiles, 1, rows, 1)
+    masks: dict[tuple[int, int], Tensor] = field(default_factory=dict)  # by (step, span), shared between lanes
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(x, tiles, g, rows)"""
+        return len(self.lanes), self.rows.shape[1], self.lanes.q.shape[1], self.rows.shape[3]
+
+
+class BranchRun:
+    """One branch of one call."""
+
+    def __init__(self, plan: Plan, branch: Branch, call: Call) -> None:
+        self.plan = plan
+        self.branch = branch
+        self.call = call
+        self.dtype = call.compute_dtype
+        self.lowest = torch.finfo(self.dtype).min / 2
+        self.smallest = math.log2(torch.finfo(self.dtype).tiny)
+        rows = max(call.sizes["i"], 1) * (call.sizes["h"] // max(call.k.shape[1], 1))
+        self.tiling = Tiling(plan, branch.domain, call, columns=min(max(1024, ELEMENTS // rows), 2**15))
+        self.dotted = any(node.op == "dot" for key_set in branch.domain.key_sets for node in walk(key_set.mask))
+        self.score: Score = read_score(branch.score, folded=not self.dotted)
+        self.by_head = {
+            n: bool(key_set.mask.type.indices & {"b", "h"}) or self.dotted
+            for n, key_set in enumerate(branch.domain.key_sets)
+        }
+
+    def run(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """out (B, H, N, E) of `dtype` and lse (B, H, N)."""
+        call = self.call
+        assert call.v is not None
+        batch, heads, rows = (call.sizes[index] for index in ("b", "h", "i"))
+        split = (batch, call.k.shape[1], self.tiling.shared, rows)
+        out = torch.zeros(*split, call.sizes["e"], dtype=dtype)
+        lse = torch.full(split, -math.inf, dtype=self.dtype)
+        if rows:
+            for group in self.tiling.groups():
+                own = out[group.batch, group.key_heads, group.members]
+                statistic = lse[group.batch, group.key_heads, group.members]
+                lanes = self.lanes(group, own.flatten(0, 1), statistic.flatten(0, 1))
+                for work in self.works(group, lanes):
+                    self.attend(work)
+        return out.view(batch, heads, rows, -1), lse.view(batch, heads, rows)
+
+    def lanes(self, group: Group, out: Tensor | None = None, lse: Tensor | None = None) -> Lanes:
+        call = self.call
+        q = call.q.unflatten(1, (call.k.shape[1], -1))[group.batch, group.key_heads, group.members].flatten(0, 1)
+        k = call.k[group.batch, group.key_heads].flatten(0, 1)
+        v = None if call.v is None else call.v[group.batch, group.key_heads].flatten(0, 1)
+        head = torch.arange(call.sizes["h"]).view(-1, self.tiling.shared)[group.key_heads, group.members]
+        b = torch.arange(call.sizes["b"])[group.batch].repeat_interleave(len(head)).view(-1, 1, 1, 1, 1)
+        h = head.repeat(len(b) // len(head), 1)[:, None, :, None, None]
+        return Lanes(q, k, v, out, lse, b, h)
+
+    def works(self, group: Group, lanes: Lanes) -> Iterator[Work]:
+        """Batches of tiles, each for as many lanes as fit one step.
+
+        With few lanes, several tiles of one lane at a time: the product of a view with two batch axes would be copied.
+        """
+        shared = lanes.q.shape[1]
+        few = len(lanes) * SMALLEST < self.call.sizes["i"]
+        for batch in batches(self.tiling.tiles(group), ELEMENTS // shared if few else 0):
+            numbers = batch.rows.numbers()[None, :, None, :, None] + self.call.offset
+            cost = numbers.numel() * shared * batch.widest
+            step = max(1, ELEMENTS // cost) if batch.tiles == 1 else 1
+            masks: dict[tuple[int, int], Tensor] = {}
+            for start in range(0, len(lanes), step):
+                yield Work(lanes.part(start, start + step), batch, numbers, masks)
+
+    def environment(self, work: Work, keys: Tensor, real: torch.dtype, dot: Tensor | None = None) -> Environment:
+        positions = {"b": work.lanes.b, "h": work.lanes.h, "i": work.rows, "j": keys}
+        return Environment(self.plan, self.call, positions, real, dot=dot)
+
+    # One batch
+
+    def attend(self, work: Work) -> None:
+        """The online softmax over a batch's steps. Scores are to base 2, with q's rows of all heads as one axis."""
+        lanes, (x, tiles, shared, rows) = work.lanes, work.shape
+        assert lanes.v is not None
+        flat = (x * tiles, shared * rows)
+        q = self.queries(work)
+        peak = total = result = None
+        for number, step in enumerate(work.batch.steps):
+            scores = self.scores(work, number, step, q)
+            highest = scores.amax(-1, keepdim=True).clamp_(min=self.lowest)
+            if peak is None or total is None or result is None:
+                peak = highest
+                weights = self.weights(scores, peak)
+                total = weights.sum(-1, keepdim=True)
+                result = self.values(work, step, weights)
+                continue
+            highest = torch.maximum(peak, highest)
+            kept = torch.exp2(peak - highest)
+            weights = self.weights(scores, highest)
+            peak = highest
+            total = total.mul_(kept).add_(weights.sum(-1, keepdim=True))
+            result = result.mul_(kept).add_(self.values(work, step, weights))
+        if peak is None or total is None or result is None:
+            if self.branch.sink is None:
+                return  # no keys: out is 0 and lse -inf already
+            peak, total = (torch.full((*flat, 1), fill, dtype=self.dtype) for fill in (self.lowest, 0.0))
+            result = torch.zeros(*flat, lanes.v.shape[-1], dtype=self.dtype)
+        self.finish(work, peak, total, result)
+
+    def weights(self, scores: Tensor, peak: Tensor) -> Tensor:
+        """2 ** (scores - peak), in place. What would be subnormal is 0: products with subnormals are very slow."""
+        return torch.threshold_(scores.sub_(peak), self.smallest, -math.inf).exp2_()
+
+    def queries(self, work: Work) -> Tensor:
+        """(x * tiles, g * rows, D), times the factor of the score."""
+        x, tiles, shared, rows = work.shape
+        q = work.batch.rows.of(work.lanes.q).to(self.dtype).transpose(1, 2)  # (x, tiles, g, rows, D)
+        factor = self.score.factor(self.environment(work, work.rows, self.dtype))
+        scaled = q * (factor if factor is not None else 1.0)
+        return scaled.reshape(x * tiles, shared * rows, -1)
+
+    def scores(self, work: Work, number: int, step: Step, q: Tensor) -> Tensor:
+        """(x * tiles, g * rows, keys), -inf on dead pairs."""
+        x, tiles, shared, rows = work.shape
+        dots, keys = self.dots(work, step, q), self.keys(step)
+        pairs = self.score.finish(self.environment(work, keys.clamp(min=0), self.dtype, dots), dots)
+        for span, (start, stop) in enumerate(step.masked):
+            live = self.live(work, number, span, step, keys[..., start:stop], dots[..., start:stop])
+            pairs[..., start:stop].masked_fill_(live.logical_not(), -math.inf)
+        return pairs.reshape(x * tiles, shared * rows, -1)
+
+    def dots(self, work: Work, step: Step, q: Tensor) -> Tensor:
+        """q @ k of a step, (x, tiles, g, rows, keys)."""
+        x, tiles, shared, rows = work.shape
+        k = step.keys.of(work.lanes.k).to(self.dtype)
+        if step.per_row:  # k (x, tiles, rows, n, D)
+            return (q.view(x, tiles, shared, rows, -1).transpose(2, 3) @ k.transpose(-1, -2)).transpose(2, 3)
+        return torch.bmm(q, k.reshape(x * tiles, -1, k.shape[-1]).transpose(1, 2)).view(x, tiles, shared, rows, -1)
+
+    @staticmethod
+    def keys(step: Step) -> Tensor:
+        """Positions of a step's keys, broadcast against (x, tiles, g, rows, keys)."""
+        numbers = step.keys.numbers()
+        return numbers[None, :, None] if step.per_row else numbers[None, :, None, None]
+
+    def live(self, work: Work, number: int, span: int, step: Step, keys: Tensor, dots: Tensor | None) -> Tensor:
+        """Which pairs of some columns are live, broadcast against (x, tiles, g, rows, keys)."""
+        found = work.masks.get((number, span))
+        if found is not None:
+            return found
+        mask = self.branch.domain.key_sets[step.key_set].mask
+        live = self.environment(work, keys.clamp(min=0) if step.per_row else keys, torch.float64, dots).value(mask)
+        if step.per_row:
+            live = live & (keys >= 0)
+        if not self.by_head[step.key_set]:
+            work.masks[number, span] = live
+        return live
+
+    def count(self, work: Work, *, masks: bool) -> tuple[int, int]:
+        """(visited, live) pairs of a batch; without `masks`, columns that are not full count as dead."""
+        x, tiles, shared, rows = work.shape
+        lines = x * tiles * shared * rows
+        visited = live = 0
+        for number, step in enumerate(work.batch.steps):
+            visited += lines * step.keys.count
+            live += lines * (step.keys.count - sum(stop - start for start, stop in step.masked))
+            if not (masks and step.masked):
+                continue
+            dots = self.dots(work, step, self.queries(work)) if self.dotted else None
+            keys = self.keys(step)
+            for span, (start, stop) in enumerate(step.masked):
+                some = None if dots is None else dots[..., start:stop]
+                alive = self.live(work, number, span, step, keys[..., start:stop], some)
+                live += int(alive.sum()) * (lines * (stop - start) // alive.numel())
+        return visited, live
+
+    def values(self, work: Work, step: Step, weights: Tensor) -> Tensor:
+        """Weighted sums of v: (x * tiles, g * rows, E)."""
+        x, tiles, shared, rows = work.shape
+        assert work.lanes.v is not None
+        v = step.keys.of(work.lanes.v).to(self.dtype)
+        if not step.per_row:
+            return torch.bmm(weights, v.reshape(x * tiles, -1, v.shape[-1]))
+        by_row = weights.view(x, tiles, shared, rows, -1).transpose(2, 3)
+        return (by_row @ v).transpose(2, 3).reshape(x * tiles, shared * rows, -1)
+
+    def finish(self, work: Work, peak: Tensor, total: Tensor, result: Tensor) -> None:
+        """Divide by the denominator (with the sink in it) and store."""
+        x, tiles, shared, rows = work.shape
+        lanes, places = work.lanes, work.batch.rows
+        assert lanes.out is not None
+        assert lanes.lse is not None
+        if self.branch.sink is not None:
+            sink = self.environment(work, work.rows, self.dtype).value(self.branch.sink) * LOG2E
+            sink = sink.expand(x, tiles, shared, rows, 1).reshape(x * tiles, shared * rows, 1)
+            highest = torch.maximum(peak, sink)
+            kept = torch.exp2(peak - highest)
+            total = total * kept + torch.exp2(sink - highest)
+            result, peak = result.mul_(kept), highest
+        empty = total == 0
+        whole = total.masked_fill(empty, 1.0)
+        result = result.div_(whole).view(x, tiles, shared, rows, -1).transpose(1, 2)
+        statistic = ((peak + whole.log2()) / LOG2E).masked_fill(empty, -math.inf)
+        statistic = statistic.view(x, tiles, shared, rows, 1).transpose(1, 2)
+        for target, value in ((lanes.out, result), (lanes.lse.unsqueeze(-1), statistic)):
+            if isinstance(places, Shifted):
+                places.of(target).copy_(value)
+            else:
+                target[:, :, places.numbers()] = value.to(target.dtype)
+
+
+def visited_pairs(plan: Plan, call: Call) -> int:
+    """Pairs (b, h, i, j) that the tiles visit, over all branches."""
+    return sum(visited for visited, _ in _counts(plan, call, masks=False))
+
+
+def live_pairs(plan: Plan, call: Call) -> int:
+    """Pairs (b, h, i, j) that are live, over all branches: full columns counted, masks evaluated on the others."""
+    return sum(live for _, live in _counts(plan, call, masks=True))
+
+
+def _counts(plan: Plan, call: Call, *, masks: bool) -> Iterator[tuple[int, int]]:
+    """(visited, live) of every batch."""
+    with torch.no_grad():
+        for branch in plan.branches:
+            run = BranchRun(plan, branch, call)
+            for group in run.tiling.groups() if call.sizes["i"] else ():
+                lanes = run.lanes(group)
+                for work in run.works(group, lanes):
+                    yield run.count(work, masks=masks)

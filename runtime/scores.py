@@ -1,0 +1,82 @@
+"""How a branch's score follows from q @ k."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attnc.compiler.ir import Node, walk
+from attnc.runtime.evaluate import Environment
+
+LOG2E = math.log2(math.e)
+
+
+@dataclass(frozen=True)
+class Score:
+    """A score to base 2.
+
+    Linear in q @ k: product of `factors` (which go into q) times q @ k, plus the `terms`; each with a sign or, for
+    a factor, whether it divides. Otherwise `formula` is evaluated on the pairs.
+    """
+
+    formula: Node | None
+    factors: tuple[tuple[Node, bool], ...] = ()
+    terms: tuple[tuple[Node, int], ...] = ()
+    sign: int = 1
+
+    def factor(self, at: Environment) -> Tensor | None:
+        """What q is multiplied with, over (x, tiles, g, rows, 1); None: nothing."""
+        if self.formula is not None:
+            return None
+        product = torch.tensor(LOG2E * self.sign, dtype=at.real)
+        for node, divides in self.factors:
+            value = at.value(node)
+            product = product / value if divides else product * value
+        return product
+
+    def finish(self, at: Environment, dots: Tensor) -> Tensor:
+        """The score of pairs whose q @ k is `dots`; may overwrite it where it is linear in it."""
+        if self.formula is not None:
+            score = at.value(self.formula)
+            return score.expand(dots.shape) * LOG2E
+        for node, sign in self.terms:
+            dots.add_(at.value(node), alpha=sign * LOG2E)
+        return dots
+
+
+def read_score(root: Node, *, folded: bool = True) -> Score:
+    """Take a score apart. `folded`: q may carry its factors (nobody else reads q @ k)."""
+    if not folded:
+        return Score(root)
+    dotted = {node for node in walk(root) if node.op == "dot" or any(arg.op == "dot" for arg in node.args)}
+    for node in walk(root):
+        if any(arg in dotted for arg in node.args):
+            dotted.add(node)
+    factors: list[tuple[Node, bool]] = []
+    terms: list[tuple[Node, int]] = []
+    sign, node = 1, root
+    while node.op != "dot":
+        inside = [slot for slot, arg in enumerate(node.args) if arg in dotted]
+        if len(inside) != 1:
+            return Score(root)
+        (slot,) = inside
+        others = [arg for at, arg in enumerate(node.args) if at != slot]
+        if node.op in ("add", "sub") and not factors:
+            if node.op == "add":
+                terms.append((others[0], sign))
+            elif slot == 0:
+                terms.append((others[0], -sign))
+            else:
+                terms.append((others[0], sign))
+                sign = -sign
+        elif node.op == "neg":
+            sign = -sign
+        elif (node.op == "mul" or (node.op == "div" and slot == 0)) and not others[0].depends_on("j"):
+            factors.append((others[0], node.op == "div"))
+        else:
+            return Score(root)
+        node = node.args[slot]
+    return Score(None, tuple(factors), tuple(terms), sign)

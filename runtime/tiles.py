@@ -1,0 +1,425 @@
+"""Which keys each row tile visits: a plan's key sets, worked out for one call.
+
+Bounds are evaluated for all rows at once and reduced to a tile's hull (no key outside of it is live for any of its
+rows) and inner interval (every key inside is live for all of them). A piece is a run of keys that a tile
+visits in one step; the mask is asked only about its columns that are not fully live. Everything here is linear in
+the sequence and in the live keys' intervals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from attnc.compiler.ir import Node
+from attnc.compiler.plan import Bounds, Diagonals, Domain, Grid, KeySet, Listed, Plan, Run, Stepped
+from attnc.runtime.call import Call
+from attnc.runtime.derived import scalar
+from attnc.runtime.evaluate import Environment
+from attnc.runtime.rows import Grouping, Positions, Progression, compact, row_tiles
+
+Spans = tuple[tuple[int, int], ...]
+LONG = 2048  # average keys a row from which larger row tiles pay
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Keys visited in one step. `masked`: columns [start, stop) on which the key set's mask decides.
+
+    `keys` are the same for every row of the tile, or, `per_row`, an array (rows, columns), -1 for no key.
+    """
+
+    key_set: int
+    keys: Progression | Positions
+    masked: Spans
+    per_row: bool = False
+
+    @property
+    def count(self) -> int:
+        return self.keys.count if isinstance(self.keys, Progression) else int(self.keys.shape[-1])
+
+
+@dataclass(frozen=True)
+class Tile:
+    rows: Progression | Positions
+    pieces: tuple[Piece, ...]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Heads that share one tile plan: batch rows, key heads and query heads of each key head, as slices."""
+
+    batch: slice
+    key_heads: slice
+    members: slice
+
+
+class Tiling:
+    """The tiles of one branch in one call. `columns`: the most keys a piece takes."""
+
+    def __init__(self, plan: Plan, domain: Domain, call: Call, columns: int = 1024) -> None:
+        self.plan = plan
+        self.domain = domain
+        self.call = call
+        self.columns = columns
+        self.shared = call.sizes["h"] // max(call.k.shape[1], 1)
+        self._bounds: dict[Node, NDArray[np.int64]] = {}
+
+    @cached_property
+    def grouping(self) -> Grouping:
+        rows = self.domain.rows
+        return Grouping(
+            self.number(rows.step),
+            None if rows.period is None else self.number(rows.period),
+            self.number(rows.high_step),
+            self.number(rows.low_step),
+            rows.square,
+        )
+
+    @cached_property
+    def environment(self) -> Environment:
+        """Every (batch, head, row), 1 long where a value is constant."""
+        sizes, offset = self.call.sizes, self.call.offset
+        positions = {
+            "b": torch.arange(sizes["b"]).view(-1, 1, 1),
+            "h": torch.arange(sizes["h"]).view(1, -1, 1),
+            "i": torch.arange(sizes["i"]).view(1, 1, -1) + offset,
+        }
+        return Environment(self.plan, self.call, positions, torch.float64)
+
+    def by_row(self, node: Node) -> NDArray[np.int64]:
+        """An int of the row, (B or 1, H or 1, N or 1)."""
+        if node not in self._bounds:
+            value = self.environment.value(node)
+            self._bounds[node] = (value if value.dim() else value.expand(1, 1, 1)).numpy()
+        return self._bounds[node]
+
+    @cached_property
+    def varying(self) -> tuple[bool, bool]:
+        """Whether the keys of a row differ between batch rows, and between heads."""
+        arrays = [self.by_row(node) for key_set in self.domain.key_sets for node in row_values(key_set)]
+        walks = [key_set.walk for key_set in self.domain.key_sets]
+        lists = [self.listed(walk) for walk in walks if isinstance(walk, Listed | Diagonals)]
+        shapes = [array.shape for array in arrays] + [array.shape for array in lists]
+        return any(shape[0] > 1 for shape in shapes), any(shape[1] > 1 for shape in shapes)
+
+    def groups(self) -> Iterator[Group]:
+        by_batch, by_head = self.varying
+        sizes, everything = self.call.sizes, slice(None)
+        batches = [slice(b, b + 1) for b in range(sizes["b"])] if by_batch else [everything]
+        for batch in batches:
+            if not by_head:
+                yield Group(batch, everything, everything)
+                continue
+            for head in range(sizes["h"]):
+                key_head, member = divmod(head, self.shared)
+                yield Group(batch, slice(key_head, key_head + 1), slice(member, member + 1))
+
+    # Tiles
+
+    def tiles(self, group: Group) -> Iterator[Tile]:
+        """The tiles of a group that have keys, and of those without: a tile with no piece."""
+        size = self.tile_size(group)
+        rows = row_tiles(self.grouping, self.call.sizes["i"], self.call.offset, size)
+        if not rows:
+            return
+        number = np.zeros((len(rows), max(len(_numbers(one)) for one in rows)), dtype=np.int64)
+        for at, one in enumerate(rows):
+            own = _numbers(one)
+            number[at, : len(own)] = own
+            number[at, len(own) :] = own[-1]
+        makers = [self.maker(n, key_set, group, number) for n, key_set in enumerate(self.domain.key_sets)]
+        for at, one in enumerate(rows):
+            pieces = [piece for maker in makers for piece in maker.pieces(at, _numbers(one))]
+            yield Tile(one, tuple(part for piece in pieces for part in self.split(piece)))
+
+    def tile_size(self, group: Group) -> int:
+        """Rows a tile: more where rows see many keys, so that fewer steps do the same work."""
+        runs = [run for key_set in self.domain.key_sets for run in key_set.runs if key_set.walk is None]
+        keys = 0.0
+        for run in runs:
+            lo, hi = (self.pick(self.by_row(bound), group) for bound in (run.outer.lo, run.outer.hi))
+            keys = max(keys, float(np.maximum(hi - lo, 0).mean()) if hi.size and lo.size else 0.0)
+        return 256 if keys >= LONG else 64
+
+    def split(self, piece: Piece) -> Iterator[Piece]:
+        """Parts of at most `columns` keys."""
+        columns = 64 if piece.per_row else self.columns
+        if piece.count <= columns:
+            yield piece
+            return
+        for first in range(0, piece.count, columns):
+            count = min(columns, piece.count - first)
+            keys = piece.keys
+            keys = keys.part(first, count) if isinstance(keys, Progression) else keys[..., first : first + count]
+            masked = tuple(
+                (max(start - first, 0), min(stop - first, count))
+                for start, stop in piece.masked
+                if stop > first and start < first + count
+            )
+            yield Piece(piece.key_set, keys, masked, piece.per_row)
+
+    def pick(self, values: NDArray[np.int64], group: Group) -> NDArray[np.int64]:
+        """The values of one group, over rows (N or 1)."""
+        batch = group.batch.start or 0
+        head = (group.key_heads.start or 0) * self.shared + (group.members.start or 0)
+        return values[batch if values.shape[0] > 1 else 0, head if values.shape[1] > 1 else 0]  # type: ignore[no-any-return]
+
+    def listed(self, walk: Listed | Diagonals) -> NDArray[np.int64]:
+        """The table of a listed walk with axes (b, h) in front, 1 long where it does not vary."""
+        table = self.call.derived[walk.table]
+        if isinstance(walk, Listed) and walk.row_block is not None:
+            return table[None, None].to(torch.int64).numpy()
+        collection = next(one.args[0] for one in self.plan.derived if walk.table == f"{one.name}.list")
+        if "h" not in collection.type.indices:
+            table = table.unsqueeze(-2)
+        if "b" not in collection.type.indices:
+            table = table.unsqueeze(0)
+        return table.to(torch.int64).numpy()
+
+    def maker(self, number: int, key_set: KeySet, group: Group, rows: Positions) -> Maker:
+        hulls = [self.hull(run, group, rows) for run in key_set.runs]
+        walk = key_set.walk
+        if walk is None:
+            return Consecutive(number, hulls)
+        if isinstance(walk, Stepped):
+            phases = self.first(walk.phase, group, rows)
+            return Stepping(number, hulls[0], phases, self.number(walk.step))
+        if isinstance(walk, Grid):
+            low = self.hull(Run(walk.low, None), group, rows, live=key_set.runs[0].outer)
+            high_phase, low_phase = (
+                self.first(phase, group, rows) if phase else None for phase in (walk.high_phase, walk.low_phase)
+            )
+            steps = (self.number(walk.high_step), self.number(walk.low_step))
+            return Lattice(number, hulls[0], low, self.number(walk.period), (high_phase, low_phase), steps)
+        offset = int(self.pick(self.by_row(walk.offset), group)[0])
+        entries = self.pick(self.listed(walk), group)
+        if isinstance(walk, Diagonals):
+            valid = entries[entries < self.call.sizes["j"]]
+            return Slashes(number, hulls[0], valid, offset, self.call.offset)
+        if walk.row_block is not None:
+            block = self.number(walk.row_block)
+            line = (rows[:, 0] + self.call.offset) // block
+            return Selected(number, hulls[0], entries, line, self.number(walk.width), offset)
+        valid = entries[entries < self.call.sizes["j"]]
+        return Selected(number, hulls[0], valid[None], np.zeros(len(rows), dtype=np.int64), 1, offset)
+
+    def number(self, node: Node | None) -> int:
+        """An int of parameters and sizes; 1 where there is none."""
+        return 1 if node is None else int(scalar(self.plan, self.call, node))
+
+    def first(self, node: Node, group: Group, rows: Positions) -> NDArray[np.int64]:
+        """A value that all rows of a tile share (modulo a step): that of the first."""
+        return np.broadcast_to(self.pick(self.by_row(node), group), (self.call.sizes["i"],))[rows[:, 0]]
+
+    def hull(self, run: Run, group: Group, rows: Positions, live: Bounds | None = None) -> Hull:
+        """A run's bounds by tile. Rows without keys (by the run, or by `live`) don't widen the hull."""
+
+        def spread(node: Node) -> NDArray[np.int64]:
+            return np.broadcast_to(self.pick(self.by_row(node), group), (self.call.sizes["i"],))[rows]
+
+        lo, hi = spread(run.outer.lo), spread(run.outer.hi)
+        dead = lo >= hi
+        if live is not None:
+            dead = dead | (spread(live.lo) >= spread(live.hi))
+        far = np.iinfo(np.int64).max
+        outer_lo = np.where(dead, far, lo).min(axis=1)
+        outer_hi = np.where(dead, 0, hi).max(axis=1)
+        if run.inner is None:
+            return Hull(outer_lo.tolist(), outer_hi.tolist(), None, None)
+        inner_lo, inner_hi = spread(run.inner.lo).max(axis=1), spread(run.inner.hi).min(axis=1)
+        return Hull(outer_lo.tolist(), outer_hi.tolist(), inner_lo.tolist(), inner_hi.tolist())
+
+
+@dataclass(frozen=True)
+class Hull:
+    """Bounds of a run, one number a tile."""
+
+    lo: list[int]
+    hi: list[int]
+    inner_lo: list[int] | None
+    inner_hi: list[int] | None
+
+    def inner(self, tile: int) -> tuple[int, int]:
+        """The interval that is live for every row, possibly empty."""
+        if self.inner_lo is None or self.inner_hi is None:
+            return 0, 0
+        return self.inner_lo[tile], self.inner_hi[tile]
+
+
+def row_values(key_set: KeySet) -> list[Node]:
+    """The nodes that decide which keys a row visits."""
+    nodes = [bound for run in key_set.runs for bound in (run.outer.lo, run.outer.hi)]
+    nodes += [bound for run in key_set.runs if run.inner for bound in (run.inner.lo, run.inner.hi)]
+    walk = key_set.walk
+    if isinstance(walk, Stepped):
+        nodes.append(walk.phase)
+    elif isinstance(walk, Grid):
+        nodes += [walk.low.lo, walk.low.hi, *(phase for phase in (walk.high_phase, walk.low_phase) if phase)]
+    elif isinstance(walk, Listed | Diagonals):
+        nodes.append(walk.offset)
+    return nodes
+
+
+def _numbers(rows: Progression | Positions) -> Positions:
+    return rows.numbers() if isinstance(rows, Progression) else rows
+
+
+# One maker of pieces a kind of walk
+
+
+class Maker:
+    """Makes the pieces of one key set, tile by tile. `rows` are row numbers, not global positions."""
+
+    def pieces(self, tile: int, rows: Positions) -> Iterator[Piece]:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Consecutive(Maker):
+    """The union of intervals, each key once."""
+
+    key_set: int
+    hulls: Sequence[Hull]
+
+    def pieces(self, tile: int, rows: Positions) -> Iterator[Piece]:
+        outer = sorted((hull.lo[tile], hull.hi[tile]) for hull in self.hulls)
+        inner = sorted(hull.inner(tile) for hull in self.hulls)
+        for start, stop in union(outer):
+            yield Piece(self.key_set, Progression(start, 1, stop - start), gaps(start, stop, inner))
+
+
+@dataclass(frozen=True)
+class Stepping(Maker):
+    """One residue class."""
+
+    key_set: int
+    hull: Hull
+    phases: NDArray[np.int64]
+    step: int
+
+    def pieces(self, tile: int, rows: Positions) -> Iterator[Piece]:
+        lo, hi = self.hull.lo[tile], self.hull.hi[tile]
+        if lo >= hi:
+            return
+        first = lo + (int(self.phases[tile]) - lo) % self.step
+        count = -((first - hi) // self.step)
+        if count > 0:
+            start, stop = (-((first - bound) // self.step) for bound in self.hull.inner(tile))
+            yield Piece(self.key_set, Progression(first, self.step, count), gaps(0, count, [(start, stop)]))
+
+
+@dataclass(frozen=True)
+class Lattice(Maker):
+    """Keys high * period + low; phases and steps of the digits (high, low)."""
+
+    key_set: int
+    hull: Hull
+    low: Hull
+    period: int
+    phases: tuple[NDArray[np.int64] | None, NDArray[np.int64] | None]
+    steps: tuple[int, int]
+
+    def pieces(self, tile: int, rows: Positions) -> Iterator[Piece]:
+        lo, hi = self.hull.lo[tile], self.hull.hi[tile]
+        if lo >= hi:
+            return
+        high = self.digits(0, tile, lo // self.period, (hi - 1) // self.period + 1)
+        low = self.digits(1, tile, max(self.low.lo[tile], 0), min(self.low.hi[tile], self.period))
+        keys = (high[:, None] * self.period + low).ravel()
+        keys = keys[(keys >= lo) & (keys < hi)]
+        if len(keys):
+            yield Piece(self.key_set, compact(keys), inside(keys, self.hull.inner(tile)))
+
+    def digits(self, which: int, tile: int, start: int, stop: int) -> Positions:
+        phases, step = self.phases[which], self.steps[which]
+        if phases is not None:
+            start += (int(phases[tile]) - start) % step
+        return np.arange(start, max(start, stop), step if phases is not None else 1, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Selected(Maker):
+    """Blocks of `width` keys from a line of a table, ascending, -1 for none."""
+
+    key_set: int
+    hull: Hull
+    table: NDArray[np.int64]
+    lines: NDArray[np.int64]
+    width: int
+    offset: int
+
+    def pieces(self, tile: int, rows: Positions) -> Iterator[Piece]:
+        entries = self.table[self.lines[tile]]
+        entries = entries[entries >= 0]
+        keys = (entries[:, None] * self.width + np.arange(self.width)).ravel() + self.offset
+        keys = keys[np.searchsorted(keys, self.hull.lo[tile]) : np.searchsorted(keys, self.hull.hi[tile])]
+        if len(keys):
+            yield Piece(self.key_set, compact(keys), inside(keys, self.hull.inner(tile)))
+
+
+@dataclass(frozen=True)
+class Slashes(Maker):
+    """Key i - entry + offset for every row and entry. The mask decides everywhere."""
+
+    key_set: int
+    hull: Hull
+    entries: Positions
+    offset: int
+    row_offset: int
+
+    def pieces(self, tile: int, rows: Positions) -> Iterator[Piece]:
+        lo, hi = self.hull.lo[tile], self.hull.hi[tile]
+        position = rows + self.row_offset + self.offset
+        entries = self.entries[(self.entries > position.min() - hi) & (self.entries <= position.max() - lo)]
+        if lo >= hi or not len(entries):
+            return
+        keys = position[:, None] - entries
+        keys = np.where((keys >= lo) & (keys < hi), keys, -1)
+        yield Piece(self.key_set, keys, ((0, len(entries)),), per_row=True)
+
+
+def union(intervals: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Disjoint intervals with the same members; sorted by start, the given ones too."""
+    merged: list[tuple[int, int]] = []
+    for start, stop in intervals:
+        if start >= stop:
+            continue
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], stop))
+        else:
+            merged.append((start, stop))
+    return merged
+
+
+def gaps(start: int, stop: int, covered: Sequence[tuple[int, int]]) -> Spans:
+    """What of [start, stop) no interval covers (sorted by start), counted from `start`."""
+    found, at = [], start
+    for low, high in covered:
+        if high <= at or low >= high:
+            continue
+        if low > at:
+            found.append((at - start, min(low, stop) - start))
+        at = high
+        if at >= stop:
+            break
+    if at < stop:
+        found.append((at - start, stop - start))
+    return tuple((low, high) for low, high in found if low < high)
+
+
+def inside(keys: Positions, inner: tuple[int, int]) -> Spans:
+    """Columns of ascending keys outside of an interval."""
+    start, stop = (int(np.searchsorted(keys, bound)) for bound in inner)
+    return gaps(0, len(keys), [(start, stop)])
+
+
+def positions(values: Progression | Positions) -> Tensor:
+    """Row numbers or keys as a tensor."""
+    return torch.from_numpy(np.ascontiguousarray(_numbers(values)))
