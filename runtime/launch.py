@@ -65,7 +65,7 @@ def execute(plan: Plan, call: Call) -> tuple[Tensor, Tensor]:
         run_branch(plan, branch, kernels, kernel, call)
         for branch, kernel in zip(plan.branches, kernels.kernels, strict=True)
     ]
-    lse = torch.stack([lse for _, lse in outputs])
+    lse = outputs[0][1].unsqueeze(0) if len(outputs) == 1 else torch.stack([lse for _, lse in outputs])
     return join(plan, call, [out for out, _ in outputs], lse), lse
 
 

@@ -20,7 +20,7 @@ ALIGNMENT = 16  # bytes, of the address and of every stride but the last
 class Views:
     """The descriptors of one launch. `present` holds the constants that say which there are.
 
-    A view follows the tensor's order, (B, heads, tokens, D), or a step: (B, heads, tokens // step, step, D).
+    A view follows the tensor's order, (B, heads, tokens, D), or a step: (B, heads, step, tokens // step, D).
     Where a tensor's strides or length don't allow it, the kernel's pointers are used.
     """
 
@@ -65,8 +65,8 @@ class Views:
         strides = [tensor.stride(at) if tensor.shape[at] > 1 else unit for at in range(3)]
         shape, block = [batch, heads, tokens], [1, 1, self.length[name]]
         if step is not None:
-            shape, block = [batch, heads, tokens // step, step], [1, 1, self.length[name], 1]
-            strides = [*strides[:2], strides[2] * step, strides[2]]
+            shape, block = [batch, heads, step, tokens // step], [1, 1, 1, self.length[name]]
+            strides = [*strides[:2], strides[2], strides[2] * step]
         if any(stride % unit or stride <= 0 for stride in strides):
             return None
         return TensorDescriptor(tensor, [*shape, width], [*strides, 1], [*block, self.width[name]])

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 FLOOR = tl.constexpr(-1.0e38)
+FAR = tl.constexpr(2147483647)
 LOG2E = tl.constexpr(1.4426950408889634)
 
 

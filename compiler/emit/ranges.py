@@ -70,15 +70,15 @@ class Ranges:
         lo = self.let(f"lo{stem}", self.row_text(bounds.lo))
         hi = self.let(f"hi{stem}", self.row_text(bounds.hi))
         some = self.let(f"some{stem}", f"row_ok & ({lo} < {hi})")
-        first = self.let(f"first{stem}", f"tl.min(tl.where({some}, {lo}, M), 0)")
-        last = self.let(f"last{stem}", f"tl.max(tl.where({some}, {hi}, 0), 0)")
+        first = self.let(f"first{stem}", f"tl.min(tl.where({some}, {lo}, M), 0).to(tl.int32)")
+        last = self.let(f"last{stem}", f"tl.max(tl.where({some}, {hi}, 0), 0).to(tl.int32)")
         return first, last
 
     def inner(self, bounds: Bounds, stem: str = "") -> tuple[str, str]:
         """Largest lo and least hi: keys between them are live in every row."""
         lo, hi = self.row_text(bounds.lo), self.row_text(bounds.hi)
-        first = self.let(f"full_first{stem}", f"tl.max(tl.where(row_ok, {lo}, 0), 0)")
-        last = self.let(f"full_last{stem}", f"tl.min(tl.where(row_ok, {hi}, M), 0)")
+        first = self.let(f"full_first{stem}", f"tl.max(tl.where(row_ok, {lo}, 0), 0).to(tl.int32)")
+        last = self.let(f"full_last{stem}", f"tl.min(tl.where(row_ok, {hi}, M), 0).to(tl.int32)")
         return first, last
 
     def share(self, count: str) -> tuple[str, str]:
@@ -181,7 +181,7 @@ class Ranges:
             return write
 
         view = str(self.number)
-        place = f"{first} // {step} + tile_n * BLOCK_N, {first} % {step}, 0"
+        place = f"{first} % {step}, {first} // {step} + tile_n * BLOCK_N, 0"
         if run.inner is None:
             return [Loop(*self.share(tiles), True, at("n"), view=view, place=place)]
         lo, hi = self.inner(run.inner)
@@ -275,7 +275,7 @@ class Ranges:
         """One line of the table per block of rows; the tile lies within one block."""
         array = self.expressions.arrays[walk.table]
         width = self.let("width", self.row_text(walk.width))
-        line = self.let("line", f"tl.min(tl.where(row_ok, i, M), 0) // {width}")
+        line = self.let("line", f"tl.min(tl.where(row_ok, i, FAR), 0) // {width}")
         line = self.let("line", f"tl.minimum({line}, {array.name}_n0 - 1)")
         total = self.let("count", f"{length} * {width}")
 

@@ -106,7 +106,7 @@ class StreamedForward:
         if rows.period is not None:
             writer.let("query", pointers)
         else:
-            place = "row_tile, 0" if rows.step is None else "row_tile, tile // class_tiles, 0"
+            place = "row_tile, 0" if rows.step is None else "tile // class_tiles, row_tile, 0"
             self.viewed("query", f"q_view.load([b, h, {place}]).reshape(BLOCK_M, BLOCK_D)", pointers, "_Q")
         writer.let("k_head", "k + b64 * k_sb + key_head * k_sh")
         writer.let("v_head", "v + b64 * v_sb + key_head * v_sh")
@@ -134,6 +134,7 @@ class StreamedForward:
         self.expressions.local = {}
         guarded = loop.masked or not loop.contiguous
         self.load("keys", "k", "d", loop, guarded)
+        self.load("values", "v", "e", loop, guarded)  # here, so that both copies are under way together
         if pairs:
             writer.let("s", "tl.sum(query.to(tl.float32) * keys.to(tl.float32), 1)")
         else:
@@ -142,7 +143,6 @@ class StreamedForward:
         self.weigh(view, self.live(key_set, view) if loop.masked else None, key_set.mask.span)
         writer.let("fade", "tl.exp2(largest - peak)")
         writer.let("largest", "peak")
-        self.load("values", "v", "e", loop, guarded)
         if pairs:
             writer.let("total", "total * fade + weights")
             writer.let("acc", "acc * fade[:, None] + weights[:, None] * values.to(tl.float32)")
