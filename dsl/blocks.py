@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 
 from attnc.dsl.builder import UNKNOWN
 from attnc.dsl.expressions import Expressions
@@ -11,7 +11,7 @@ from attnc.dsl.pointwise import Operand, require_int, require_number
 from attnc.dsl.rejection import listed, rejection
 from attnc.dsl.scopes import Scope
 from attnc.dsl.source import Span
-from attnc.dsl.syntax import Call, Equation, Expression, Name, RepeatBlock, ScanBlock, Syntax
+from attnc.dsl.syntax import Equation, Expression, Name, RepeatBlock, ScanBlock, Syntax
 from attnc.dsl.terms import Repeat, Scan, Term
 from attnc.dsl.types import Base, Type
 
@@ -19,19 +19,21 @@ from attnc.dsl.types import Base, Type
 MAX_ROUNDS = 16
 
 
-def free_names(syntax: Expression) -> Iterator[str]:
-    """Names that an expression reads."""
+def nodes(syntax: Syntax) -> Iterator[Syntax]:
+    """A node of the syntax tree and all below it."""
     stack: list[object] = [syntax]
     while stack:
         node = stack.pop()
-        if isinstance(node, Name):
-            yield node.identifier
-        if isinstance(node, Call) and node.loop is not None:
-            stack.append(node.loop)
-        if isinstance(node, Syntax) and is_dataclass(node):
-            for entry in fields(node):
-                value = getattr(node, entry.name)
-                stack.extend(value if isinstance(value, tuple) else (value,))
+        if isinstance(node, tuple):
+            stack.extend(node)
+        elif isinstance(node, Syntax):
+            yield node
+            stack.extend(getattr(node, entry.name) for entry in fields(node))
+
+
+def free_names(syntax: Expression) -> Iterator[str]:
+    """Names that an expression reads."""
+    return (node.identifier for node in nodes(syntax) if isinstance(node, Name))
 
 
 def scan(at: Expressions, syntax: ScanBlock) -> dict[str, Term]:

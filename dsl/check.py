@@ -13,7 +13,7 @@ from attnc.dsl.builtins import RESERVED
 from attnc.dsl.diagnostics import AttnError, Diagnostic
 from attnc.dsl.expressions import Context, Expressions
 from attnc.dsl.inlining import inline
-from attnc.dsl.modules import Modules
+from attnc.dsl.modules import Modules, folder_of
 from attnc.dsl.parse import parse
 from attnc.dsl.patterns import Binding, Body, Declarations, define_function
 from attnc.dsl.pointwise import Operand, require_number
@@ -23,6 +23,7 @@ from attnc.dsl.source import Source, Span
 from attnc.dsl.syntax import Equation, File, Function, PatternDeclaration, RepeatBlock, ScanBlock
 from attnc.dsl.terms import Pattern, Term
 from attnc.dsl.types import Base, Type
+from attnc.dsl.uncalled import unknown_names
 
 
 def check(source: Source, *, root: Path | None = None, lengths: Mapping[str, int] | None = None) -> dict[str, Pattern]:
@@ -33,8 +34,7 @@ def check(source: Source, *, root: Path | None = None, lengths: Mapping[str, int
     Raises AttnError with all errors of the file, ValueError for a length of an unknown parameter.
     """
     file = parse(source)
-    path = Path(source.name)
-    folder = path.resolve().parent if path.is_file() else root
+    folder = folder_of(source) or root
     modules = Modules(root or folder)
     scope = modules.scope(file, folder)
     checker = _FileChecker(source, scope, lengths or {})
@@ -54,7 +54,8 @@ def _distinct(diagnostics: list[Diagnostic]) -> list[Diagnostic]:
     for diagnostic in diagnostics:
         span = diagnostic.span
         first.setdefault((span.source.name, span.start, span.stop), diagnostic)
-    return list(first.values())
+    sources = list(dict.fromkeys(diagnostic.span.source.name for diagnostic in first.values()))
+    return sorted(first.values(), key=lambda found: (sources.index(found.span.source.name), found.span.start))
 
 
 class _FileChecker:
@@ -65,6 +66,7 @@ class _FileChecker:
         self.scope = scope
         self.lengths = lengths
         self.diagnostics: list[Diagnostic] = []
+        self.called: set[object] = set()
 
     def run(self, file: File) -> dict[str, Pattern]:
         patterns: dict[str, Pattern] = {}
@@ -83,6 +85,9 @@ class _FileChecker:
                 patterns[declaration.name] = pattern
             self.scope.patterns[declaration.name] = PatternDefinition(declaration, self.scope, pattern is not None)
             self.scope.places[declaration.name] = header(declaration)
+        for definition in self.scope.functions.values():
+            if definition not in self.called:
+                self.diagnostics.extend(unknown_names(definition))
         return patterns
 
     def _require_lengths(self, declarations: list[PatternDeclaration]) -> None:
@@ -109,6 +114,7 @@ class _FileChecker:
         declared = Declarations(at, self.lengths)
         body = Body(at, Binding(declared.parameter, declared.input), self._report)
         body.run(declaration)
+        self._note_calls(context, scope)
         try:
             out, output_axes = _output(at, declaration)
         except RejectionError as rejected:
@@ -130,6 +136,14 @@ class _FileChecker:
             sizes=tuple(context.sizes.items()),
             span=declaration.span,
         )
+
+    def _note_calls(self, context: Context, scope: Scope) -> None:
+        """Read the functions of a pattern that it does not call, and note those of the file that it does."""
+        called = {key[0] for key in context.inlined}
+        self.called |= called
+        for function in scope.functions.values():
+            if function not in called:
+                self.diagnostics.extend(unknown_names(function))
 
     def _report(self, rejected: RejectionError) -> None:
         self.diagnostics.append(rejected.diagnostic)

@@ -28,6 +28,15 @@ def prelude() -> Scope:
     return scope
 
 
+def folder_of(source: Source) -> Path | None:
+    """The folder of a source that is named by the path of a file, else None."""
+    try:
+        path = Path(source.name)
+        return path.resolve().parent if path.is_file() else None
+    except (OSError, ValueError):  # a name that no path can be
+        return None
+
+
 class Modules:
     """Reads the files that a file uses, each once, none from outside `root`."""
 

@@ -402,6 +402,13 @@ def test_a_pattern_comes_before_a_function_of_the_prelude() -> None:
     assert 5 in {term.attribute for term in terms(check(Source("p.attn", text))["p"])}
 
 
+def test_a_function_that_is_not_called_may_use_all_that_there_is() -> None:
+    text = "f(x) = merge(causal() * n for n in (1, 2)) + later(H)\npattern p:\n"
+    text += "    g(x) = x[i] + W + X + identity[m] + s.stop + f(1) + scale + exp(w) + sum[j](x)\n"
+    text += "    input w: real[h, x]\n    axis s = blocks(j, 4)\n    W = w\n    out = q\nlater(x) = x + N\n"
+    assert check(Source("p.attn", text))
+
+
 # Files
 
 
@@ -497,6 +504,11 @@ def test_patterns_that_call_one_another_through_a_used_file(tmp_path: Path) -> N
     write(tmp_path, window=text)
     with pytest.raises(AttnError, match="calls itself"):
         used(tmp_path, "window.attn")
+
+
+@pytest.mark.parametrize("name", ["<text>", "x" * 5000, "a\0b", ""])
+def test_a_source_may_have_any_name(name: str) -> None:
+    assert list(check(Source(name, "pattern p:\n    out = q\n"))) == ["p"]
 
 
 # Limits

@@ -106,6 +106,7 @@ WRONG: dict[str, str] = {
     "uniform_of_real": "out = softmax[j](uniform(0, scale) * (q @ k)) @ v",
     "gaussian_over_heads": "W = orthogonal_gaussian(h, D, 0)\nout = W @ q",
     "error_in_function": "f(x) = x + nothing\nout = softmax[j](f(q @ k)) @ v",
+    "error_in_function_not_called": "f(x) = x + nothing + g(x) + sm[j](x) + sum[j](H * d2)\nout = q",
     "error_in_prelude": "out = softmax[j](q @ k where window(scale > 0)) @ v",
     # merge and for
     "merge_of_value": "out = merge(softmax[j](q @ k) @ v, v)",
