@@ -83,7 +83,6 @@ def test_commands_succeed(command: str, tmp_path: Path) -> None:
     environment = os.environ | {"ATTNC_CACHE_DIR": str(tmp_path)}
     done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
