@@ -12,6 +12,7 @@ from attnc.dsl.builtins import FUNCTIONS
 from attnc.dsl.check import check, predefine
 from attnc.dsl.diagnostics import AttnError
 from attnc.dsl.expressions import Context, Expressions
+from attnc.dsl.format import format_source
 from attnc.dsl.inlining import inline
 from attnc.dsl.modules import prelude
 from attnc.dsl.parse import parse, read_source
@@ -67,6 +68,12 @@ def test_every_mechanism_of_the_zoo_checks(path: Path) -> None:
         assert "?" not in term.type.axes
         assert term.span.text
         assert len(term.type.indices & {"i", "j"}) == 0 or "t" not in term.type.indices
+
+
+@pytest.mark.parametrize("path", ZOO, ids=lambda path: path.stem)
+def test_the_zoo_is_formatted(path: Path) -> None:
+    source = read_source(path)
+    assert format_source(source) == source.text
 
 
 def test_the_zoo_is_complete() -> None:
