@@ -17,14 +17,15 @@ from attnc.dsl.types import Base
 
 @dataclass(frozen=True)
 class View:
-    """How a tile spells its positions. `row`, `key`: suffixes that make a row or key vector broadcast."""
+    """How a tile spells its positions: suffixes that make a vector over i or j broadcast."""
 
-    row: str = ""
-    key: str = ""
+    i: str = ""
+    j: str = ""
 
 
-ROWS = View()  # vectors over the rows
-TILE = View(row="[:, None]", key="[None, :]")  # rows by keys
+ROWS = View()  # vectors over the rows of the tile
+TILE = View(i="[:, None]", j="[None, :]")  # rows are queries, keys stream by
+TURNED = View(i="[None, :]", j="[:, None]")  # rows are keys, queries stream by
 PAIRS = View()  # one key a row: i and j are both vectors over the rows
 
 
@@ -49,15 +50,19 @@ def parameter_name(name: str) -> str:
 
 @dataclass
 class Expressions:
-    """Writes the expressions of one kernel. `arrays`: layout of every input and table by its node attribute."""
+    """Writes the expressions of one kernel.
+
+    `arrays`: layout of every input and table by its node attribute. `streamed`: the index that the loops run over.
+    """
 
     writer: Writer
     arrays: dict[str, Array]
+    streamed: str = "j"
     hoisted: dict[Node, str] = field(default_factory=dict)
     local: dict[Node, str] = field(default_factory=dict)
 
     def hoist(self, roots: Iterable[Node]) -> None:
-        """Compute what does not vary over the keys, before the loops."""
+        """Compute what does not vary over the streamed index, before the loops."""
         for root in roots:
             for node in list(self._maximal(root)):
                 if node not in self.hoisted and (node.args or node.op in ("input", "derived")):
@@ -65,7 +70,7 @@ class Expressions:
                     self.hoisted[node] = self.writer.let(f"r{len(self.hoisted)}", text, node.span)
 
     def _maximal(self, node: Node) -> Iterator[Node]:
-        if not node.depends_on("j") and not node.type.axes:
+        if not node.depends_on(self.streamed) and not node.type.axes:
             yield node
             return
         read = node.op in ("take", "rename")  # what is read stays with its place
@@ -81,7 +86,7 @@ class Expressions:
                 users[arg] = users.get(arg, 0) + 1
         for node in order:
             loaded = node.op == "take" or (node.op in ("rename", "input", "derived") and not node.type.axes)
-            if node in self.hoisted or node in self.local or not node.depends_on("j") or node.op == "dot":
+            if node in self.hoisted or node in self.local or not node.depends_on(self.streamed) or node.op == "dot":
                 continue
             if (users.get(node, 0) > 1 and node.args) or loaded:
                 text = self.text(node, view)
@@ -90,7 +95,7 @@ class Expressions:
     def text(self, node: Node, view: View) -> str:
         """The expression of a node; row vectors and key vectors are made to broadcast."""
         if node in self.hoisted:
-            return self.hoisted[node] + (view.row if node.depends_on("i") else "")
+            return self.hoisted[node] + (view.i if node.depends_on("i") else view.j if node.depends_on("j") else "")
         if node in self.local:
             return self.local[node]
         if node.op == "literal":
@@ -102,7 +107,7 @@ class Expressions:
                 str(node.attribute), f"size_{node.attribute}"
             )
         if node.op == "index":
-            return {"i": f"i{view.row}", "j": f"j{view.key}"}.get(str(node.attribute), str(node.attribute))
+            return {"i": f"i{view.i}", "j": f"j{view.j}"}.get(str(node.attribute), str(node.attribute))
         if node.op == "dot":
             return "s"
         if node.op in ("input", "derived", "rename", "take"):
@@ -136,13 +141,13 @@ class Expressions:
             if axis in places:
                 place = f"tl.minimum(tl.maximum({places[axis]}, 0), {name}_n{slot} - 1)"
             elif index == "i":
-                place = f"{'i' if axis == 't' else 'row'}{view.row}"
-                masks[f"row_ok{view.row}"] = None
+                place = f"i{view.i}" if axis == "t" else f"(i{view.i} - OFFSET)"
+                masks[f"i_ok{view.i}"] = None
                 if axis == "t":
                     place = f"tl.minimum({place}, {name}_n{slot} - 1)"
             elif index == "j":
-                place = f"j{view.key}"
-                masks[f"key_ok{view.key}"] = None
+                place = f"j{view.j}"
+                masks[f"j_ok{view.j}"] = None
             elif index == "h":
                 place = f"h // {name}_group"
             else:

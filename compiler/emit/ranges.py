@@ -18,13 +18,13 @@ from attnc.compiler.plan import Bounds, Diagonals, Grid, KeySet, Listed, Run, St
 
 @dataclass(frozen=True)
 class Loop:
-    """`for n in range(first, last)`; `keys` writes `j`, `place` and `key_ok` of the n-th tile."""
+    """`for n in range(first, last)`; `keys` writes the positions of the n-th tile and which are real."""
 
     first: str
     last: str
     masked: bool
     keys: Callable[[Writer], None]
-    contiguous: bool = False  # j = start + 0 .. BLOCK_N
+    contiguous: bool = False  # positions are start + 0 .. BLOCK_N
     view: str | None = None  # suffix of the tensor descriptors that hold its tiles
     place: str = ""  # the tile's place in them, after batch and head
 
@@ -36,6 +36,12 @@ class Ranges:
     """Writes the loops of one key set; names carry its number."""
 
     def __init__(self, writer: Writer, expressions: Expressions, key_set: KeySet, number: int) -> None:
+        self.at = expressions.streamed  # the streamed position: j, or i where the rows are keys
+        self.ok = f"{self.at}_ok"
+        self.row = "i" if self.at == "j" else "j"
+        self.row_ok = f"{self.row}_ok"
+        self.end = "M" if self.at == "j" else "(OFFSET + N)"
+        self.inside = "(j < M)" if self.at == "j" else "((i >= OFFSET) & (i < OFFSET + N))"
         self.writer = writer
         self.expressions = expressions
         self.key_set = key_set
@@ -69,16 +75,16 @@ class Ranges:
         """Least lo and largest hi over the rows that have a key."""
         lo = self.let(f"lo{stem}", self.row_text(bounds.lo))
         hi = self.let(f"hi{stem}", self.row_text(bounds.hi))
-        some = self.let(f"some{stem}", f"row_ok & ({lo} < {hi})")
-        first = self.let(f"first{stem}", f"tl.min(tl.where({some}, {lo}, M), 0).to(tl.int32)")
+        some = self.let(f"some{stem}", f"{self.row_ok} & ({lo} < {hi})")
+        first = self.let(f"first{stem}", f"tl.min(tl.where({some}, {lo}, {self.end}), 0).to(tl.int32)")
         last = self.let(f"last{stem}", f"tl.max(tl.where({some}, {hi}, 0), 0).to(tl.int32)")
         return first, last
 
     def inner(self, bounds: Bounds, stem: str = "") -> tuple[str, str]:
         """Largest lo and least hi: keys between them are live in every row."""
         lo, hi = self.row_text(bounds.lo), self.row_text(bounds.hi)
-        first = self.let(f"full_first{stem}", f"tl.max(tl.where(row_ok, {lo}, 0), 0).to(tl.int32)")
-        last = self.let(f"full_last{stem}", f"tl.min(tl.where(row_ok, {hi}, M), 0).to(tl.int32)")
+        first = self.let(f"full_first{stem}", f"tl.max(tl.where({self.row_ok}, {lo}, 0), 0).to(tl.int32)")
+        last = self.let(f"full_last{stem}", f"tl.min(tl.where({self.row_ok}, {hi}, {self.end}), 0).to(tl.int32)")
         return first, last
 
     def share(self, count: str) -> tuple[str, str]:
@@ -148,8 +154,8 @@ class Ranges:
 
         def keys(writer: Writer) -> None:
             writer.let("start", f"({place}) * BLOCK_N")
-            writer.let("j", "start + lanes_n")
-            writer.let("key_ok", "j < M")
+            writer.let(self.at, "start + lanes_n")
+            writer.let(self.ok, self.inside)
 
         return Loop(*self.share(ends[-1]), masked, keys, contiguous=True, view="", place="start, 0")
 
@@ -165,8 +171,8 @@ class Ranges:
         tiles = self.let("tiles", f"tl.cdiv({count}, BLOCK_N)")
 
         def keys(writer: Writer) -> None:
-            writer.let("j", f"{first} + {step} * (tile_n * BLOCK_N + lanes_n)")
-            writer.let("key_ok", "j < M")
+            writer.let(self.at, f"{first} + {step} * (tile_n * BLOCK_N + lanes_n)")
+            writer.let(self.ok, self.inside)
 
         return self.split_full(run, first, step, tiles, keys)
 
@@ -198,7 +204,7 @@ class Ranges:
 
     def phase(self, stem: str, phase: str, step: str) -> str:
         """The one residue of a tile's rows."""
-        return self.let(stem, f"tl.max(tl.where(row_ok, _floor_mod({phase}, {step}), 0), 0)")
+        return self.let(stem, f"tl.max(tl.where({self.row_ok}, _floor_mod({phase}, {step}), 0), 0)")
 
     # Keys of a grid
 
@@ -229,8 +235,8 @@ class Ranges:
         def keys(writer: Writer) -> None:
             writer.let("at", "n * BLOCK_N + lanes_n")
             writer.let("high", f"{self.name('high_from')} + {steps['high']} * (at // {width})")
-            writer.let("j", f"high * {period} + {self.name('low_from')} + {steps['low']} * (at % {width})")
-            writer.let("key_ok", f"(at < {total}) & (j < M)")
+            writer.let(self.at, f"high * {period} + {self.name('low_from')} + {steps['low']} * (at % {width})")
+            writer.let(self.ok, f"(at < {total}) & {self.inside}")
 
         return [Loop(*self.share(f"tl.cdiv({total}, BLOCK_N)"), True, keys)]
 
@@ -266,8 +272,8 @@ class Ranges:
         def keys(writer: Writer) -> None:
             writer.let("at", f"{begin} + n * BLOCK_N + lanes_n")
             writer.let("listed", f"at < {end}")
-            writer.let("j", f"tl.load({table} + at * {stride}, mask=listed, other=0) + {offset}")
-            writer.let("key_ok", "listed & (j >= 0) & (j < M)")
+            writer.let(self.at, f"tl.load({table} + at * {stride}, mask=listed, other=0) + {offset}")
+            writer.let(self.ok, f"listed & ({self.at} >= 0) & {self.inside}")
 
         return [Loop(*self.share(tiles), True, keys)]
 
@@ -275,7 +281,7 @@ class Ranges:
         """One line of the table per block of rows; the tile lies within one block."""
         array = self.expressions.arrays[walk.table]
         width = self.let("width", self.row_text(walk.width))
-        line = self.let("line", f"tl.min(tl.where(row_ok, i, FAR), 0) // {width}")
+        line = self.let("line", f"tl.min(tl.where({self.row_ok}, {self.row}, FAR), 0) // {width}")
         line = self.let("line", f"tl.minimum({line}, {array.name}_n0 - 1)")
         total = self.let("count", f"{length} * {width}")
 
@@ -283,8 +289,8 @@ class Ranges:
             writer.let("at", "n * BLOCK_N + lanes_n")
             entry = f"{array.name} + {line} * {array.name}_s0 + at // {width} * {stride}"
             writer.let("entry_n", f"tl.load({entry}, mask=at < {total}, other=-1)")
-            writer.let("j", f"entry_n * {width} + at % {width}")
-            writer.let("key_ok", "(entry_n >= 0) & (j < M)")
+            writer.let(self.at, f"entry_n * {width} + at % {width}")
+            writer.let(self.ok, f"(entry_n >= 0) & {self.inside}")
 
         return [Loop(*self.share(f"tl.cdiv({total}, BLOCK_N)"), True, keys)]
 
@@ -297,8 +303,10 @@ class Ranges:
         count = self.let("count", f"tl.load({rank} + M * {rank_stride})")
 
         def keys(writer: Writer) -> None:
-            writer.let("j", f"i - tl.load({table} + n * {stride}) + {self.name('offset')}")
-            writer.let("key_ok", "row_ok & (j >= 0) & (j < M)")
+            entry = f"tl.load({table} + n * {stride})"
+            turned = f"j + {entry} - {self.name('offset')}"
+            writer.let(self.at, f"i - {entry} + {self.name('offset')}" if self.at == "j" else turned)
+            writer.let(self.ok, f"{self.row_ok} & ({self.at} >= 0) & {self.inside}")
 
         return [Loop(*self.share(count), True, keys)]
 

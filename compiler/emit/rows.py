@@ -1,4 +1,4 @@
-"""Which rows a program works on: writes `row`, `i`, `row_ok` and the batch and head."""
+"""Which rows a program works on: writes `row`, `i` and `row_ok`."""
 
 from __future__ import annotations
 
@@ -9,16 +9,11 @@ SQUARE_HIGH = 8  # lines of the grid in a square tile; its width is BLOCK_M / 8
 
 
 def emit_rows(writer: Writer, rows: Rows, steps: dict[str, str]) -> None:
-    """Program (tile, batch and head). `steps`: the text of the rows' period and steps.
+    """The program's tile. `steps`: the text of the rows' period and steps.
 
     Later tiles go first: under a causal condition they are the long ones. With SPLIT, a schedule says which tile
     and which part of its keys a program has.
     """
-    writer.let("head", "tl.program_id(1)")
-    writer.let("b", "head // H")
-    writer.let("h", "head % H")
-    writer.let("b64", "b.to(tl.int64)")
-    writer.let("key_head", "(h // GROUP).to(tl.int64)")
     with writer.block("if SPLIT:"):
         writer.let("entry", "schedule + tl.program_id(0) * 4")
         for slot, name in enumerate(("tile", "part", "parts", "slot")):

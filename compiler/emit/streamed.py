@@ -53,6 +53,15 @@ def branch_nodes(branch: Branch) -> list[Node]:
     return nodes
 
 
+def emit_heads(writer: Writer) -> None:
+    """Batch and query head of the program, and the key head that it reads."""
+    writer.let("head", "tl.program_id(1)")
+    writer.let("b", "head // H")
+    writer.let("h", "head % H")
+    writer.let("b64", "b.to(tl.int64)")
+    writer.let("key_head", "(h // GROUP).to(tl.int64)")
+
+
 class StreamedForward:
     """Writes the kernel of one branch."""
 
@@ -78,7 +87,9 @@ class StreamedForward:
 
     def body(self) -> None:
         domain = self.branch.domain
+        emit_heads(self.writer)
         emit_rows(self.writer, domain.rows, self.row_steps(domain.rows))
+        self.writer.let("i_ok", "row_ok")
         masks = [key_set.mask for key_set in domain.key_sets]
         self.expressions.hoist([self.branch.score, *([self.branch.sink] if self.branch.sink else []), *masks])
         self.load_queries()
@@ -166,7 +177,7 @@ class StreamedForward:
         else:
             base = f"{tensor}_head + j.to(tl.int64)[:, None] * {tensor}_sn"
         pointer = f"{base} + {axis}[None, :] * {tensor}_s{axis}"
-        pointers = f"_load_tile({pointer}, key_ok, {axis} < {axis.upper()}, {guarded}, not EVEN_{axis.upper()})"
+        pointers = f"_load_tile({pointer}, j_ok, {axis} < {axis.upper()}, {guarded}, not EVEN_{axis.upper()})"
         if loop.view is None:
             self.writer.let(name, pointers)
             return
@@ -175,7 +186,7 @@ class StreamedForward:
 
     def live(self, key_set: KeySet, view: View) -> str:
         mask = key_set.mask
-        inside = "key_ok" + view.key
+        inside = "j_ok" + view.j
         if mask.op == "literal":
             return inside
         return f"{inside} & {self.expressions.text(mask, view)}"
@@ -193,7 +204,7 @@ class StreamedForward:
             if live:
                 writer.let("s", dead, span)
             writer.let("peak", f"tl.maximum(largest, {reduced} * factor)")
-            writer.let("weights", f"tl.exp2(s * factor - peak{view.row})")
+            writer.let("weights", f"tl.exp2(s * factor - peak{view.i})")
         with writer.block("else:"):
             writer.let("s", "s * factor")
             self.weigh_scaled(dead if live else None, reduced, view, span)
@@ -202,7 +213,7 @@ class StreamedForward:
         if dead:
             self.writer.let("s", dead, span)
         self.writer.let("peak", f"tl.maximum(largest, {reduced})")
-        self.writer.let("weights", f"tl.exp2(s - peak{view.row})")
+        self.writer.let("weights", f"tl.exp2(s - peak{view.i})")
 
     def finish(self) -> None:
         """Write the rows' outputs and log-sum-exps, or those of a part of their keys."""
