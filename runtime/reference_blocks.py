@@ -35,7 +35,7 @@ def scan(scope: Scope, term: Term) -> Array:
     for position in range(scope.index_size(block.index)):
         step_scope = BlockScope(scope, block, dict(names), position)
         for name, step in block.steps:
-            step_scope.assign(name, step_scope.value(step))
+            step_scope.names[name] = step_scope.value(step)
         results.append(step_scope.named(block.result))
         names = {name: step_scope.named(name) for name in names}
     if not results:
@@ -56,7 +56,7 @@ def repeat(scope: Scope, term: Term) -> Array:
     for _ in range(count):
         round_scope = BlockScope(scope, block, dict(names), None)
         for name, step in block.steps:
-            round_scope.assign(name, round_scope.value(step))
+            round_scope.names[name] = round_scope.value(step)
         names = {name: round_scope.named(name) for name in names}
     return names[block.result]
 
@@ -81,10 +81,9 @@ def merged(scope: Scope, term: Term) -> tuple[Array, Array]:
     order, _, tensors = aligned(*(lse for _, lse in branches))
     lse = torch.stack(torch.broadcast_tensors(*tensors))
     present = lse > -torch.inf
-    safe = torch.where(present, lse, torch.zeros_like(lse))
-    top = torch.where(present, lse, torch.full_like(lse, -torch.inf)).detach().amax(0)
-    top = torch.where(top == -torch.inf, torch.zeros_like(top), top)
-    share = torch.where(present, (torch.where(present, safe - top, torch.zeros_like(lse))).exp(), torch.zeros_like(lse))
+    top = lse.detach().amax(0)
+    shifted = torch.where(present, lse - top, torch.zeros_like(lse))
+    share = torch.where(present, shifted.exp(), torch.zeros_like(lse))
     total = share.sum(0)
     empty = total == 0
     total = torch.where(empty, torch.ones_like(total), total)

@@ -203,7 +203,10 @@ class ChildScope(Scope):
 
 
 class BlockScope(ChildScope):
-    """One round of a scan (at `position`) or a repeat: `names` are its states and earlier steps."""
+    """One round of a scan (at `position`) or a repeat: `names` are its states and earlier steps.
+
+    The steps are evaluated in order and a term is read once: after a step has assigned a state, others read it.
+    """
 
     def __init__(self, parent: Scope, block: Scan | Repeat, names: dict[str, Array], position: int | None) -> None:
         super().__init__(parent)
@@ -221,14 +224,6 @@ class BlockScope(ChildScope):
 
     def named(self, name: str) -> Array:
         return self.names[name]
-
-    def assign(self, name: str, value: Array) -> None:
-        """A new value of a name; what was computed from the old one is forgotten."""
-        if name in self.names:
-            stale = [key for key in self.values if name in self.facts[key].free]
-            for key in stale:
-                del self.values[key]
-        self.names[name] = value
 
 
 class LiveScope(ChildScope):

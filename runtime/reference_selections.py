@@ -52,7 +52,7 @@ def ballot(scope: Scope, term: Term, condition: Term, force: Term | None) -> Bal
     shape = common_shape(*(tensor.shape for tensor in tensors))
     tensors = [tensor.expand(shape) for tensor in tensors]
     candidate = tensors[1]
-    must = tensors[2] & candidate if forced is not None else torch.zeros_like(candidate)
+    must = tensors[2] if forced is not None else torch.zeros_like(candidate)
     return Ballot(others, axes, tensors[0].detach(), candidate, must)
 
 

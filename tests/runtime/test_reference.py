@@ -192,6 +192,13 @@ def test_topk_takes_forced_first_then_the_best_then_the_lowest() -> None:
     assert chosen("topk[j](g[j], 9 where j > i)", before, g=g) == [14, 12, 8, 0]
 
 
+def test_ties_go_to_the_lowest_however_long_the_row() -> None:
+    q, k = torch.zeros(1, 1, 1, 2, dtype=torch.float64), torch.zeros(1, 1, 3000, 2, dtype=torch.float64)
+    body = "p = topk[j](q @ k + real(j == 2000), 4 where j >= 500)\nout = sum[j](j * v where j in p)"
+    out = reference(made(body), q, k, torch.ones_like(k))
+    assert out[0, 0, 0, 0] == 2000 + 500 + 501 + 502
+
+
 def test_threshold_and_mass() -> None:
     g, before = numbers(1, 4, 3, 2)[None, None], "input g: real[b, h, t]"
     assert chosen("threshold[j](g[j], 3 where j <= i, force = j == 0)", before, g=g) == [1, 3, 7, 7]

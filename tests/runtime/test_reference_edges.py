@@ -87,6 +87,8 @@ def test_dead_values_that_overflow_leave_the_gradient_alone() -> None:
         ("sqrt(g * (i - j))", "j < i"),
         ("10 // (i - j) * g", "j < i"),
         ("(if j < i then log(g * (i - j)) else g * 0.0)", "j <= i"),
+        ("(if j >= i then g * 0.0 else log(g * (i - j)))", "j <= i"),
+        ("(if j == i then g else exp(1000.0 * g * (j - i)))", "j <= i"),
     ],
 )
 def test_scores_undefined_on_dead_pairs(score: str, live: str) -> None:
@@ -108,6 +110,8 @@ def test_log_sum_exp_of_rows() -> None:
     with_sink = torch.cat([score, sink[:, None, None].expand(2, 2, 5, 1)], -1)
     torch.testing.assert_close(lse, with_sink.logsumexp(-1))
     torch.testing.assert_close(out, with_sink.softmax(-1)[..., :-1] @ v)
+    _, lse = reference_with_lse(made(body), q, k, v, {}, {"sink": sink + 2000})
+    torch.testing.assert_close(lse, (sink + 2000)[:, None].expand(2, 2, 5))
     _, lse = reference_with_lse(made("out = softmax[j](q @ k where j < i) @ v"), q, k, v)
     assert torch.isneginf(lse[:, :, 0]).all()
     with pytest.raises(ValueError, match="log-sum-exp"):
