@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.syntax import Syntax
 from rich.table import Table
@@ -29,6 +30,8 @@ from attnc.runtime.options import (
 if TYPE_CHECKING:
     from attnc.runtime.comparison import Outcome, Target
     from attnc.runtime.pattern import CompiledPattern
+
+WIDTH = 160  # columns of a table that goes to a file or a pipe
 
 app = typer.Typer(
     name="attnc",
@@ -85,24 +88,24 @@ def check(
     interpret_without_cuda()
     from attnc.runtime.comparison import targets
 
-    console = Console()
-    table = Table("pattern", "back end", "type", "cases", "error", "allowed", "", title=None)
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    places = targets(known_device(device), known_dtype(dtype))
+    if not places:
+        raise UsageError(f"no back end runs {dtype} on {device or 'this machine'}")
+    columns = [f"{place.label}\n{short(place.dtype)}" for place in places]
+    table = Table("pattern", "calls", *columns, "", title="largest error against float64", box=box.SIMPLE)
     failures: list[str] = []
     for file in files:
         try:
-            chosen_patterns = select(file, pattern, all_of_them=True)
+            for one in select(file, pattern, all_of_them=True):
+                with console.status(f"{file.name}: {one.__name__}"):
+                    table.add_row(*check_pattern(one, set_, shape, places, failures))
         except AttnError as error:
+            table.add_row(file.stem, "", *("" for _ in places), "[red]not checked[/]")
             failures.append(str(error))
-            table.add_row(file.stem, "", "", "", "", "", "[red]not checked[/]")
-            continue
-        for one in chosen_patterns:
-            with console.status(f"{file.name}: {one.__name__}"):
-                check_pattern(one, set_, shape, targets(known_device(device), known_dtype(dtype)), table, failures)
     console.print(table)
-    for failure in failures:
-        print(f"\n{failure}", file=sys.stderr)
     if failures:
-        raise typer.Exit(1)
+        fail("\n\n".join(failures))
 
 
 def check_pattern(
@@ -110,26 +113,26 @@ def check_pattern(
     set_: list[str] | None,
     shape: str | None,
     targets: list[Target],
-    table: Table,
     failures: list[str],
-) -> None:
-    """Adds a row a target to the table, and what went wrong to `failures`."""
+) -> list[str]:
+    """The row of a pattern; what went wrong is added to `failures`."""
     from attnc.runtime.comparison import cases, compare
     from attnc.runtime.settings import settings
 
+    name = str(pattern.__name__)
     try:
         chosen = chosen_setting(pattern, set_, shape)
         tried = list(cases(pattern, chosen, settings(pattern.pattern, "check")))
-        for target in targets:
-            outcomes = [compare(case, target) for case in tried]
-            worst = max(outcomes, key=lambda outcome: outcome.error / outcome.allowed)
-            verdict = "[green]ok[/]" if worst.agrees else "[red]falls short[/]"
-            row = (str(len(outcomes)), f"{worst.error:.1e}", f"{worst.allowed:.1e}", verdict)
-            table.add_row(pattern.__name__, target.label, short(target.dtype), *row)
-            failures += [shortfall(outcome) for outcome in outcomes if not outcome.agrees]
+        outcomes = [[compare(case, target) for case in tried] for target in targets]
     except AttnError as error:
-        table.add_row(pattern.__name__, "", "", "", "", "", "[red]not compiled[/]")
         failures.append(str(error))
+        return [name, "", *("" for _ in targets), "[red]not compiled[/]"]
+    short_ones = [outcome for column in outcomes for outcome in column if not outcome.agrees]
+    failures += [shortfall(outcome) for outcome in short_ones]
+    cells = [
+        f"{'' if all(o.agrees for o in column) else '[red]'}{max(o.error for o in column):.1e}" for column in outcomes
+    ]
+    return [name, str(len(tried)), *cells, "[red]falls short[/]" if short_ones else "[green]ok[/]"]
 
 
 def shortfall(outcome: Outcome) -> str:

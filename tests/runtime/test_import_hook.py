@@ -109,7 +109,9 @@ def test_a_traceback_ends_in_the_file(folder: Path) -> None:
 def test_a_traceback_of_a_text_shows_it() -> None:
     with pytest.raises(attnc.AttnError) as caught:
         attnc.compile(CAUSAL.replace("scale", "scal"))
-    assert traceback.extract_tb(caught.value.__traceback__)[-1].line == "out = softmax[j](q @ k * scal where j <= i) @ v"
+    assert (
+        traceback.extract_tb(caught.value.__traceback__)[-1].line == "out = softmax[j](q @ k * scal where j <= i) @ v"
+    )
 
 
 def test_a_missing_module_is_still_missing(folder: Path) -> None:
