@@ -67,6 +67,11 @@ class Step:
     masked: Spans
     per_row: bool
 
+    def positions(self) -> Tensor:
+        """Positions of the keys, broadcast against (x, tiles, g, rows, keys); -1 for none."""
+        numbers = self.keys.numbers()
+        return numbers[None, :, None] if self.per_row else numbers[None, :, None, None]
+
 
 @dataclass(frozen=True)
 class Batch:

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from attnc.compiler.ir import walk
 from attnc.compiler.plan import Branch, Plan
 from attnc.runtime.batches import Batch, Shifted, Step, batches
 from attnc.runtime.call import Call
 from attnc.runtime.evaluate import Environment
-from attnc.runtime.scores import Score, read_score
+from attnc.runtime.masks import Masks
+from attnc.runtime.scores import read_score
 from attnc.runtime.tiles import Group, Tiling
 
 ELEMENTS = 2**18  # scores in one step: they stay in the cache
@@ -100,15 +100,24 @@ class Lanes:
 class Work:
     """One batch of tiles for some lanes. Positions have axes (x, tile, g, row, key)."""
 
+    plan: Plan
+    call: Call
     lanes: Lanes
     batch: Batch
     rows: Tensor  # global positions (1, tiles, 1, rows, 1)
-    masks: dict[tuple[int, int], Tensor] = field(default_factory=dict)  # by (step, span), shared between lanes
+    dead: dict[tuple[int, int], Tensor]  # masks by (step, first column), shared between lanes
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """(x, tiles, g, rows)"""
         return len(self.lanes), self.rows.shape[1], self.lanes.q.shape[1], self.rows.shape[3]
+
+    def environment(
+        self, keys: Tensor, real: torch.dtype, dot: Tensor | None = None, rows: Tensor | None = None
+    ) -> Environment:
+        """All positions, with keys that broadcast against (x, tiles, g, rows, keys)."""
+        positions = {"b": self.lanes.b, "h": self.lanes.h, "i": self.rows if rows is None else rows, "j": keys}
+        return Environment(self.plan, self.call, positions, real, dot=dot)
 
 
 class BranchRun:
@@ -123,12 +132,9 @@ class BranchRun:
         self.smallest = math.log2(torch.finfo(self.dtype).tiny)
         rows = max(call.sizes["i"], 1) * (call.sizes["h"] // max(call.k.shape[1], 1))
         self.tiling = Tiling(plan, branch.domain, call, columns=min(max(1024, ELEMENTS // rows), 2**15))
-        self.dotted = any(node.op == "dot" for key_set in branch.domain.key_sets for node in walk(key_set.mask))
-        self.score: Score = read_score(branch.score, folded=not self.dotted)
-        self.by_head = {
-            n: bool(key_set.mask.type.indices & {"b", "h"}) or self.dotted
-            for n, key_set in enumerate(branch.domain.key_sets)
-        }
+        self.masks = Masks(branch.domain)
+        self.factor: Tensor | float | None = None  # of the score, into q
+        self.score = read_score(branch.score, folded=not self.masks.dotted)
 
     def run(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """out (B, H, N, E) of `dtype` and lse (B, H, N)."""
@@ -168,13 +174,9 @@ class BranchRun:
             numbers = batch.rows.numbers()[None, :, None, :, None] + self.call.offset
             cost = numbers.numel() * shared * batch.widest
             step = max(1, ELEMENTS // cost) if batch.tiles == 1 else 1
-            masks: dict[tuple[int, int], Tensor] = {}
+            dead: dict[tuple[int, int], Tensor] = {}
             for start in range(0, len(lanes), step):
-                yield Work(lanes.part(start, start + step), batch, numbers, masks)
-
-    def environment(self, work: Work, keys: Tensor, real: torch.dtype, dot: Tensor | None = None) -> Environment:
-        positions = {"b": work.lanes.b, "h": work.lanes.h, "i": work.rows, "j": keys}
-        return Environment(self.plan, self.call, positions, real, dot=dot)
+                yield Work(self.plan, self.call, lanes.part(start, start + step), batch, numbers, dead)
 
     # One batch
 
@@ -215,18 +217,18 @@ class BranchRun:
         """(x * tiles, g * rows, D), times the factor of the score."""
         x, tiles, shared, rows = work.shape
         q = work.batch.rows.of(work.lanes.q).to(self.dtype).transpose(1, 2)  # (x, tiles, g, rows, D)
-        factor = self.score.factor(self.environment(work, work.rows, self.dtype))
-        scaled = q * (factor if factor is not None else 1.0)
-        return scaled.reshape(x * tiles, shared * rows, -1)
+        if self.factor is None or not self.score.constant:
+            self.factor = self.score.factor(work.environment(work.rows, self.dtype))
+        return (q * self.factor).reshape(x * tiles, shared * rows, -1)
 
     def scores(self, work: Work, number: int, step: Step, q: Tensor) -> Tensor:
         """(x * tiles, g * rows, keys), -inf on dead pairs."""
         x, tiles, shared, rows = work.shape
-        dots, keys = self.dots(work, step, q), self.keys(step)
-        pairs = self.score.finish(self.environment(work, keys.clamp(min=0), self.dtype, dots), dots)
-        for span, (start, stop) in enumerate(step.masked):
-            live = self.live(work, number, span, step, keys[..., start:stop], dots[..., start:stop])
-            pairs[..., start:stop].masked_fill_(live.logical_not(), -math.inf)
+        dots = self.dots(work, step, q)
+        pairs = self.score.finish(work, step, dots)
+        for start, stop in step.masked:
+            dead = self.masks.dead(work, number, step, (start, stop), dots[..., start:stop])
+            pairs[..., start:stop].masked_fill_(dead, -math.inf)
         return pairs.reshape(x * tiles, shared * rows, -1)
 
     def dots(self, work: Work, step: Step, q: Tensor) -> Tensor:
@@ -236,25 +238,6 @@ class BranchRun:
         if step.per_row:  # k (x, tiles, rows, n, D)
             return (q.view(x, tiles, shared, rows, -1).transpose(2, 3) @ k.transpose(-1, -2)).transpose(2, 3)
         return torch.bmm(q, k.reshape(x * tiles, -1, k.shape[-1]).transpose(1, 2)).view(x, tiles, shared, rows, -1)
-
-    @staticmethod
-    def keys(step: Step) -> Tensor:
-        """Positions of a step's keys, broadcast against (x, tiles, g, rows, keys)."""
-        numbers = step.keys.numbers()
-        return numbers[None, :, None] if step.per_row else numbers[None, :, None, None]
-
-    def live(self, work: Work, number: int, span: int, step: Step, keys: Tensor, dots: Tensor | None) -> Tensor:
-        """Which pairs of some columns are live, broadcast against (x, tiles, g, rows, keys)."""
-        found = work.masks.get((number, span))
-        if found is not None:
-            return found
-        mask = self.branch.domain.key_sets[step.key_set].mask
-        live = self.environment(work, keys.clamp(min=0) if step.per_row else keys, torch.float64, dots).value(mask)
-        if step.per_row:
-            live = live & (keys >= 0)
-        if not self.by_head[step.key_set]:
-            work.masks[number, span] = live
-        return live
 
     def count(self, work: Work, *, masks: bool) -> tuple[int, int]:
         """(visited, live) pairs of a batch; without `masks`, columns that are not full count as dead."""
@@ -266,12 +249,12 @@ class BranchRun:
             live += lines * (step.keys.count - sum(stop - start for start, stop in step.masked))
             if not (masks and step.masked):
                 continue
-            dots = self.dots(work, step, self.queries(work)) if self.dotted else None
-            keys = self.keys(step)
-            for span, (start, stop) in enumerate(step.masked):
+            dots = self.dots(work, step, self.queries(work)) if self.masks.dotted else None
+            for start, stop in step.masked:
                 some = None if dots is None else dots[..., start:stop]
-                alive = self.live(work, number, span, step, keys[..., start:stop], some)
-                live += int(alive.sum()) * (lines * (stop - start) // alive.numel())
+                dead = self.masks.dead(work, number, step, (start, stop), some)
+                alive = dead.numel() - int(dead.sum())
+                live += alive * lines * (stop - start) // dead.numel()
         return visited, live
 
     def values(self, work: Work, step: Step, weights: Tensor) -> Tensor:
@@ -291,7 +274,7 @@ class BranchRun:
         assert lanes.out is not None
         assert lanes.lse is not None
         if self.branch.sink is not None:
-            sink = self.environment(work, work.rows, self.dtype).value(self.branch.sink) * LOG2E
+            sink = work.environment(work.rows, self.dtype).value(self.branch.sink) * LOG2E
             sink = sink.expand(x, tiles, shared, rows, 1).reshape(x * tiles, shared * rows, 1)
             highest = torch.maximum(peak, sink)
             kept = torch.exp2(peak - highest)

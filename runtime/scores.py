@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from attnc.compiler.ir import Node, walk
+from attnc.runtime.batches import Step
 from attnc.runtime.evaluate import Environment
+
+if TYPE_CHECKING:
+    from attnc.runtime.executor import Work
 
 LOG2E = math.log2(math.e)
 
@@ -27,21 +32,28 @@ class Score:
     terms: tuple[tuple[Node, int], ...] = ()
     sign: int = 1
 
-    def factor(self, at: Environment) -> Tensor | None:
-        """What q is multiplied with, over (x, tiles, g, rows, 1); None: nothing."""
+    @cached_property
+    def constant(self) -> bool:
+        """Whether the factor is the same for all rows and heads."""
+        return not any(node.type.indices for node, _ in self.factors)
+
+    def factor(self, at: Environment) -> Tensor | float:
+        """What q is multiplied with, a number or over (x, tiles, g, rows, 1)."""
         if self.formula is not None:
-            return None
-        product = torch.tensor(LOG2E * self.sign, dtype=at.real)
+            return 1.0
+        product: Tensor | float = LOG2E * self.sign
         for node, divides in self.factors:
             value = at.value(node)
             product = product / value if divides else product * value
         return product
 
-    def finish(self, at: Environment, dots: Tensor) -> Tensor:
-        """The score of pairs whose q @ k is `dots`; may overwrite it where it is linear in it."""
+    def finish(self, work: Work, step: Step, dots: Tensor) -> Tensor:
+        """The score of pairs whose q @ k is `dots`; overwrites it where the score is linear in it."""
+        if self.formula is None and not self.terms:
+            return dots
+        at = work.environment(step.positions().clamp(min=0), dots.dtype, dots)
         if self.formula is not None:
-            score = at.value(self.formula)
-            return score.expand(dots.shape) * LOG2E
+            return at.value(self.formula).expand(dots.shape) * LOG2E
         for node, sign in self.terms:
             dots.add_(at.value(node), alpha=sign * LOG2E)
         return dots
