@@ -82,8 +82,8 @@ def merged(scope: Scope, term: Term) -> tuple[Array, Array]:
     lse = torch.stack(torch.broadcast_tensors(*tensors))
     present = lse > -torch.inf
     top = lse.detach().amax(0)
-    shifted = torch.where(present, lse - top, torch.zeros_like(lse))
-    share = torch.where(present, shifted.exp(), torch.zeros_like(lse))
+    # An absent branch has a constant for its lse, so whatever the derivative is here goes nowhere.
+    share = torch.where(present, (lse - top).exp(), torch.zeros_like(lse))
     total = share.sum(0)
     empty = total == 0
     total = torch.where(empty, torch.ones_like(total), total)

@@ -82,6 +82,7 @@ def test_dead_values_that_overflow_leave_the_gradient_alone() -> None:
     ("score", "live"),
     [
         ("log(i - j)", "j < i"),
+        ("1000.0 * g * (j - i)", "j <= i"),
         ("1 / (i - j)", "j < i"),
         ("exp(1000.0 * g * (j - i))", "j <= i"),
         ("sqrt(g * (i - j))", "j < i"),
