@@ -54,6 +54,9 @@ def reduced(scope: Scope, term: Term) -> Reduced:
     condition = scope.value(term.args[1])
     body = scope.where(condition).value(term.args[0])
     axis = str(axis)
+    for option in term.args[2:]:  # a sink of each head makes the weights vary over heads
+        for name in scope.value(option).indices:
+            body = body.expand(name, scope.index_size(name))
     if axis not in (*body.indices, *condition.indices) and axis in (*body.axes, *condition.axes):
         return over_vector(axis, body, condition)
     length = scope.index_size(axis)
@@ -174,7 +177,7 @@ def softmax_with_lse(scope: Scope, term: Term) -> tuple[Array, Array]:
         sink = scope.value(term.args[2]).over(part.others, len(part.axes))
         top = torch.maximum(top, sink.detach())
     top = torch.where(top == minus_infinity, torch.zeros_like(top), top)
-    # Dead members leave through a finite operand: exp(-inf - 0) is right, but its derivative needs no NaN.
+    # A dead score may lie far above the live ones: its exp is infinite, and 0 * inf in the chain rule is NaN.
     shifted = torch.where(part.live, part.body - top.unsqueeze(dim), torch.zeros_like(part.body))
     weights = torch.where(part.live, shifted.exp(), torch.zeros_like(shifted))
     total = weights.sum(dim)

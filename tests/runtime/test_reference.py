@@ -135,6 +135,10 @@ def test_softmax_over_indices_axes_and_sinks() -> None:
     assert row("sum[j](softmax[j](g[j] where j < i) * j)", before, g=g, s=s) == pytest.approx([0, 0, 2 / 3, 8 / 6])
     sunk = "sum[j](softmax[j](g[j] where j < i, sink = s) * j)"
     assert row(sunk, before, g=g, s=s) == pytest.approx([0, 0, 2 / 8, 8 / 11])
+    two = "sum[j](softmax[j](0.0 where j < i, sink = s))"
+    assert evaluated(two, "input s: real[h]", heads=2, s=numbers(0, math.log(3)))[:, 2].tolist() == pytest.approx(
+        [2 / 3, 2 / 5]
+    )
     x = numbers(math.log(1), math.log(3))
     assert row("softmax[x](x)[1]", "input x: real[x]", x=x) == pytest.approx([0.75] * 4)
 
