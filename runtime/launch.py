@@ -13,7 +13,7 @@ from torch import Tensor
 from attnc.compiler.emit.arguments import Argument
 from attnc.compiler.emit.module import emit_module
 from attnc.compiler.emit.rows import row_tiles
-from attnc.compiler.emit.streamed import Kernel
+from attnc.compiler.emit.kernel import Kernel
 from attnc.compiler.ir import Node
 from attnc.compiler.plan import Branch, Plan
 from attnc.compiler.schedule import TileShape, tile_shape

@@ -10,7 +10,16 @@ from attnc.compiler.ir import Node, walk
 from attnc.compiler.plan import Diagonals, Domain, Grid, Listed, Plan, Stepped
 
 PLAIN, ROW_VIEW = -1, -2  # views in the order of the tensor, and by the step of the row tiles
-LAYOUTS = {"q": "bhnd", "k": "bhnd", "v": "bhne", "o": "bhne"}
+LAYOUTS = {
+    "q": "bhnd",
+    "k": "bhnd",
+    "v": "bhne",
+    "o": "bhne",
+    "do": "bhne",
+    "dq": "bhnd",
+    "dk": "bhnd",
+    "dv": "bhne",
+}
 
 
 @dataclass(frozen=True)
@@ -33,20 +42,34 @@ class Argument:
     specialised: bool = False
 
 
-def kernel_arguments(plan: Plan, expressions: Sequence[Node], domain: Domain) -> tuple[Argument, ...]:
-    """What the kernel of one branch takes."""
-    tensors = [Argument(name, "tensor", name, specialised=True) for name in (*LAYOUTS, "lse")]
-    tensors += [Argument(name, "tensor", name) for name in ("part_out", "part_lse", "schedule")]
+@dataclass(frozen=True)
+class Signature:
+    """What a kernel is given: strided tensors, flat buffers, which tensors stay in rows and which are streamed."""
+
+    tensors: tuple[str, ...]
+    buffers: tuple[str, ...]
+    rows: tuple[str, ...]
+    streamed: tuple[str, ...]
+
+
+def kernel_arguments(
+    plan: Plan, expressions: Sequence[Node], domain: Domain, signature: Signature
+) -> tuple[Argument, ...]:
+    """The arguments of one kernel."""
+    tensors = [Argument(name, "tensor", name, specialised=True) for name in (*signature.tensors, *signature.buffers)]
     strides = [
         Argument(f"{tensor}_s{axis}", "stride", tensor, slot, specialised=True)
-        for tensor, layout in LAYOUTS.items()
-        for slot, axis in enumerate(layout)
+        for tensor in signature.tensors
+        for slot, axis in enumerate(LAYOUTS[tensor])
     ]
-    views = [Argument("q_view", "view", "q", ROW_VIEW, specialised=True)] if domain.rows.period is None else []
+    views = []
+    if domain.rows.period is None:
+        views = [Argument(f"{x}_view", "view", x, ROW_VIEW, specialised=True) for x in signature.rows]
     for number, key_set in enumerate(domain.key_sets):
         if key_set.walk is None or isinstance(key_set.walk, Stepped):
             slot = PLAIN if key_set.walk is None else number
-            views += [Argument(f"{x}_view{view_suffix(slot)}", "view", x, slot, specialised=True) for x in "kv"]
+            suffix = view_suffix(slot)
+            views += [Argument(f"{x}_view{suffix}", "view", x, slot, specialised=True) for x in signature.streamed]
     sizes = [Argument(name, "size", name) for name in ("B", "H", "N", "M", "D", "E", "OFFSET", "GROUP")]
     nodes = list(walk(*expressions, *walk_nodes(domain)))
     used = {str(node.attribute) for node in nodes if node.op == "parameter"}

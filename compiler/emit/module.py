@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ast
 
-from attnc.compiler.emit.streamed import Kernel, forward_kernels
+from attnc.compiler.emit.kernel import Kernel
+from attnc.compiler.emit.streamed import forward_kernels
 from attnc.compiler.emit.writer import Writer
 from attnc.compiler.plan import Plan
 

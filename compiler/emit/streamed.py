@@ -8,49 +8,14 @@ Gimelshein 2018, arXiv 1805.02867, for the running softmax; Dao et al. 2022, arX
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
-from attnc.compiler.emit.arguments import Argument, kernel_arguments, view_constant
-from attnc.compiler.emit.expressions import PAIRS, ROWS, TILE, Array, Expressions, View
+from attnc.compiler.emit.arguments import Signature
+from attnc.compiler.emit.expressions import PAIRS, ROWS, TILE, View
+from attnc.compiler.emit.kernel import Kernel, StreamedKernel
 from attnc.compiler.emit.ranges import Loop, emit_ranges
 from attnc.compiler.emit.rows import emit_rows
 from attnc.compiler.emit.writer import Writer
-from attnc.compiler.ir import Node
-from attnc.compiler.plan import Branch, Diagonals, KeySet, Plan, Rows
+from attnc.compiler.plan import Diagonals, KeySet, Plan
 from attnc.dsl.source import Span
-
-CONSTANTS = ("BLOCK_M", "BLOCK_N", "BLOCK_D", "BLOCK_E", "EVEN_D", "EVEN_E", "PRECISION", "RAISING", "SPLIT")
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """A kernel's text, its name and its arguments in order (`CONSTANTS` follow them)."""
-
-    name: str
-    text: str
-    arguments: tuple[Argument, ...]
-    factor: Node | None  # the score's constant factor: RAISING says that it is not negative
-
-
-def split_score(score: Node) -> tuple[Node, Node | None]:
-    """score = (q @ k) * factor with a factor of parameters alone: (q @ k, factor); else (score, None)."""
-    if score.op == "mul":
-        for raw, factor in (score.args, score.args[::-1]):
-            if raw.op == "dot" and factor.op in ("parameter", "literal"):
-                return raw, factor
-    return score, None
-
-
-def branch_nodes(branch: Branch) -> list[Node]:
-    """Every expression that the kernel of a branch evaluates."""
-    nodes = [branch.score, *([branch.sink] if branch.sink else [])]
-    for key_set in branch.domain.key_sets:
-        nodes.append(key_set.mask)
-        for run in key_set.runs:
-            for bounds in (run.outer, *([run.inner] if run.inner else [])):
-                nodes += [bounds.lo, bounds.hi]
-    return nodes
 
 
 def emit_heads(writer: Writer) -> None:
@@ -62,31 +27,18 @@ def emit_heads(writer: Writer) -> None:
     writer.let("key_head", "(h // GROUP).to(tl.int64)")
 
 
-class StreamedForward:
+class StreamedForward(StreamedKernel):
     """Writes the kernel of one branch."""
 
-    def __init__(self, plan: Plan, branch: Branch, name: str) -> None:
-        self.branch = branch
-        self.name = name
-        self.writer = Writer()
-        self.arguments = kernel_arguments(plan, branch_nodes(branch), branch.domain)
-        arrays = {one.attribute: Array(one.name, one.axes) for one in self.arguments if one.role == "array"}
-        self.expressions = Expressions(self.writer, arrays)
-        self.raw, self.factor = split_score(branch.score)
-
-    def kernel(self) -> Kernel:
-        writer = self.writer
-        plain = [argument.name for argument in self.arguments if not argument.specialised]
-        writer.line(f"@triton.jit(do_not_specialize={plain!r})")
-        names = [argument.name for argument in self.arguments]
-        views = dict.fromkeys(view_constant(argument) for argument in self.arguments if argument.role == "view")
-        parameters = ", ".join([*names, *(f"{constant}: tl.constexpr" for constant in (*CONSTANTS, *views))])
-        with writer.block(f"def {self.name}({parameters}):"):
-            self.body()
-        return Kernel(self.name, writer.text(), self.arguments, self.factor)
+    signature = Signature(
+        tensors=("q", "k", "v", "o"),
+        buffers=("lse", "part_out", "part_lse", "schedule"),
+        rows=("q",),
+        streamed=("k", "v"),
+    )
 
     def body(self) -> None:
-        domain = self.branch.domain
+        domain = self.domain
         emit_heads(self.writer)
         emit_rows(self.writer, domain.rows, self.row_steps(domain.rows))
         self.writer.let("i_ok", "row_ok")
@@ -101,26 +53,11 @@ class StreamedForward:
                     self.step(key_set, loop)
         self.finish()
 
-    def row_steps(self, rows: Rows) -> dict[str, str]:
-        steps = {name: getattr(rows, name) for name in ("period", "step", "high_step", "low_step")}
-        return {name: self.expressions.text(node, ROWS) for name, node in steps.items() if node is not None}
-
     def load_queries(self) -> None:
-        writer = self.writer
-        writer.let("lanes_n", "tl.arange(0, BLOCK_N)")
-        writer.let("d", "tl.arange(0, BLOCK_D)")
-        writer.let("e", "tl.arange(0, BLOCK_E)")
-        writer.let("q_head", "q + b64 * q_sb + h.to(tl.int64) * q_sh")
-        writer.let("q_rows", "q_head + row.to(tl.int64)[:, None] * q_sn + d[None, :] * q_sd")
-        pointers = "_load_tile(q_rows, row_ok, d < D, True, not EVEN_D)"
-        rows = self.branch.domain.rows
-        if rows.period is not None:
-            writer.let("query", pointers)
-        else:
-            place = "row_tile, 0" if rows.step is None else "tile // class_tiles, row_tile, 0"
-            self.viewed("query", f"q_view.load([b, h, {place}]).reshape(BLOCK_M, BLOCK_D)", pointers, "_Q")
-        writer.let("k_head", "k + b64 * k_sb + key_head * k_sh")
-        writer.let("v_head", "v + b64 * v_sb + key_head * v_sh")
+        self.lanes()
+        for tensor in ("q", "k", "v"):
+            self.base(tensor)
+        self.load_row_tile("query", "q", "d", "row")
 
     def start(self) -> None:
         """The running softmax before any key: `largest` (base 2), `total`, `acc`."""
@@ -143,9 +80,8 @@ class StreamedForward:
         pairs = isinstance(key_set.walk, Diagonals)
         view = PAIRS if pairs else TILE
         self.expressions.local = {}
-        guarded = loop.masked or not loop.contiguous
-        self.load("keys", "k", "d", loop, guarded)
-        self.load("values", "v", "e", loop, guarded)  # here, so that both copies are under way together
+        self.load_streamed("keys", "k", "d", loop)
+        self.load_streamed("values", "v", "e", loop)  # here, so that both copies are under way together
         if pairs:
             writer.let("s", "tl.sum(query.to(tl.float32) * keys.to(tl.float32), 1)")
         else:
@@ -162,34 +98,6 @@ class StreamedForward:
             writer.let(
                 "acc", "tl.dot(weights.to(values.dtype), values, acc * fade[:, None], input_precision=PRECISION)"
             )
-
-    def viewed(self, name: str, view: str, pointers: str, suffix: str) -> None:
-        """A tile through its tensor descriptor where there is one, else through pointers."""
-        with self.writer.block(f"if VIEW{suffix}:"):
-            self.writer.let(name, view)
-        with self.writer.block("else:"):
-            self.writer.let(name, pointers)
-
-    def load(self, name: str, tensor: str, axis: str, loop: Loop, guarded: bool) -> None:
-        """A tile of keys or values; a full one needs no guard."""
-        if loop.contiguous:
-            base = f"{tensor}_head + start.to(tl.int64) * {tensor}_sn + lanes_n[:, None] * {tensor}_sn"
-        else:
-            base = f"{tensor}_head + j.to(tl.int64)[:, None] * {tensor}_sn"
-        pointer = f"{base} + {axis}[None, :] * {tensor}_s{axis}"
-        pointers = f"_load_tile({pointer}, j_ok, {axis} < {axis.upper()}, {guarded}, not EVEN_{axis.upper()})"
-        if loop.view is None:
-            self.writer.let(name, pointers)
-            return
-        view = f"{tensor}_view{loop.view}.load([b, h // GROUP, {loop.place}]).reshape(BLOCK_N, BLOCK_{axis.upper()})"
-        self.viewed(name, view, pointers, loop.view)
-
-    def live(self, key_set: KeySet, view: View) -> str:
-        mask = key_set.mask
-        inside = "j_ok" + view.j
-        if mask.op == "literal":
-            return inside
-        return f"{inside} & {self.expressions.text(mask, view)}"
 
     def weigh(self, view: View, live: str | None, span: Span | None) -> None:
         """`peak`, the new running maximum, and `weights` from the scores `s`."""
@@ -228,12 +136,15 @@ class StreamedForward:
             writer.line("tl.store(part_out + part_row[:, None] * BLOCK_E + e[None, :], result)")
             writer.line("tl.store(part_lse + part_row, statistic)")
         with writer.block("else:"):
-            writer.let("o_head", "o + b64 * o_sb + h.to(tl.int64) * o_sh")
+            self.base("o")
             writer.let("o_rows", "o_head + row.to(tl.int64)[:, None] * o_sn + e[None, :] * o_se")
             writer.line("tl.store(o_rows, result.to(o.dtype.element_ty), mask=row_ok[:, None] & (e < E)[None, :])")
             writer.line("tl.store(lse + head.to(tl.int64) * N + row, statistic, mask=row_ok)")
 
 
-def forward_kernels(plan: Plan) -> Sequence[Kernel]:
+def forward_kernels(plan: Plan) -> list[Kernel]:
     """One kernel a branch."""
-    return [StreamedForward(plan, branch, f"forward_{number}").kernel() for number, branch in enumerate(plan.branches)]
+    return [
+        StreamedForward(plan, branch, branch.domain, f"forward_{number}").kernel()
+        for number, branch in enumerate(plan.branches)
+    ]

@@ -1,0 +1,139 @@
+"""What the kernels of the streamed skeleton share: signature, batch and heads, loads of tiles, masks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from attnc.compiler.emit.arguments import Argument, Signature, kernel_arguments, view_constant
+from attnc.compiler.emit.expressions import ROWS, Array, Expressions, View
+from attnc.compiler.emit.ranges import Loop
+from attnc.compiler.emit.writer import Writer
+from attnc.compiler.ir import Node
+from attnc.compiler.plan import Branch, Domain, KeySet, Plan, Rows
+
+CONSTANTS = ("BLOCK_M", "BLOCK_N", "BLOCK_D", "BLOCK_E", "EVEN_D", "EVEN_E", "PRECISION", "RAISING", "SPLIT")
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel's text, its name and its arguments in order (`constants` follow them)."""
+
+    name: str
+    text: str
+    arguments: tuple[Argument, ...]
+    factor: Node | None  # the score's constant factor: RAISING says that it is positive
+    domain: Domain
+
+
+def split_score(score: Node) -> tuple[Node, Node | None]:
+    """score = (q @ k) * factor with a factor of parameters alone: (q @ k, factor); else (score, None)."""
+    if score.op == "mul":
+        for raw, factor in (score.args, score.args[::-1]):
+            if raw.op == "dot" and factor.op in ("parameter", "literal"):
+                return raw, factor
+    return score, None
+
+
+def branch_nodes(branch: Branch, domain: Domain) -> list[Node]:
+    """Every expression that a kernel of a branch evaluates over a domain."""
+    nodes = [branch.score, *([branch.sink] if branch.sink else [])]
+    for key_set in domain.key_sets:
+        nodes.append(key_set.mask)
+        for run in key_set.runs:
+            for bounds in (run.outer, *([run.inner] if run.inner else [])):
+                nodes += [bounds.lo, bounds.hi]
+    return nodes
+
+
+class StreamedKernel:
+    """A kernel that keeps a tile of rows and streams the other side: queries stay, or keys do (`streamed`: i)."""
+
+    signature: Signature
+    streamed = "j"
+
+    def __init__(self, plan: Plan, branch: Branch, domain: Domain, name: str, extra: list[Node] | None = None) -> None:
+        self.branch = branch
+        self.domain = domain
+        self.name = name
+        self.writer = Writer()
+        self.arguments = kernel_arguments(plan, [*branch_nodes(branch, domain), *(extra or [])], domain, self.signature)
+        arrays = {one.attribute: Array(one.name, one.axes) for one in self.arguments if one.role == "array"}
+        self.expressions = Expressions(self.writer, arrays, self.streamed)
+        self.raw, self.factor = split_score(branch.score)
+
+    def kernel(self) -> Kernel:
+        """Write it."""
+        writer = self.writer
+        plain = [argument.name for argument in self.arguments if not argument.specialised]
+        writer.line(f"@triton.jit(do_not_specialize={plain!r})")
+        names = [argument.name for argument in self.arguments]
+        views = dict.fromkeys(view_constant(argument) for argument in self.arguments if argument.role == "view")
+        parameters = ", ".join([*names, *(f"{constant}: tl.constexpr" for constant in (*CONSTANTS, *views))])
+        with writer.block(f"def {self.name}({parameters}):"):
+            self.body()
+        return Kernel(self.name, writer.text(), self.arguments, self.factor, self.domain)
+
+    def body(self) -> None:
+        raise NotImplementedError
+
+    def row_steps(self, rows: Rows) -> dict[str, str]:
+        """Text of what the rows' grouping depends on."""
+        steps = {name: getattr(rows, name) for name in ("period", "step", "high_step", "low_step")}
+        return {name: self.expressions.text(node, ROWS) for name, node in steps.items() if node is not None}
+
+    def lanes(self) -> None:
+        """Lanes of a tile, and the first element of every tensor for this batch and head."""
+        writer = self.writer
+        writer.let("lanes_n", "tl.arange(0, BLOCK_N)")
+        writer.let("d", "tl.arange(0, BLOCK_D)")
+        writer.let("e", "tl.arange(0, BLOCK_E)")
+
+    def base(self, tensor: str) -> None:
+        """`tensor_head`: where the tensor's batch and head begin."""
+        head = "key_head" if tensor in ("k", "v", "dk", "dv") else "h"
+        self.writer.let(f"{tensor}_head", f"{tensor} + b64 * {tensor}_sb + {head}.to(tl.int64) * {tensor}_sh")
+
+    def load_row_tile(self, name: str, tensor: str, axis: str, position: str) -> None:
+        """A tile of the tensor that stays."""
+        pointer = f"{tensor}_head + {position}.to(tl.int64)[:, None] * {tensor}_sn + {axis}[None, :] * {tensor}_s{axis}"
+        pointers = f"_load_tile({pointer}, row_ok, {axis} < {axis.upper()}, True, not EVEN_{axis.upper()})"
+        rows = self.domain.rows
+        if rows.period is not None:
+            self.writer.let(name, pointers)
+            return
+        head = "key_head.to(tl.int32)" if tensor in ("k", "v") else "h"
+        place = "row_tile, 0" if rows.step is None else "tile // class_tiles, row_tile, 0"
+        view = f"{tensor}_view.load([b, {head}, {place}]).reshape(BLOCK_M, BLOCK_{axis.upper()})"
+        self.viewed(name, view, pointers, "_Q")
+
+    def viewed(self, name: str, view: str, pointers: str, suffix: str) -> None:
+        """A tile through its tensor descriptor where there is one, else through pointers."""
+        with self.writer.block(f"if VIEW{suffix}:"):
+            self.writer.let(name, view)
+        with self.writer.block("else:"):
+            self.writer.let(name, pointers)
+
+    def load_streamed(self, name: str, tensor: str, axis: str, loop: Loop) -> None:
+        """A tile of the side that streams by; a full one needs no guard."""
+        at = self.streamed
+        shift = " - OFFSET" if at == "i" else ""
+        if loop.contiguous:
+            base = f"{tensor}_head + (start{shift}).to(tl.int64) * {tensor}_sn + lanes_n[:, None] * {tensor}_sn"
+        else:
+            base = f"{tensor}_head + ({at}{shift}).to(tl.int64)[:, None] * {tensor}_sn"
+        guarded = loop.masked or not loop.contiguous
+        pointer = f"{base} + {axis}[None, :] * {tensor}_s{axis}"
+        pointers = f"_load_tile({pointer}, {at}_ok, {axis} < {axis.upper()}, {guarded}, not EVEN_{axis.upper()})"
+        if loop.view is None:
+            self.writer.let(name, pointers)
+            return
+        head = "h // GROUP" if tensor in ("k", "v") else "h"
+        view = f"{tensor}_view{loop.view}.load([b, {head}, {loop.place}]).reshape(BLOCK_N, BLOCK_{axis.upper()})"
+        self.viewed(name, view, pointers, loop.view)
+
+    def live(self, key_set: KeySet, view: View) -> str:
+        """Which pairs of a masked tile are live."""
+        inside = f"{self.streamed}_ok{getattr(view, self.streamed)}"
+        if key_set.mask.op == "literal":
+            return inside
+        return f"{inside} & {self.expressions.text(key_set.mask, view)}"
