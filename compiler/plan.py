@@ -7,11 +7,21 @@ metadata. Positions in these functions are global: i = M - N + row where N < M, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-from attnc.compiler.ir import Node
+from attnc.compiler.ir import Graph, Node
 from attnc.dsl.source import Source, Span
 from attnc.dsl.terms import Input, Parameter
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A declared axis of blocks, as nodes."""
+
+    over: str
+    size: Node
+    stride: Node | None
 
 
 @dataclass(frozen=True)
@@ -70,7 +80,10 @@ class Listed:
 
 @dataclass(frozen=True)
 class Diagonals:
-    """One key a row and entry: j = i - entry + offset, entries from a derived table as in `Listed`."""
+    """One key a row and entry: j = i - entry + offset, entries from a derived table as in `Listed`.
+
+    In a transposed domain the same pairs: i = j + entry - offset.
+    """
 
     table: str
     rank: str
@@ -99,6 +112,10 @@ class Rows:
 
     No period and no step: consecutive. `step`: rows of one residue class. `period`: a tile is a rectangle of
     high and low digits (a square of the grid where `square`, else part of one line), each by its step.
+
+    Rows of a transposed domain may be few; what is not enumerated has no pair. `phase`: only that class.
+    `low`, `high_phase`, `low_phase`: only these columns, only these classes of digits; a tile then takes the rows
+    that are left in order, over several lines. `listed`: the rows that a table lists.
     """
 
     step: Node | None = None
@@ -106,10 +123,27 @@ class Rows:
     high_step: Node | None = None
     low_step: Node | None = None
     square: bool = False
+    phase: Node | None = None
+    high_phase: Node | None = None
+    low_phase: Node | None = None
+    low: Bounds | None = None
+    listed: Listed | None = None
+
+    @property
+    def packed(self) -> bool:
+        """Whether a tile of the grid takes the rows that are left in order."""
+        limited = self.low is not None or self.high_phase is not None or self.low_phase is not None
+        return limited and not self.square
 
 
 @dataclass(frozen=True)
 class Domain:
+    """The live pairs of a branch, row by row.
+
+    Forward, rows are queries i and bounds give keys j. In a transposed domain rows are keys j in 0 .. M and bounds,
+    over (b, h, j), give global query positions i, offset <= i < offset + N; masks are over (i, j) in both.
+    """
+
     key_sets: tuple[KeySet, ...]
     rows: Rows
     notes: tuple[str, ...] = ()
@@ -119,9 +153,11 @@ class Domain:
 class Derived:
     """A table that a prologue makes before the kernel runs; linear in the sequence.
 
-    kinds: `equal_bounds` (args row side, key side: the four bounds of equal keys), `listing` (arg: an int vector;
-    sorted distinct entries and their rank), `tabulated` (arg: an int of i - j; indexed by i - j + N),
-    `block_list` (args score, count, condition, force: a selection that no tensor steers, a line per row block).
+    kinds: `equal_bounds` (args row side, key side: the four bounds of equal keys; attribute: the key index, j or i),
+    `listing` (arg: an int vector; sorted distinct entries and their rank), `tabulated` (arg: an int of i - j; indexed
+    by i - j + M), `block_list` (args score, count, condition, force, width of the blocks; attribute: their axis: a
+    selection that no tensor steers, a line per row block), `block_rows` (the same args: for each key block the row
+    blocks that chose it, rows[starts[c] : starts[c + 1]], ascending).
     """
 
     name: str
@@ -144,18 +180,23 @@ class Branch:
     """One softmax over the domain's keys and its sum of values.
 
     `score`: natural logits, over (b, h, i, j); the only dots in it are q @ k. `sink`: a logit that joins the
-    denominator.
+    denominator. `transposed`: disjoint domains with the roles of i and j swapped, that hold every live pair once;
+    empty until `pipeline.transpose` made them.
     """
 
     score: Node
     condition: Node
     domain: Domain
     sink: Node | None
+    transposed: tuple[Domain, ...] = ()
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a pattern compiles to. `epilogue` combines the outputs of the branches (`branch` nodes)."""
+    """What a pattern compiles to. `epilogue` combines the outputs of the branches (`branch` nodes).
+
+    `derived`: tables of the forward; `transposed_derived`: those that only transposed domains read.
+    """
 
     name: str
     source: Source
@@ -169,3 +210,6 @@ class Plan:
     output_axes: tuple[str, ...]
     uses_value: bool
     notes: tuple[str, ...] = ()
+    transposed_derived: tuple[Derived, ...] = ()
+    graph: Graph | None = field(default=None, repr=False, compare=False)  # that made the nodes
+    blocks: Mapping[str, Blocks] = field(default_factory=dict, repr=False, compare=False)

@@ -97,6 +97,7 @@ def run_branch(plan: Plan, branch: Branch, kernels: Kernels, kernel: Kernel, cal
         "PRECISION": "tf32x3" if q.dtype == torch.float32 else "ieee",
         "RAISING": raising(kernel.factor, call),
         "SPLIT": listed is not None,
+        "ADDING": False,
         **views.present,
     }
     tiles = len(listed.entries) if listed else count_tiles(branch, call, shape)

@@ -11,7 +11,7 @@ from attnc.compiler.emit.writer import Writer
 from attnc.compiler.ir import Node
 from attnc.compiler.plan import Branch, Domain, KeySet, Plan, Rows
 
-CONSTANTS = ("BLOCK_M", "BLOCK_N", "BLOCK_D", "BLOCK_E", "EVEN_D", "EVEN_E", "PRECISION", "RAISING", "SPLIT")
+CONSTANTS = ("BLOCK_M", "BLOCK_N", "BLOCK_D", "BLOCK_E", "EVEN_D", "EVEN_E", "PRECISION", "RAISING", "SPLIT", "ADDING")
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class StreamedKernel:
 
     signature: Signature
     streamed = "j"
+    constants: tuple[str, ...] = ()
 
     def __init__(self, plan: Plan, branch: Branch, domain: Domain, name: str, extra: list[Node] | None = None) -> None:
         self.branch = branch
@@ -68,7 +69,9 @@ class StreamedKernel:
         writer.line(f"@triton.jit(do_not_specialize={plain!r})")
         names = [argument.name for argument in self.arguments]
         views = dict.fromkeys(view_constant(argument) for argument in self.arguments if argument.role == "view")
-        parameters = ", ".join([*names, *(f"{constant}: tl.constexpr" for constant in (*CONSTANTS, *views))])
+        parameters = ", ".join(
+            [*names, *(f"{constant}: tl.constexpr" for constant in (*CONSTANTS, *self.constants, *views))]
+        )
         with writer.block(f"def {self.name}({parameters}):"):
             self.body()
         return Kernel(self.name, writer.text(), self.arguments, self.factor, self.domain)
@@ -101,7 +104,7 @@ class StreamedKernel:
         if rows.period is not None:
             self.writer.let(name, pointers)
             return
-        head = "key_head.to(tl.int32)" if tensor in ("k", "v") else "h"
+        head = "key_head" if tensor in ("k", "v") else "h"
         place = "row_tile, 0" if rows.step is None else "tile // class_tiles, row_tile, 0"
         view = f"{tensor}_view.load([b, {head}, {place}]).reshape(BLOCK_M, BLOCK_{axis.upper()})"
         self.viewed(name, view, pointers, "_Q")

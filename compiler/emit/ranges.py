@@ -42,6 +42,7 @@ class Ranges:
         self.row_ok = f"{self.row}_ok"
         self.end = "M" if self.at == "j" else "(OFFSET + N)"
         self.inside = "(j < M)" if self.at == "j" else "((i >= OFFSET) & (i < OFFSET + N))"
+        self.shift = "" if self.at == "j" else " - OFFSET"  # from a position to a place in its tensor
         self.writer = writer
         self.expressions = expressions
         self.key_set = key_set
@@ -157,7 +158,7 @@ class Ranges:
             writer.let(self.at, "start + lanes_n")
             writer.let(self.ok, self.inside)
 
-        return Loop(*self.share(ends[-1]), masked, keys, contiguous=True, view="", place="start, 0")
+        return Loop(*self.share(ends[-1]), masked, keys, contiguous=True, view="", place=f"start{self.shift}, 0")
 
     # Keys by a step
 
@@ -187,7 +188,8 @@ class Ranges:
             return write
 
         view = str(self.number)
-        place = f"{first} % {step}, {first} // {step} + tile_n * BLOCK_N, 0"
+        begin = f"({first}{self.shift})"
+        place = f"{begin} % {step}, {begin} // {step} + tile_n * BLOCK_N, 0"
         if run.inner is None:
             return [Loop(*self.share(tiles), True, at("n"), view=view, place=place)]
         lo, hi = self.inner(run.inner)

@@ -24,7 +24,7 @@ def emit_heads(writer: Writer) -> None:
     writer.let("b", "head // H")
     writer.let("h", "head % H")
     writer.let("b64", "b.to(tl.int64)")
-    writer.let("key_head", "(h // GROUP).to(tl.int64)")
+    writer.let("key_head", "h // GROUP")
 
 
 class StreamedForward(StreamedKernel):
