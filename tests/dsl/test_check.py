@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from attnc.dsl.builder import MAX_DEPTH, MAX_TERMS
-from attnc.dsl.builtins import FUNCTIONS
 from attnc.dsl.check import check, predefine
 from attnc.dsl.diagnostics import AttnError
 from attnc.dsl.expressions import Context, Expressions
-from attnc.dsl.format import format_source
 from attnc.dsl.inlining import inline
 from attnc.dsl.modules import prelude
-from attnc.dsl.parse import parse, read_source
+from attnc.dsl.parse import parse
 from attnc.dsl.scopes import Scope
 from attnc.dsl.source import Source
 from attnc.dsl.syntax import Equation, PatternDeclaration
-from attnc.dsl.terms import FORMS, Pattern, Repeat, Scan, Term
+from attnc.dsl.terms import Pattern, Repeat, Scan, Term
 from attnc.dsl.types import Base
-
-REPOSITORY = Path(__file__).parents[2]
-ZOO = sorted([*(REPOSITORY / "examples").glob("*.attn"), *(REPOSITORY / "tests" / "zoo").glob("*.attn")])
 
 
 def one(body: str, parameters: str = "") -> Pattern:
@@ -48,45 +41,6 @@ def terms(pattern: Pattern) -> Iterator[Term]:
 
 def forms(pattern: Pattern) -> list[str]:
     return sorted(term.form for term in terms(pattern))
-
-
-# The zoo
-
-
-@pytest.mark.parametrize("path", ZOO, ids=lambda path: path.stem)
-def test_every_mechanism_of_the_zoo_checks(path: Path) -> None:
-    patterns = check(read_source(path))
-    assert list(patterns) == [path.stem]
-    pattern = patterns[path.stem]
-    row = ("m", "e") if path.stem == "latent" else ("i", "e")
-    assert pattern.output_axes == ("b", "h", *row)
-    assert pattern.out.type.base is Base.REAL
-    assert pattern.out.type.indices <= {"b", "h", "i"}
-    assert pattern.uses_value is (path.stem != "mla")
-    for term in terms(pattern):
-        assert term.form in FORMS
-        assert "?" not in term.type.axes
-        assert term.span.text
-        assert len(term.type.indices & {"i", "j"}) == 0 or "t" not in term.type.indices
-
-
-@pytest.mark.parametrize("path", ZOO, ids=lambda path: path.stem)
-def test_the_zoo_is_formatted(path: Path) -> None:
-    source = read_source(path)
-    assert format_source(source) == source.text
-
-
-def test_the_zoo_is_complete() -> None:
-    family_one = """
-        full causal sliding_window local_window dilated_window strided sparse_fixed longformer bigbird streaming
-        block_local prefix_lm documents alibi softcap relative_bias sink_logit neighborhood swin duo vertical_slash
-        longnet"""
-    others = """
-        linformer nystrom compressed agent latent mla linear linear_full performer cosformer hedgehog based power
-        retention simple_gla gla rwkv6 rwkv7 mlstm forgetting delta gated_delta kda moba nsa quest seer dsa xattention
-        routing reformer moh mosa mixture_of_attentions based_window lolcats infini hymba half_and_half
-        window_plus_blocks"""
-    assert {path.stem for path in ZOO} >= {*family_one.split(), *others.split()}
 
 
 # Types
@@ -414,153 +368,3 @@ def test_a_function_that_is_not_called_may_use_all_that_there_is() -> None:
     text += "    g(x) = x[i] + W + X + identity[m] + s.stop + f(1) + scale + exp(w) + sum[j](x)\n"
     text += "    input w: real[h, x]\n    axis s = blocks(j, 4)\n    W = w\n    out = q\nlater(x) = x + N\n"
     assert check(Source("p.attn", text))
-
-
-# Files
-
-
-def write(folder: Path, **files: str) -> None:
-    for name, text in files.items():
-        path = folder / f"{name}.attn"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-
-
-WINDOW = "near(n) = i - j < n\npattern slide(n: int = 4):\n    out = softmax[j](q @ k where near(n)) @ v\n"
-
-
-def used(folder: Path, use: str, root: Path | None = None) -> dict[str, Pattern]:
-    text = f'use "{use}"\npattern p:\n    out = slide(q, k, v, n = 3) + softmax[j](q @ k where near(2)) @ v\n'
-    write(folder, main=text)
-    return check(read_source(folder / "main.attn"), root=root)
-
-
-def test_use_shows_patterns_and_functions(tmp_path: Path) -> None:
-    write(tmp_path, window=WINDOW)
-    assert list(used(tmp_path, "window.attn")) == ["p"]
-
-
-def test_use_of_a_used_file_is_relative_to_that_file(tmp_path: Path) -> None:
-    write(tmp_path / "parts", window='use "deep/n.attn"\n' + WINDOW)
-    write(tmp_path / "parts" / "deep", n="nothing() = 1\n")
-    assert list(used(tmp_path, "parts/window.attn")) == ["p"]
-
-
-def test_what_a_used_file_uses_stays_its_own(tmp_path: Path) -> None:
-    write(tmp_path, window=WINDOW, other='use "window.attn"\n')
-    with pytest.raises(AttnError, match="no function or pattern `slide`"):
-        used(tmp_path, "other.attn")
-
-
-def test_use_above_the_root_is_refused(tmp_path: Path) -> None:
-    write(tmp_path, window=WINDOW)
-    inner = tmp_path / "inner"
-    inner.mkdir()
-    with pytest.raises(AttnError, match="outside of the folder `inner`"):
-        used(inner, "../window.attn")
-    assert list(used(inner, "../window.attn", root=tmp_path)) == ["p"]
-
-
-def test_use_through_a_link_out_of_the_root_is_refused(tmp_path: Path) -> None:
-    write(tmp_path, window=WINDOW)
-    inner = tmp_path / "inner"
-    inner.mkdir()
-    (inner / "window.attn").symlink_to(tmp_path / "window.attn")
-    with pytest.raises(AttnError, match="outside of the folder `inner`"):
-        used(inner, "window.attn")
-
-
-@pytest.mark.parametrize("use", ["/etc/passwd.attn", "C:\\\\x.attn", "windw.attn", "main.py", "."])
-def test_use_of_what_is_no_file_of_the_tree(tmp_path: Path, use: str) -> None:
-    write(tmp_path, window=WINDOW)
-    with pytest.raises(AttnError) as caught:
-        used(tmp_path, use)
-    first = caught.value.diagnostics[0]
-    assert first.code == "use"
-    assert ("`window.attn`" in (first.help or "")) is (use == "windw.attn")
-
-
-def test_files_that_use_one_another(tmp_path: Path) -> None:
-    write(tmp_path, a='use "c.attn"\n', c='use "a.attn"\n')
-    with pytest.raises(AttnError, match=r"`a\.attn` uses itself: a\.attn -> c\.attn -> a\.attn"):
-        used(tmp_path, "a.attn")
-
-
-def test_a_file_that_uses_itself(tmp_path: Path) -> None:
-    with pytest.raises(AttnError, match="uses itself"):
-        used(tmp_path, "main.attn")
-
-
-def test_errors_of_a_used_file_are_shown_in_it(tmp_path: Path) -> None:
-    write(tmp_path, window="pattern slide:\n    out = (q\n")
-    with pytest.raises(AttnError) as caught:
-        used(tmp_path, "window.attn")
-    (error,) = caught.value.diagnostics
-    assert error.span.source.name.endswith("window.attn")
-    write(tmp_path, window=WINDOW.replace("near(n)) @", "far(n)) @"))
-    with pytest.raises(AttnError) as caught:
-        used(tmp_path, "window.attn")
-    (error,) = caught.value.diagnostics
-    assert error.code == "unknown-function"
-    assert [(span.source.name[-9:], span.text) for span, _ in error.labels] == [("main.attn", "slide(q, k, v, n = 3)")]
-
-
-def test_patterns_that_call_one_another_through_a_used_file(tmp_path: Path) -> None:
-    text = "pattern slide(n: int = 4):\n    out = other(q, k, v)\nnear(n) = j < n\n"
-    text += "pattern other:\n    out = slide(q, k, v)\n"
-    write(tmp_path, window=text)
-    with pytest.raises(AttnError, match="calls itself"):
-        used(tmp_path, "window.attn")
-
-
-@pytest.mark.parametrize("name", ["<text>", "x" * 5000, "a\0b", ""])
-def test_a_source_may_have_any_name(name: str) -> None:
-    assert list(check(Source(name, "pattern p:\n    out = q\n"))) == ["p"]
-
-
-# Limits
-
-
-def test_functions_that_double_are_linear() -> None:
-    functions = "\n".join(f"f{n}(x) = f{n - 1}(x) + f{n - 1}(x)" for n in range(1, 30))
-    assert forms(one(f"f0(x) = x\n{functions}\nout = f29(q)")).count("add") == 29
-
-
-def test_too_many_operations() -> None:
-    functions = "\n".join(f"f{n}(x) = f{n - 1}(x + 1) + f{n - 1}(x + 2)" for n in range(1, 20))
-    with pytest.raises(AttnError, match=f"more than {MAX_TERMS} operations"):
-        one(f"f0(x) = x\n{functions}\nout = f19(q)")
-
-
-def test_too_long_a_chain() -> None:
-    steps = "\n".join(f"x{n} = x{n - 1} + 1" for n in range(1, MAX_DEPTH + 1))
-    with pytest.raises(AttnError, match=f"chain of more than {MAX_DEPTH}"):
-        one(f"x0 = q\n{steps}\nout = x{MAX_DEPTH}")
-
-
-def test_a_long_sum_is_no_deep_nesting() -> None:
-    assert forms(one("out = q" + " + q" * 150)).count("add") == 150
-
-
-def test_too_deep_a_call() -> None:
-    functions = "\n".join(f"f{n}(x) = -(-f{n - 1}(x))" for n in range(1, 60))
-    with pytest.raises(AttnError, match="inside one another"):
-        one(f"f0(x) = x\n{functions}\nout = f59(q)")
-
-
-# The prelude
-
-
-def test_the_prelude_checks() -> None:
-    calls = {
-        "causal": "causal()", "window": "window(3)", "near": "near(3)", "dilated": "dilated(3, 2)",
-        "block_local": "block_local(3)", "same": "same(doc)", "unit": "unit(q) @ unit(k) > 0",
-        "rms_norm": "mean[e](rms_norm(v, 1e-6)) > 0", "pi": "pi() > 3",
-    }  # fmt: skip
-    assert calls.keys() == prelude().functions.keys()
-    for call in calls.values():
-        one(f"input doc: int[b, t]\nout = softmax[j](q @ k where {call}) @ v")
-
-
-def test_the_prelude_redefines_no_function_of_the_language() -> None:
-    assert not FUNCTIONS.keys() & prelude().functions.keys()
