@@ -21,7 +21,7 @@ from attnc.runtime.masks import Masks
 from attnc.runtime.scores import read_score
 from attnc.runtime.tiles import Group, Tiling
 
-ELEMENTS = 2**18  # scores in one step: they stay in the cache
+ELEMENTS = 2**19  # scores in one step: they stay in the cache
 SMALLEST = 64  # rows of a tile
 LOG2E = math.log2(math.e)
 
@@ -210,8 +210,11 @@ class BranchRun:
         self.finish(work, peak, total, result)
 
     def weights(self, scores: Tensor, peak: Tensor) -> Tensor:
-        """2 ** (scores - peak), in place. What would be subnormal is 0: products with subnormals are very slow."""
-        return torch.threshold_(scores.sub_(peak), self.smallest, -math.inf).exp2_()
+        """2 ** (scores - peak), in place. Subnormals, which a bias can make many, are slow to multiply: 0 instead."""
+        scores.sub_(peak)
+        if not self.score.plain:
+            torch.threshold_(scores, self.smallest, -math.inf)
+        return scores.exp2_()
 
     def queries(self, work: Work) -> Tensor:
         """(x * tiles, g * rows, D), times the factor of the score."""

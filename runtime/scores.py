@@ -32,6 +32,11 @@ class Score:
     terms: tuple[tuple[Node, int], ...] = ()
     sign: int = 1
 
+    @property
+    def plain(self) -> bool:
+        """Whether the score is q @ k times a factor."""
+        return self.formula is None and not self.terms
+
     @cached_property
     def constant(self) -> bool:
         """Whether the factor is the same for all rows and heads."""
@@ -49,7 +54,7 @@ class Score:
 
     def finish(self, work: Work, step: Step, dots: Tensor) -> Tensor:
         """The score of pairs whose q @ k is `dots`; overwrites it where the score is linear in it."""
-        if self.formula is None and not self.terms:
+        if self.plain:
             return dots
         at = work.environment(step.positions().clamp(min=0), dots.dtype, dots)
         if self.formula is not None:

@@ -15,7 +15,6 @@ from functools import cached_property
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from attnc.compiler.ir import Node
 from attnc.compiler.plan import Bounds, Diagonals, Domain, Grid, KeySet, Listed, Plan, Run, Stepped
@@ -129,15 +128,14 @@ class Tiling:
         rows = row_tiles(self.grouping, self.call.sizes["i"], self.call.offset, size)
         if not rows:
             return
-        number = np.zeros((len(rows), max(len(_numbers(one)) for one in rows)), dtype=np.int64)
+        lines = matrix(rows)
+        makers = [self.maker(n, key_set, group, rows, lines) for n, key_set in enumerate(self.domain.key_sets)]
         for at, one in enumerate(rows):
-            own = _numbers(one)
-            number[at, : len(own)] = own
-            number[at, len(own) :] = own[-1]
-        makers = [self.maker(n, key_set, group, number) for n, key_set in enumerate(self.domain.key_sets)]
-        for at, one in enumerate(rows):
-            pieces = [piece for maker in makers for piece in maker.pieces(at, _numbers(one))]
-            yield Tile(one, tuple(part for piece in pieces for part in self.split(piece)))
+            pieces: list[Piece] = []
+            for maker in makers:
+                for piece in maker.pieces(at):
+                    pieces += [piece] if piece.count <= self.columns and not piece.per_row else self.split(piece)
+            yield Tile(one, tuple(pieces))
 
     def tile_size(self, group: Group) -> int:
         """Rows a tile: more where rows see many keys, so that fewer steps do the same work."""
@@ -183,7 +181,10 @@ class Tiling:
             table = table.unsqueeze(0)
         return table.to(torch.int64).numpy()
 
-    def maker(self, number: int, key_set: KeySet, group: Group, rows: Positions) -> Maker:
+    def maker(
+        self, number: int, key_set: KeySet, group: Group, tiles: Sequence[Progression | Positions], rows: Positions
+    ) -> Maker:
+        """What makes the pieces of one key set. `rows`: the rows of the tiles as a matrix."""
         hulls = [self.hull(run, group, rows) for run in key_set.runs]
         walk = key_set.walk
         if walk is None:
@@ -202,7 +203,7 @@ class Tiling:
         entries = self.pick(self.listed(walk), group)
         if isinstance(walk, Diagonals):
             valid = entries[entries < self.call.sizes["j"]]
-            return Slashes(number, hulls[0], valid, offset, self.call.offset)
+            return Slashes(number, hulls[0], valid, [_numbers(one) + self.call.offset + offset for one in tiles])
         if walk.row_block is not None:
             block = self.number(walk.row_block)
             line = (rows[:, 0] + self.call.offset) // block
@@ -267,6 +268,16 @@ def row_values(key_set: KeySet) -> list[Node]:
     return nodes
 
 
+def matrix(tiles: Sequence[Progression | Positions]) -> Positions:
+    """Row numbers by tile; a short tile repeats its last row."""
+    if all(isinstance(one, Progression) for one in tiles):
+        starts, steps, counts = np.array([(one.start, one.step, one.count) for one in tiles], dtype=np.int64).T  # type: ignore[union-attr]
+        return starts[:, None] + steps[:, None] * np.minimum(np.arange(counts.max()), counts[:, None] - 1)  # type: ignore[no-any-return]
+    found = [_numbers(one) for one in tiles]
+    longest = max(len(one) for one in found)
+    return np.stack([np.pad(one, (0, longest - len(one)), mode="edge") for one in found])
+
+
 def _numbers(rows: Progression | Positions) -> Positions:
     return rows.numbers() if isinstance(rows, Progression) else rows
 
@@ -275,9 +286,9 @@ def _numbers(rows: Progression | Positions) -> Positions:
 
 
 class Maker:
-    """Makes the pieces of one key set, tile by tile. `rows` are row numbers, not global positions."""
+    """Makes the pieces of one key set, tile by tile."""
 
-    def pieces(self, tile: int, rows: Positions) -> Iterator[Piece]:
+    def pieces(self, tile: int) -> Iterator[Piece]:
         raise NotImplementedError
 
 
@@ -288,7 +299,7 @@ class Consecutive(Maker):
     key_set: int
     hulls: Sequence[Hull]
 
-    def pieces(self, tile: int, rows: Positions) -> Iterator[Piece]:
+    def pieces(self, tile: int) -> Iterator[Piece]:
         outer = sorted((hull.lo[tile], hull.hi[tile]) for hull in self.hulls)
         inner = sorted(hull.inner(tile) for hull in self.hulls)
         for start, stop in union(outer):
@@ -304,7 +315,7 @@ class Stepping(Maker):
     phases: NDArray[np.int64]
     step: int
 
-    def pieces(self, tile: int, rows: Positions) -> Iterator[Piece]:
+    def pieces(self, tile: int) -> Iterator[Piece]:
         lo, hi = self.hull.lo[tile], self.hull.hi[tile]
         if lo >= hi:
             return
@@ -326,7 +337,7 @@ class Lattice(Maker):
     phases: tuple[NDArray[np.int64] | None, NDArray[np.int64] | None]
     steps: tuple[int, int]
 
-    def pieces(self, tile: int, rows: Positions) -> Iterator[Piece]:
+    def pieces(self, tile: int) -> Iterator[Piece]:
         lo, hi = self.hull.lo[tile], self.hull.hi[tile]
         if lo >= hi:
             return
@@ -355,7 +366,7 @@ class Selected(Maker):
     width: int
     offset: int
 
-    def pieces(self, tile: int, rows: Positions) -> Iterator[Piece]:
+    def pieces(self, tile: int) -> Iterator[Piece]:
         entries = self.table[self.lines[tile]]
         entries = entries[entries >= 0]
         keys = (entries[:, None] * self.width + np.arange(self.width)).ravel() + self.offset
@@ -371,12 +382,11 @@ class Slashes(Maker):
     key_set: int
     hull: Hull
     entries: Positions
-    offset: int
-    row_offset: int
+    diagonals: Sequence[Positions]  # by tile and row: the key of entry 0
 
-    def pieces(self, tile: int, rows: Positions) -> Iterator[Piece]:
+    def pieces(self, tile: int) -> Iterator[Piece]:
         lo, hi = self.hull.lo[tile], self.hull.hi[tile]
-        position = rows + self.row_offset + self.offset
+        position = self.diagonals[tile]
         entries = self.entries[(self.entries > position.min() - hi) & (self.entries <= position.max() - lo)]
         if lo >= hi or not len(entries):
             return
@@ -418,8 +428,3 @@ def inside(keys: Positions, inner: tuple[int, int]) -> Spans:
     """Columns of ascending keys outside of an interval."""
     start, stop = (int(np.searchsorted(keys, bound)) for bound in inner)
     return gaps(0, len(keys), [(start, stop)])
-
-
-def positions(values: Progression | Positions) -> Tensor:
-    """Row numbers or keys as a tensor."""
-    return torch.from_numpy(np.ascontiguousarray(_numbers(values)))
