@@ -4,6 +4,7 @@ import ast
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,11 +54,31 @@ def test_imports_are_absolute_and_through_the_package(path: Path) -> None:
     assert [name for name in modules(path) if name.split(".")[0] in LAYERS] == []
 
 
+def packaging() -> Any:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+
+
 def test_packages_are_the_folders() -> None:
-    listed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
+    listed = packaging()["packages"]
     folders = {path.parent for path in FILES}
     assert set(listed) == {"attnc"} | {"attnc." + ".".join(folder.parts) for folder in folders}
     assert all((ROOT / folder / "__init__.py").is_file() for folder in folders)
+
+
+def test_every_file_of_data_is_packaged() -> None:
+    listed = packaging()["package-data"]
+    found = {
+        package: {path for pattern in patterns for path in (ROOT / package.replace(".", "/")).glob(pattern)}
+        for package, patterns in listed.items()
+    }
+    data = {
+        path
+        for folder in (ROOT / "attnc", *((ROOT / "attnc" / layer) for layer in LAYERS))
+        for path in folder.rglob("*")
+        if path.is_file() and path.suffix not in {".py", ".pyc"}
+    }
+    assert set().union(*found.values()) == data
+    assert ROOT / "attnc" / "py.typed" in data
 
 
 def test_links_lead_to_the_layers() -> None:
