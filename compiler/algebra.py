@@ -64,7 +64,29 @@ class Congruence:
 
 
 Constraint = Interval | Congruence
-Bound = Expr | None
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One side of an interval while it is solved: `value`, or none at all where `free`, or out of reach where `dead`.
+
+    Both come from `min` and `max`: lo <= max(x, c) asks nothing of x where lo <= c; min(x, c) < hi likewise. `dead`
+    goes before `free`.
+    """
+
+    value: Expr
+    free: Node | None = None
+    dead: Node | None = None
+
+    def map(self, change: Callable[[Expr], Expr]) -> Limit:
+        return Limit(sympy.expand(change(self.value)), self.free, self.dead)
+
+    @property
+    def plain(self) -> bool:
+        return self.free is None and self.dead is None
+
+
+Bound = Limit | None
 
 
 class Algebra:
@@ -163,16 +185,13 @@ def solve(algebra: Algebra, comparison: Node, index: str) -> Constraint | None:
     difference = algebra.difference(*comparison.args)
     if difference.free_symbols and len(sympy.Add.make_args(difference)) > 64:
         return None
-    lo, hi = {
-        "lt": (None, sympy.Integer(0)),
-        "le": (None, sympy.Integer(1)),
-        "eq": (sympy.Integer(0), sympy.Integer(1)),
-    }[comparison.op]
+    zero, one = Limit(sympy.Integer(0)), Limit(sympy.Integer(1))
+    lo, hi = {"lt": (None, zero), "le": (None, one), "eq": (zero, one)}[comparison.op]
     return _peel(algebra, difference, lo, hi, index)
 
 
 def _shift(bound: Bound, by: Expr) -> Bound:
-    return None if bound is None else sympy.expand(bound + by)
+    return None if bound is None else bound.map(lambda value: value + by)
 
 
 def _peel(algebra: Algebra, expression: Expr, lo: Bound, hi: Bound, index: str) -> Constraint | None:
@@ -180,6 +199,8 @@ def _peel(algebra: Algebra, expression: Expr, lo: Bound, hi: Bound, index: str) 
     target = algebra.symbol(algebra.graph.index(index))
     if expression == target:
         return _interval(algebra, Coordinate(), lo, hi)
+    if isinstance(expression, sympy.Symbol):
+        return _peel_call(algebra, algebra.node(expression), lo, hi, index)
     if isinstance(expression, sympy.Add):
         inner, rest = _split(algebra, expression, index)
         return None if inner is None else _peel(algebra, inner, _shift(lo, -rest), _shift(hi, -rest), index)
@@ -190,11 +211,45 @@ def _peel(algebra: Algebra, expression: Expr, lo: Bound, hi: Bound, index: str) 
         return _peel(algebra, inner, _times(lo, period), _times(hi, period), index)
     if isinstance(expression, FloorMod) and not algebra.contains(expression.args[1], index):
         inner, period = expression.args
-        if lo is not None and hi is not None and sympy.expand(hi - lo) == 1:
-            return _congruence(algebra, inner, lo, period, index)
+        if lo is not None and hi is not None and lo.plain and hi.plain and sympy.expand(hi.value - lo.value) == 1:
+            return _congruence(algebra, inner, lo.value, period, index)
         if inner == target:
             return _interval(algebra, Coordinate("low", algebra.node(period)), lo, hi)
     return None
+
+
+def _peel_call(algebra: Algebra, node: Node, lo: Bound, hi: Bound, index: str) -> Constraint | None:
+    """lo <= min(x, c) < hi  <=>  lo <= x and lo <= c, and x < hi or c < hi; max the other way round; |x| < hi."""
+    if node.op == "abs" and lo is None and hi is not None:
+        return _peel(algebra, algebra.expression(node.args[0]), hi.map(lambda value: 1 - value), hi, index)
+    if node.op not in ("minimum", "maximum"):
+        return None
+    x, constant = node.args if node.args[0].depends_on(index) else node.args[::-1]
+    if constant.depends_on(index):
+        return None
+    below = hi and algebra.graph.make("lt", constant, algebra.node(hi.value))
+    above = lo and algebra.graph.make("le", algebra.node(lo.value), constant)
+    if node.op == "minimum":
+        lo, hi = _required(algebra, lo, above), _spared(algebra, hi, below)
+    else:
+        lo, hi = _spared(algebra, lo, above), _required(algebra, hi, below)
+    return _peel(algebra, algebra.expression(x), lo, hi, index)
+
+
+def _spared(algebra: Algebra, bound: Bound, holds: Node | None) -> Bound:
+    """The bound where `holds` does not satisfy it already."""
+    if bound is None or holds is None:
+        return None
+    return Limit(bound.value, algebra.graph.any_of([*([bound.free] if bound.free else []), holds]), bound.dead)
+
+
+def _required(algebra: Algebra, bound: Bound, holds: Node | None) -> Bound:
+    """The bound, out of reach where `holds` fails."""
+    if bound is None or holds is None:
+        return None
+    graph = algebra.graph
+    fails = graph.make("not", graph.any_of([*([bound.free] if bound.free else []), holds]))
+    return Limit(bound.value, bound.free, graph.any_of([*([bound.dead] if bound.dead else []), fails]))
 
 
 def _split(algebra: Algebra, expression: Expr, index: str) -> tuple[Expr | None, Expr]:
@@ -213,25 +268,36 @@ def _peel_product(algebra: Algebra, expression: Expr, lo: Bound, hi: Bound, inde
         return None
     if factor < 0:  # lo <= -x < hi  is  1 - hi <= x < 1 - lo
         flipped = sympy.expand(-factor * inner)
-        return _peel(algebra, flipped, _shift(_minus(hi), 1), _shift(_minus(lo), 1), index)
+        return _peel(algebra, flipped, _complement(hi), _complement(lo), index)
     return _peel(algebra, inner, _ceiling(lo, factor), _ceiling(hi, factor), index)
 
 
 def _times(bound: Bound, factor: Expr) -> Bound:
-    return None if bound is None else sympy.expand(bound * factor)
+    return None if bound is None else bound.map(lambda value: value * factor)
 
 
 def _ceiling(bound: Bound, divisor: Expr) -> Bound:
-    return None if bound is None else -FloorDiv(sympy.expand(-bound), divisor)
+    return None if bound is None else bound.map(lambda value: -FloorDiv(sympy.expand(-value), divisor))
 
 
-def _minus(bound: Bound) -> Bound:
-    return None if bound is None else sympy.expand(-bound)
+def _complement(bound: Bound) -> Bound:
+    return None if bound is None else bound.map(lambda value: 1 - value)
 
 
 def _interval(algebra: Algebra, coordinate: Coordinate, lo: Bound, hi: Bound) -> Interval:
-    low, high = (None if bound is None else algebra.node(bound) for bound in (lo, hi))
-    return Interval(coordinate, low, high)
+    graph = algebra.graph
+    first, last = graph.literal(0), coordinate.period or graph.make("add", graph.size("i"), graph.size("j"))
+    return Interval(coordinate, _settle(algebra, lo, first, last), _settle(algebra, hi, last, first))
+
+
+def _settle(algebra: Algebra, bound: Bound, none: Node, out_of_reach: Node) -> Node | None:
+    """The bound as a node: `none` where it is free, `out_of_reach` where it is dead."""
+    if bound is None:
+        return None
+    node = algebra.node(bound.value)
+    if bound.free is not None:
+        node = algebra.graph.make("select", bound.free, none, node)
+    return node if bound.dead is None else algebra.graph.make("select", bound.dead, out_of_reach, node)
 
 
 def _congruence(algebra: Algebra, expression: Expr, phase: Expr, step: Expr, index: str) -> Congruence | None:

@@ -14,19 +14,10 @@ import sympy
 from attnc.compiler.algebra import Algebra
 from attnc.compiler.build import unlowered
 from attnc.compiler.ir import Graph, Node, substitute, walk
-from attnc.compiler.plan import Bounds, Derived, Diagonals, Listed
+from attnc.compiler.plan import Blocks, Bounds, Derived, Diagonals, Listed
 from attnc.dsl.types import Base, Type
 
 SHARED = frozenset({"b", "h"})
-
-
-@dataclass(frozen=True)
-class Blocks:
-    """A declared axis of blocks, as nodes."""
-
-    over: str
-    size: Node
-    stride: Node | None
 
 
 @dataclass(frozen=True, eq=False)

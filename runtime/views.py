@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from attnc.compiler.emit.arguments import PLAIN, ROW_VIEW, Argument, view_constant
 from attnc.compiler.ir import Node
-from attnc.compiler.plan import Branch, Stepped
+from attnc.compiler.plan import Domain, Stepped
 from attnc.compiler.schedule import TileShape
 from attnc.runtime.call import Call
 from attnc.runtime.scalars import of_node
@@ -25,19 +26,19 @@ class Views:
     """
 
     def __init__(
-        self, branch: Branch, call: Call, tensors: dict[str, Tensor], padded: tuple[int, int], shape: TileShape
+        self, domain: Domain, call: Call, tensors: Mapping[str, Tensor], padded: tuple[int, int], shape: TileShape
     ) -> None:
-        self.branch = branch
+        self.domain = domain
         self.call = call
         self.tensors = tensors
-        self.width = {"q": padded[0], "k": padded[0], "v": padded[1]}
-        self.length = {"q": shape.block_m, "k": shape.block_n, "v": shape.block_n}
+        self.width = {"q": padded[0], "k": padded[0], "v": padded[1], "do": padded[1]}
+        self.shape = shape
         self.present: dict[str, bool] = {}
 
     def of(self, argument: Argument) -> Any:
         """The descriptor of a `view` argument, or the plain tensor where there can be none."""
         tensor = self.tensors[argument.attribute]
-        made = self.describe(argument.attribute, tensor, self.step(argument.slot))
+        made = self.describe(argument.attribute, tensor, argument.slot)
         constant = view_constant(argument)
         self.present[constant] = self.present.get(constant, True) and made is not None
         return tensor if made is None else made
@@ -46,26 +47,28 @@ class Views:
         """The step of a view; None: in order."""
         node: Node | None = None
         if slot == ROW_VIEW:
-            node = self.branch.domain.rows.step
+            node = self.domain.rows.step
         elif slot != PLAIN:
-            walk = self.branch.domain.key_sets[slot].walk
+            walk = self.domain.key_sets[slot].walk
             assert isinstance(walk, Stepped)
             node = walk.step
         return None if node is None else int(of_node(node, self.call.parameters, self.call.sizes) or 1)
 
-    def describe(self, name: str, tensor: Tensor, step: int | None) -> Any:
+    def describe(self, name: str, tensor: Tensor, slot: int) -> Any:
+        """The descriptor of one view; None where the tensor has none."""
         from triton.tools.tensor_descriptor import TensorDescriptor
 
         if not tensor.is_cuda or torch.cuda.get_device_capability(tensor.device)[0] < 9:
             return None
         batch, heads, tokens, width = tensor.shape
+        step, length = self.step(slot), self.shape.block_m if slot == ROW_VIEW else self.shape.block_n
         if tensor.stride(3) != 1 or tensor.data_ptr() % ALIGNMENT or (step is not None and tokens % step):
             return None
         unit = ALIGNMENT // tensor.element_size()
         strides = [tensor.stride(at) if tensor.shape[at] > 1 else unit for at in range(3)]
-        shape, block = [batch, heads, tokens], [1, 1, self.length[name]]
+        shape, block = [batch, heads, tokens], [1, 1, length]
         if step is not None:
-            shape, block = [batch, heads, step, tokens // step], [1, 1, 1, self.length[name]]
+            shape, block = [batch, heads, step, tokens // step], [1, 1, 1, length]
             strides = [*strides[:2], strides[2], strides[2] * step]
         if any(stride % unit or stride <= 0 for stride in strides):
             return None

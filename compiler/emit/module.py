@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Sequence
 
 from attnc.compiler.emit.kernel import Kernel
-from attnc.compiler.emit.streamed import forward_kernels
 from attnc.compiler.emit.writer import Writer
 from attnc.compiler.plan import Plan
 
@@ -87,17 +87,16 @@ def combine_parts(part_out, part_lse, tiles, rows, o, lse, o_sb, o_sh, o_sn, o_s
 '''
 
 
-def emit_module(plan: Plan) -> tuple[str, list[Kernel]]:
-    """The module's text and its kernels. The text parses; user text stands in comments only."""
+def emit_module(plan: Plan, kernels: Sequence[Kernel]) -> str:
+    """The module's text. It parses; user text stands in comments only."""
     writer = Writer()
     for line in plan.source.text.splitlines():
         writer.comment("".join(character if character.isprintable() else "?" for character in line))
     writer.line(PRELUDE.rstrip("\n"))
-    kernels = list(forward_kernels(plan))
     for kernel in kernels:
         writer.line()
         writer.line()
         writer.line(kernel.text.rstrip("\n"))
     text = writer.text()
     ast.parse(text)
-    return text, kernels
+    return text

@@ -1,0 +1,171 @@
+"""Loads a plan's generated kernels and calls them: every argument's value by its role."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attnc.compiler.emit.arguments import Argument
+from attnc.compiler.emit.kernel import Kernel
+from attnc.compiler.emit.module import emit_module
+from attnc.compiler.emit.rows import row_tiles
+from attnc.compiler.ir import Node
+from attnc.compiler.plan import Domain, Plan
+from attnc.compiler.schedule import TileShape
+from attnc.runtime.cache import cached_module
+from attnc.runtime.call import Call
+from attnc.runtime.scalars import of_node
+from attnc.runtime.views import Views
+
+INTERPRETED = TileShape(32, 32, 1, 1)  # small, so that small tests have several tiles
+INTERPRETED_PROCESSORS = 2
+LEAST = 16  # the smallest side of a matrix product in Triton
+
+
+def interpreting() -> bool:
+    """Whether Triton runs kernels in its interpreter."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+class Kernels:
+    """A generated module, loaded."""
+
+    def __init__(self, plan: Plan, kernels: Sequence[Kernel]) -> None:
+        self.text = emit_module(plan, kernels)
+        self.kernels = tuple(kernels)
+        self.module = cached_module(self.text, lambda: self.text)
+
+
+class KernelCall:
+    """One call of a plan's kernels: its tensors by name, its padded widths, its tile shape."""
+
+    def __init__(self, call: Call, tensors: Mapping[str, Tensor], shape: TileShape) -> None:
+        self.call = call
+        self.tensors = dict(tensors)
+        self.shape = shape
+        sizes = call.sizes
+        value_width = self.tensors["v"].shape[3]
+        self.padded = padded(sizes["d"]), padded(value_width)
+        self.sizes = {
+            "B": sizes["b"],
+            "H": sizes["h"],
+            "N": sizes["i"],
+            "M": sizes["j"],
+            "D": sizes["d"],
+            "E": value_width,
+            "OFFSET": call.offset,
+            "GROUP": sizes["h"] // call.k.shape[1],
+        }
+
+    def run(self, kernels: Kernels, kernel: Kernel, grid: tuple[int, int], **constants: Any) -> None:
+        """Launch one kernel; `constants` are those that only some kernels have, or that differ from the usual."""
+        views = Views(kernel.domain, self.call, self.tensors, self.padded, self.shape)
+        values = [views.of(one) if one.role == "view" else self.value(one) for one in kernel.arguments]
+        width, value_width = self.padded
+        given: dict[str, Any] = {
+            "BLOCK_M": self.shape.block_m,
+            "BLOCK_N": self.shape.block_n,
+            "BLOCK_D": width,
+            "BLOCK_E": value_width,
+            "EVEN_D": self.sizes["D"] == width,
+            "EVEN_E": self.sizes["E"] == value_width,
+            "PRECISION": "tf32x3" if self.call.q.dtype == torch.float32 else "ieee",
+            "RAISING": self.raising(kernel.factor),
+            "SPLIT": False,
+            "ADDING": False,
+            **views.present,
+            **constants,
+        }
+        function = getattr(kernels.module, kernel.name)
+        with device_of(self.call.q):
+            function[grid](*values, **given, num_warps=self.shape.warps, num_stages=self.shape.stages)
+
+    def value(self, argument: Argument) -> Any:
+        """What an argument stands for."""
+        attribute, slot = argument.attribute, argument.slot
+        match argument.role:
+            case "tensor":
+                return self.tensors[attribute]
+            case "stride":
+                return stride(self.tensors[attribute], slot)
+            case "size":
+                return self.sizes[attribute] if attribute in self.sizes else self.call.sizes[attribute]
+            case "parameter":
+                return self.call.parameters[attribute]
+            case "array":
+                return self.array(attribute)
+            case "array_stride":
+                return stride(self.array(attribute), slot)
+            case "array_length":
+                return self.array(attribute).shape[slot]
+            case "array_group":
+                return max(1, self.sizes["H"] // self.array(attribute).shape[slot])
+        raise AssertionError(argument.role)
+
+    def array(self, attribute: str) -> Tensor:
+        """An input, or a derived table (its name has a dot)."""
+        return self.call.derived[attribute] if "." in attribute else self.call.inputs[attribute]
+
+    def raising(self, factor: Node | None) -> bool:
+        """Whether the scores' factor is positive, so that a maximum may be taken before it is applied."""
+        if factor is None:
+            return False
+        value = of_node(factor, self.call.parameters, self.call.sizes)
+        return value is not None and value > 0
+
+    def tiles(self, domain: Domain, rows: int, offset: int) -> int:
+        """Number of row tiles of a domain."""
+        steps = {name: getattr(domain.rows, name) for name in ("period", "step", "high_step", "low_step")}
+        values = {
+            name: int(of_node(node, self.call.parameters, self.call.sizes) or 1)
+            for name, node in steps.items()
+            if node is not None
+        }
+        return row_tiles(domain.rows, values, rows, offset, self.shape.block_m)
+
+
+def padded(width: int) -> int:
+    """The power of two that holds a width, at least what a matrix product needs."""
+    return max(LEAST, 1 << (max(width, 1) - 1).bit_length())
+
+
+def stride(tensor: Tensor, slot: int) -> int:
+    """A stride; 0 along an axis of length 1, which is read at any index."""
+    return 0 if tensor.shape[slot] == 1 else tensor.stride(slot)
+
+
+def device_of(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Makes the tensor's device current; nothing on a CPU."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
+@lru_cache(maxsize=8)
+def _processors(device: int) -> int:
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def processors(tensor: Tensor) -> int:
+    """Number of streaming multiprocessors of a tensor's device."""
+    return _processors(tensor.device.index or 0) if tensor.is_cuda else INTERPRETED_PROCESSORS
+
+
+def kind_of(domain: Domain) -> str:
+    """How a row's keys lie, for the choice of a tile shape."""
+    if any(key_set.walk is not None for key_set in domain.key_sets):
+        return "sparse"
+    from_start = (run.outer.lo.op == "literal" for key_set in domain.key_sets for run in key_set.runs)
+    return "long" if all(from_start) else "local"
+
+
+def refuse_unfit(call: Call) -> None:
+    """Raises where these kernels can't run."""
+    if call.q.device.type != "cuda" and not interpreting():
+        raise RuntimeError("the Triton back end needs CUDA tensors, or TRITON_INTERPRET=1 before triton is imported")
+    if call.q.dtype == torch.float64:
+        raise TypeError("the CUDA kernels accumulate in float32 and take float32, bfloat16 or float16, not float64")
