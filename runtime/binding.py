@@ -109,7 +109,8 @@ def _tensors(pattern: Pattern, given: Mapping[str, Any]) -> None:
             refuse(pattern, "argument", f"`{name}` must be a tensor, not {type(value).__name__}", about=name)
         allowed = INTS if name in integers else (torch.bool,) if name in booleans else REALS
         if value.dtype not in allowed:
-            types = " or ".join(_short(dtype) for dtype in allowed)
+            *most, last = (_short(dtype) for dtype in allowed)
+            types = f"{', '.join(most)} or {last}" if most else last
             message = f"`{name}` is {_short(value.dtype)} where {types} is expected"
             refuse(pattern, "dtype", message, about=name, given=given)
         if value.device != given["q"].device:
@@ -182,7 +183,7 @@ def _layout(pattern: Pattern, declared: Input, given: Mapping[str, Any], sizes: 
     """The shape of an input agrees with its axes; axes not met before enter `sizes`."""
     value = given[declared.name]
     if value.ndim != len(declared.axes):
-        message = f"`{declared.name}` has {value.ndim} dimensions where {len(declared.axes)} are declared"
+        message = f"`{declared.name}` has {value.ndim} dimensions where its declaration has {len(declared.axes)}"
         refuse(pattern, "shape", message, about=declared.name, given=given)
     for at, axis in enumerate(declared.axes):
         length = value.shape[at]
@@ -256,9 +257,9 @@ def _element(pattern: Pattern, declared: Parameter, value: Any) -> Any:
 
 
 def _mistyped(pattern: Pattern, declared: Parameter, value: Any, expected: str) -> None:
-    message = f"parameter `{declared.name}` must be {expected}, not {value!r}"
-    if isinstance(value, Tensor):
-        message = f"parameter `{declared.name}` must be {expected}, not a tensor"
+    what = "every element of " if declared.is_tuple and not expected.startswith("a tuple") else ""
+    found = "a tensor" if isinstance(value, Tensor) else repr(value)
+    message = f"{what}parameter `{declared.name}` must be {expected}, not {found}"
     refuse(pattern, "argument", message, about=declared.name)
 
 

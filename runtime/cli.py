@@ -122,7 +122,7 @@ def check_pattern(
     name = str(pattern.__name__)
     try:
         chosen = chosen_setting(pattern, set_, shape)
-        tried = list(cases(pattern, chosen, settings(pattern.pattern, "check")))
+        tried = list(cases(pattern, chosen, settings(pattern.pattern, "check", pattern.known)))
         outcomes = [[compare(case, target) for case in tried] for target in targets]
     except AttnError as error:
         failures.append(str(error))

@@ -37,7 +37,9 @@ class AttnModule:
     def fill(self, source: Source, root: Path | None) -> None:
         """Checks a file and takes its patterns, in place of earlier ones. Raises AttnError with all its mistakes."""
         checked = check(source, root=root)
-        patterns = {name: CompiledPattern(pattern, root) for name, pattern in checked.items()}
+        known = {p.name for pattern in checked.values() for p in pattern.parameters}
+        known |= {declared.name for pattern in checked.values() for declared in pattern.inputs}
+        patterns = {name: CompiledPattern(pattern, root, frozenset(known)) for name, pattern in checked.items()}
         stem = self.__name__.rpartition(".")[2]
         for name in self._patterns:
             self.__dict__.pop(name, None)

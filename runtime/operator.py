@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import Tensor
 
-from attnc.dsl.source import Span
-from attnc.dsl.terms import Pattern
 from attnc.dsl.types import Base
 from attnc.runtime.binding import fixed_sizes
 from attnc.runtime.program import Program, program
@@ -41,6 +39,8 @@ def pack(program: Program, parameters: dict[str, Any]) -> tuple[list[int], list[
     for declared in program.parameters:
         value = parameters[declared.name]
         into: list[Any] = floats if declared.base is Base.REAL else ints
+        if declared.base is Base.BOOL:
+            value = 1 if value else 0  # a list that holds a symbolic int takes no bool
         into.extend(value if declared.is_tuple else (value,))
     return ints, floats
 
@@ -82,14 +82,12 @@ def require(program: Program, parameters: dict[str, Any], sizes: dict[str, int])
         help = "inputs over t have the length of the keys; with more queries than keys the last queries have no token"
         message = f"`{read.span.text}` reads {sizes['j']} tokens at {sizes['i']} queries"
         refuse(pattern, "shape", message, span=read.span, help=help)
-    for term in program.divisors:
-        _positive(pattern, of_term(term, parameters, sizes), term.span)
-
-
-def _positive(pattern: Pattern, value: float | None, span: Span) -> None:
-    if value is not None and value <= 0:
-        help = "it divides or sizes something, so it must be positive"
-        refuse(pattern, "not-positive", f"`{span.text}` is {value} in this call", span=span, help=help)
+    for term, span in program.divisors:
+        value = of_term(term, parameters, sizes)
+        if value is not None and value <= 0:
+            name = str(term.attribute) if term.form == "parameter" else term.span.text
+            help = "it divides or sizes something there, so it must be positive"
+            refuse(pattern, "not-positive", f"`{name}` is {value} in this call", span=span, help=help)
 
 
 def prepare(
@@ -109,7 +107,9 @@ def prepare(
     sizes = sizes_of(found, q, k, v, inputs, parameters)
     require(found, parameters, sizes)
     for need in found.plan.requirements:
-        _positive(found.pattern, of_node(need.node, parameters, sizes), need.span)
+        value = of_node(need.node, parameters, sizes)
+        if value is not None and value <= 0:
+            refuse(found.pattern, "not-positive", f"`{need.span.text}` is {value} in this call", span=need.span)
     given = dict(zip((declared.name for declared in extra_inputs(found.pattern)), inputs, strict=True))
     return found, make_call(found.plan, q, k, v, parameters, given)
 

@@ -79,7 +79,7 @@ def run_setting(
     from attnc.runtime.settings import Setting, settings
 
     chosen = chosen_setting(pattern, set_, shape)
-    line = next(iter(settings(pattern.pattern, "run")), Setting())
+    line = next(iter(settings(pattern.pattern, "run", pattern.known)), Setting())
     setting = Setting(line.parameters | chosen.parameters, line.sizes | chosen.sizes, line.ranges)
     standard = Shape.square(1, 16, 16384, 64) if device.startswith("cuda") else Shape.square(1, 8, 4096, 64)
     return setting, standard.updated(setting.sizes)

@@ -37,7 +37,9 @@ class CompiledPattern:
     in float64. Raises AttnError, located in the file, for arguments that its declarations don't allow.
     """
 
-    def __init__(self, pattern: Pattern, root: Path | None = None) -> None:
+    def __init__(self, pattern: Pattern, root: Path | None = None, known: frozenset[str] = frozenset()) -> None:
+        """`root`: the folder of its file. `known`: what all patterns of the file can be given by name."""
+        self.known = known
         self._program = register(pattern, root)
         self._key = self._program.key
         self._pattern = pattern

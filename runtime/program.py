@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from attnc.dsl.check import check
-from attnc.dsl.source import Source
+from attnc.dsl.source import Source, Span
 from attnc.dsl.terms import Parameter, Pattern, Term
 from attnc.dsl.types import Base
 
@@ -48,11 +48,11 @@ class Program:
         return next(found, None)
 
     @cached_property
-    def divisors(self) -> tuple[Term, ...]:
-        """What divides in the text, or sizes an axis, and is not a number: it must be positive in every call."""
-        found = [term.args[1] for term in terms(self.pattern) if term.form in ("floordiv", "mod")]
-        found += [term for axis in self.pattern.axes for term in (axis.size, axis.stride) if term is not None]
-        return tuple(term for term in dict.fromkeys(found) if term.form != "literal" and not term.type.indices)
+    def divisors(self) -> tuple[tuple[Term, Span], ...]:
+        """What divides in the text or sizes an axis, with the place, but numbers: it must be positive in every call."""
+        found = [(term.args[1], term.span) for term in terms(self.pattern) if term.form in ("floordiv", "mod")]
+        found += [(term, axis.span) for axis in self.pattern.axes for term in (axis.size, axis.stride) if term]
+        return tuple((term, span) for term, span in found if term.form != "literal" and not term.type.indices)
 
     def with_lengths(self, lengths: Mapping[str, int]) -> Program:
         """The same pattern for tuple parameters of other lengths; its text is checked again, once a combination."""

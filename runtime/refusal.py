@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import NoReturn
 
@@ -27,7 +28,13 @@ def layouts(pattern: Pattern) -> dict[str, tuple[str, ...]]:
 def spans(pattern: Pattern) -> dict[str, Span]:
     """Where an argument was declared; q, k, v: the pattern's own line."""
     declared = {p.name: p.span for p in pattern.parameters} | {entry.name: entry.span for entry in pattern.inputs}
-    return dict.fromkeys(BUILT_IN_LAYOUTS, pattern.span) | declared
+    return dict.fromkeys(BUILT_IN_LAYOUTS, heading(pattern)) | declared
+
+
+def heading(pattern: Pattern) -> Span:
+    """`pattern NAME`."""
+    start = pattern.span.start
+    return Span(source=pattern.source, start=start, stop=start + re.match(r"\w+\s+\w+", pattern.span.text).end())  # type: ignore[union-attr]
 
 
 def refuse(
@@ -48,7 +55,7 @@ def refuse(
     lines = [help] if help else []
     if given:
         lines += describe(pattern, given)
-    place = span or spans(pattern).get(about or "", pattern.span)
+    place = span or spans(pattern).get(about or "", heading(pattern))
     raise AttnError([Diagnostic(code, f"{pattern.name}: {message}", place, help="\n".join(lines) or None)])
 
 

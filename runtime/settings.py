@@ -35,10 +35,10 @@ class Setting:
     ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
-def settings(pattern: Pattern, kind: str, known: frozenset[str] = frozenset()) -> list[Setting]:
+def settings(pattern: Pattern, kind: str, known: frozenset[str]) -> list[Setting]:
     """The `# check:` or `# run:` lines of a pattern's file, as far as they concern it.
 
-    `known` are the names of the file's other patterns, which a line may set beside this one's. Raises AttnError,
+    `known` are the names that the file's patterns have among them: a line for others is left to them. Raises AttnError,
     located, for a line that cannot be read.
     """
     found = (_setting(pattern, text, known) for line_kind, text in lines(pattern.source) if line_kind == kind)

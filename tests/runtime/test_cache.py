@@ -79,6 +79,11 @@ def test_functions_have_their_source(folder: Path) -> None:
     assert inspect.getsource(module.answer) == TEXT.format(7)
 
 
+def pipe(code: Path, record: Path) -> None:
+    code.unlink()
+    os.mkfifo(code)
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -93,7 +98,7 @@ def test_functions_have_their_source(folder: Path) -> None:
         lambda code, record: record.unlink(),
         lambda code, record: code.chmod(0o666),
         lambda code, record: (code.rename(code.with_suffix(".real")), code.symlink_to(code.with_suffix(".real"))),
-        lambda code, record: (code.unlink(), os.mkfifo(code)),
+        pipe,
     ],
     ids=[
         "changed", "torn", "empty", "no-text", "torn-record", "list-record", "binary-record", "other-checksum",

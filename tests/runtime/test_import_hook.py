@@ -39,7 +39,7 @@ def write(path: Path, text: str) -> None:
 def test_a_file_in_a_plain_folder(folder: Path) -> None:
     write(folder / "zoo_patterns/causal.attn", CAUSAL)
     from zoo_patterns import causal  # type: ignore[import-not-found]
-    from zoo_patterns.causal import causal as pattern
+    from zoo_patterns.causal import causal as pattern  # type: ignore[import-not-found]
 
     assert isinstance(pattern, CompiledPattern)
     assert causal.causal is pattern
