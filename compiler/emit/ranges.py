@@ -235,12 +235,33 @@ class Ranges:
         width = self.let("width", f"tl.maximum({self.name('low_count')}, 1)")
 
         def keys(writer: Writer) -> None:
-            writer.let("at", "n * BLOCK_N + lanes_n")
+            writer.let("at", "tile_n * BLOCK_N + lanes_n")
             writer.let("high", f"{self.name('high_from')} + {steps['high']} * (at // {width})")
             writer.let(self.at, f"high * {period} + {self.name('low_from')} + {steps['low']} * (at % {width})")
             writer.let(self.ok, f"(at < {total}) & {self.inside}")
 
-        return [Loop(*self.share(f"tl.cdiv({total}, BLOCK_N)"), True, keys)]
+        def first(writer: Writer) -> None:
+            writer.let("tile_n", "n")
+            keys(writer)
+
+        tiles = self.let("tiles", f"tl.cdiv({total}, BLOCK_N)")
+        if self.key_set.runs[0].inner is None:
+            return [Loop(*self.share(tiles), True, first)]
+        # Where every row sees the whole box, its tiles are full, the last one apart
+        full_lo, full_hi = self.inner(self.key_set.runs[0].inner)
+        corner = f"{self.name('high_from')} * {period} + {self.name('low_from')}"
+        opposite = f"({self.name('high_to')} - 1) * {period} + {self.name('low_to')}"
+        clean = self.let("clean", f"({full_lo} <= {corner}) & ({full_hi} >= {opposite})")
+        whole = self.let("whole", f"tl.where({clean}, {total} // BLOCK_N, 0)")
+
+        def rest(writer: Writer) -> None:
+            writer.let("tile_n", f"{whole} + n")
+            keys(writer)
+
+        return [
+            Loop(*self.share(whole), False, first),
+            Loop(*self.share(f"({tiles} - {whole})"), True, rest),
+        ]
 
     # Listed keys
 
