@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from attnc.compiler.cost import cost_formulas
 from attnc.compiler.pipeline import trace
 from attnc.runtime.comparison import defaults, filled
 from attnc.runtime.executor import live_pairs, visited_pairs
@@ -29,7 +30,7 @@ def explain(program: Program, call: Call, *, verbose: bool = False) -> str:
         if verbose or stage.name in SHOWN:
             lines += [f"    {line}" for line in stage.text.splitlines()]
         lines += [f"    - {note}" for note in stage.notes]
-    lines += ["", *cost(program, call)]
+    lines += ["", *cost_formulas(program.plan), "", *cost(program, call)]
     return "\n".join(lines)
 
 
