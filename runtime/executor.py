@@ -9,19 +9,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from attnc.compiler.plan import Branch, Plan
-from attnc.runtime.batches import Batch, Shifted, Step, batches
+from attnc.runtime.batches import Batch, Places, Shifted, Step, batches
 from attnc.runtime.call import Call
 from attnc.runtime.evaluate import Environment
 from attnc.runtime.masks import Masks
 from attnc.runtime.scores import read_score
 from attnc.runtime.tiles import Group, Tiling
 
-ELEMENTS = 2**19  # scores in one step: they stay in the cache
+ELEMENTS = 2**20  # scores in one step: they stay in the cache
 SMALLEST = 64  # rows of a tile
 LOG2E = math.log2(math.e)
 
@@ -104,13 +105,17 @@ class Work:
     call: Call
     lanes: Lanes
     batch: Batch
-    rows: Tensor  # global positions (1, tiles, 1, rows, 1)
     dead: dict[tuple[int, int], Tensor]  # masks by (step, first column), shared between lanes
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """(x, tiles, g, rows)"""
-        return len(self.lanes), self.rows.shape[1], self.lanes.q.shape[1], self.rows.shape[3]
+        return len(self.lanes), self.batch.tiles, self.lanes.q.shape[1], self.batch.rows.count
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """Global positions of the rows (1, tiles, 1, rows, 1)."""
+        return self.batch.rows.numbers()[None, :, None, :, None] + self.call.offset
 
     def environment(
         self, keys: Tensor, real: torch.dtype, dot: Tensor | None = None, rows: Tensor | None = None
@@ -171,12 +176,11 @@ class BranchRun:
         shared = lanes.q.shape[1]
         few = len(lanes) * SMALLEST < self.call.sizes["i"]
         for batch in batches(self.tiling.tiles(group), ELEMENTS // shared if few else 0):
-            numbers = batch.rows.numbers()[None, :, None, :, None] + self.call.offset
-            cost = numbers.numel() * shared * batch.widest
+            cost = batch.tiles * batch.rows.count * shared * batch.widest
             step = max(1, ELEMENTS // cost) if batch.tiles == 1 else 1
             dead: dict[tuple[int, int], Tensor] = {}
             for start in range(0, len(lanes), step):
-                yield Work(self.plan, self.call, lanes.part(start, start + step), batch, numbers, dead)
+                yield Work(self.plan, self.call, lanes.part(start, start + step), batch, dead)
 
     # One batch
 
@@ -194,14 +198,14 @@ class BranchRun:
                 peak = highest
                 weights = self.weights(scores, peak)
                 total = weights.sum(-1, keepdim=True)
-                result = self.values(work, step, weights)
+                result = self.values(work, step, weights, lanes.v)
                 continue
             highest = torch.maximum(peak, highest)
             kept = torch.exp2(peak - highest)
             weights = self.weights(scores, highest)
             peak = highest
             total = total.mul_(kept).add_(weights.sum(-1, keepdim=True))
-            result = result.mul_(kept).add_(self.values(work, step, weights))
+            result = result.mul_(kept).add_(self.values(work, step, weights, lanes.v))
         if peak is None or total is None or result is None:
             if self.branch.sink is None:
                 return  # no keys: out is 0 and lse -inf already
@@ -219,25 +223,29 @@ class BranchRun:
     def queries(self, work: Work) -> Tensor:
         """(x * tiles, g * rows, D), times the factor of the score."""
         x, tiles, shared, rows = work.shape
-        q = work.batch.rows.of(work.lanes.q).to(self.dtype).transpose(1, 2)  # (x, tiles, g, rows, D)
         if self.factor is None or not self.score.constant:
             self.factor = self.score.factor(work.environment(work.rows, self.dtype))
-        return (q * self.factor).reshape(x * tiles, shared * rows, -1)
+        q = work.batch.rows.of(work.lanes.q).transpose(1, 2)  # (x, tiles, g, rows, D)
+        return (q.to(self.dtype) * self.factor).reshape(x * tiles, shared * rows, -1)
 
     def scores(self, work: Work, number: int, step: Step, q: Tensor) -> Tensor:
         """(x * tiles, g * rows, keys), -inf on dead pairs."""
         x, tiles, shared, rows = work.shape
-        dots = self.dots(work, step, q)
+        dots = self.dots(work, step, q, work.lanes.k)
         pairs = self.score.finish(work, step, dots)
+        self.mask(work, number, step, pairs, dots)
+        return pairs.reshape(x * tiles, shared * rows, -1)
+
+    def mask(self, work: Work, number: int, step: Step, pairs: Tensor, dots: Tensor) -> None:
+        """Sets the scores of dead pairs to -inf, in place."""
         for start, stop in step.masked:
             dead = self.masks.dead(work, number, step, (start, stop), dots[..., start:stop])
             pairs[..., start:stop].masked_fill_(dead, -math.inf)
-        return pairs.reshape(x * tiles, shared * rows, -1)
 
-    def dots(self, work: Work, step: Step, q: Tensor) -> Tensor:
-        """q @ k of a step, (x, tiles, g, rows, keys)."""
+    def dots(self, work: Work, step: Step, q: Tensor, k: Tensor) -> Tensor:
+        """Products of rows q (x * tiles, g * rows, D) with a step's keys of k (x, M, D): (x, tiles, g, rows, keys)."""
         x, tiles, shared, rows = work.shape
-        k = step.keys.of(work.lanes.k).to(self.dtype)
+        k = step.keys.of(k).to(self.dtype)
         if step.per_row:  # k (x, tiles, rows, n, D)
             return (q.view(x, tiles, shared, rows, -1).transpose(2, 3) @ k.transpose(-1, -2)).transpose(2, 3)
         return torch.bmm(q, k.reshape(x * tiles, -1, k.shape[-1]).transpose(1, 2)).view(x, tiles, shared, rows, -1)
@@ -252,7 +260,7 @@ class BranchRun:
             live += lines * (step.keys.count - sum(stop - start for start, stop in step.masked))
             if not (masks and step.masked):
                 continue
-            dots = self.dots(work, step, self.queries(work)) if self.masks.dotted else None
+            dots = self.dots(work, step, self.queries(work), work.lanes.k) if self.masks.dotted else None
             for start, stop in step.masked:
                 some = None if dots is None else dots[..., start:stop]
                 dead = self.masks.dead(work, number, step, (start, stop), some)
@@ -260,11 +268,10 @@ class BranchRun:
                 live += alive * lines * (stop - start) // dead.numel()
         return visited, live
 
-    def values(self, work: Work, step: Step, weights: Tensor) -> Tensor:
-        """Weighted sums of v: (x * tiles, g * rows, E)."""
+    def values(self, work: Work, step: Step, weights: Tensor, v: Tensor) -> Tensor:
+        """Weighted sums over a step's keys of v (x, M, E): (x * tiles, g * rows, E)."""
         x, tiles, shared, rows = work.shape
-        assert work.lanes.v is not None
-        v = step.keys.of(work.lanes.v).to(self.dtype)
+        v = step.keys.of(v).to(self.dtype)
         if not step.per_row:
             return torch.bmm(weights, v.reshape(x * tiles, -1, v.shape[-1]))
         by_row = weights.view(x, tiles, shared, rows, -1).transpose(2, 3)
@@ -283,16 +290,24 @@ class BranchRun:
             kept = torch.exp2(peak - highest)
             total = total * kept + torch.exp2(sink - highest)
             result, peak = result.mul_(kept), highest
-        empty = total == 0
-        whole = total.masked_fill(empty, 1.0)
-        result = result.div_(whole).view(x, tiles, shared, rows, -1).transpose(1, 2)
-        statistic = ((peak + whole.log2()) / LOG2E).masked_fill(empty, -math.inf)
-        statistic = statistic.view(x, tiles, shared, rows, 1).transpose(1, 2)
-        for target, value in ((lanes.out, result), (lanes.lse.unsqueeze(-1), statistic)):
-            if isinstance(places, Shifted):
-                places.of(target).copy_(value)
-            else:
-                target[:, :, places.numbers()] = value.to(target.dtype)
+        # A row with a key has a total of at least 1: its largest weight. Without: 0, so lse is -inf and out 0.
+        view = (x, tiles, shared, rows, -1)
+        statistic = (total.log2() + peak).mul_(1 / LOG2E)
+        self.store(places, lanes.lse.unsqueeze(-1), statistic.view(view).transpose(1, 2))
+        whole = total.clamp_(min=1.0).view(view).transpose(1, 2)
+        result = result.view(view).transpose(1, 2)
+        if isinstance(places, Shifted) and lanes.out.dtype == self.dtype:
+            torch.div(result, whole, out=places.of(lanes.out))
+        else:
+            self.store(places, lanes.out, result / whole)
+
+    @staticmethod
+    def store(places: Places, target: Tensor, value: Tensor) -> None:
+        """Write (x, g, tiles, rows, X) to (x, g, N, X)."""
+        if isinstance(places, Shifted):
+            places.of(target).copy_(value)
+        else:
+            target[:, :, places.numbers()] = value.to(target.dtype)
 
 
 def visited_pairs(plan: Plan, call: Call) -> int:
