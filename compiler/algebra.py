@@ -227,8 +227,8 @@ def _peel_call(algebra: Algebra, node: Node, lo: Bound, hi: Bound, index: str) -
     x, constant = node.args if node.args[0].depends_on(index) else node.args[::-1]
     if constant.depends_on(index):
         return None
-    below = hi and algebra.graph.make("lt", constant, algebra.node(hi.value))
-    above = lo and algebra.graph.make("le", algebra.node(lo.value), constant)
+    below = None if hi is None else algebra.graph.make("lt", constant, algebra.node(hi.value))
+    above = None if lo is None else algebra.graph.make("le", algebra.node(lo.value), constant)
     if node.op == "minimum":
         lo, hi = _required(algebra, lo, above), _spared(algebra, hi, below)
     else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from attnc.compiler.ir import Node
 from attnc.compiler.plan import Diagonals, Domain, Grid, KeySet, Listed, Rows, Stepped
 
@@ -51,17 +53,30 @@ def formula(node: Node, above: int = 0) -> str:
     return f"{CALLS.get(node.op, node.op)}({', '.join(formula(arg) for arg in node.args)})"
 
 
-def describe_domain(domain: Domain) -> str:
-    """How rows are grouped, then each key set, a line a run."""
+def describe_domain(domain: Domain, key: str = "j") -> str:
+    """How rows are grouped, then each key set, a line a run. `key`: the index that streams by."""
     lines = [f"rows: {describe_rows(domain.rows)}"]
     if not domain.key_sets:
         lines.append("keys: none; the condition is never true")
-    lines += [f"keys: {line}" for key_set in domain.key_sets for line in describe_keys(key_set)]
+    lines += [f"keys: {line}" for key_set in domain.key_sets for line in describe_keys(key_set, key)]
     return "\n".join(lines)
+
+
+def describe_passes(passes: Sequence[Domain]) -> str:
+    """Transposed domains: rows are keys j, keys are the queries i that see them."""
+    if not passes:
+        return "no pass; the condition is never true"
+    return "\n".join(f"pass {n}:\n{describe_domain(domain, 'i')}" for n, domain in enumerate(passes))
 
 
 def describe_rows(rows: Rows) -> str:
     """How rows are grouped into tiles."""
+    if rows.listed is not None:
+        return f"listed by {rows.listed.table}"
+    if rows.packed:
+        return describe_packed(rows)
+    if rows.phase is not None and rows.step is not None:
+        return f"by step {formula(rows.step)} from {formula(rows.phase)}"
     if rows.period is not None:
         steps = [
             f"{name} digits by {formula(step)}"
@@ -75,7 +90,20 @@ def describe_rows(rows: Rows) -> str:
     return "consecutive"
 
 
-def describe_keys(key_set: KeySet) -> list[str]:
+def describe_packed(rows: Rows) -> str:
+    """Rows of a grid of which only some columns or classes are left."""
+    assert rows.period is not None
+    parts = [f"columns {formula(rows.low.lo)} .. {formula(rows.low.hi)}"] if rows.low else []
+    for name, phase, step in (
+        ("high", rows.high_phase, rows.high_step),
+        ("low", rows.low_phase, rows.low_step),
+    ):
+        if step is not None:
+            parts.append(f"{name} digits by {formula(step)}" + (f" from {formula(phase)}" if phase else ""))
+    return f"of a grid of width {formula(rows.period)}, " + ", ".join(parts)
+
+
+def describe_keys(key_set: KeySet, key: str = "j") -> list[str]:
     """The runs of a key set as inequalities, and its mask."""
     walk = key_set.walk
     if isinstance(walk, Stepped):
@@ -90,11 +118,11 @@ def describe_keys(key_set: KeySet) -> list[str]:
         how = "consecutive, "
     lines = []
     for run in key_set.runs:
-        written = f"{how}{formula(run.outer.lo)} <= j < {formula(run.outer.hi)}"
+        written = f"{how}{formula(run.outer.lo)} <= {key} < {formula(run.outer.hi)}"
         if run.inner is None:
             written += "; masked throughout"
         elif run.inner is not run.outer:
-            written += f"; unmasked {formula(run.inner.lo)} <= j < {formula(run.inner.hi)}"
+            written += f"; unmasked {formula(run.inner.lo)} <= {key} < {formula(run.inner.hi)}"
         lines.append(written)
     lines.append(f"mask on partial tiles: {formula(key_set.mask)}")
     return lines

@@ -1,6 +1,8 @@
 """Conditions to key sets: which keys a row sees, in closed form.
 
-A condition becomes a disjunction of conjunctions. Each conjunction's atoms are solved for j: comparisons
+Forward, rows are queries i and keys are j; transposed, the other way round (`Roles`).
+
+A condition becomes a disjunction of conjunctions. Each conjunction's atoms are solved for the key: comparisons
 become intervals and congruences, equal tables become intervals that a prologue reads off, memberships become
 lists. Conjunctions that are plain intervals share one key set (their union is visited once); each other one
 gets a walk of its own, with what earlier ones cover taken out, so that no pair counts twice. What no rule
@@ -14,9 +16,11 @@ from dataclasses import dataclass, field
 
 from attnc.compiler.algebra import Algebra, Congruence, Constraint, Coordinate, Interval, at_most, solve
 from attnc.compiler.conditions import Conjunction, disjunction, negate, split_unequal
-from attnc.compiler.ir import Graph, Node
-from attnc.compiler.membership import Member, Tables
+from attnc.compiler.ir import Graph, Node, substitute
+from attnc.compiler.membership import Member, Roles, Tables
 from attnc.compiler.plan import Bounds, Diagonals, Domain, Grid, KeySet, Listed, Rows, Run, Stepped, Walk
+from attnc.compiler.simplify import simplify
+from attnc.dsl.types import Base
 
 
 @dataclass
@@ -38,25 +42,27 @@ class Keys:
     def plain(self) -> bool:
         return not (self.residues or self.digits or self.members)
 
+    def selected(self) -> bool:
+        """Whether a selection lists the keys: no other key set can leave its pairs out, so it comes last."""
+        return any(member.row_block is not None for member in self.members.values())
+
 
 class DomainBuilder:
     """Lowers the condition of one branch. `tables` collects the derived tables that it needs."""
 
-    def __init__(self, graph: Graph, algebra: Algebra, tables: Tables) -> None:
+    def __init__(self, graph: Graph, algebra: Algebra, tables: Tables, roles: Roles | None = None) -> None:
         self.graph = graph
         self.algebra = algebra
         self.tables = tables
+        self.roles = roles or Roles.forward(graph)
         self.notes: list[str] = []
 
     def build(self, condition: Node) -> Domain:
-        conjunctions = disjunction(self.graph, condition)
-        keys = [known for one in conjunctions if not self.empty(known := self.solve_atoms(one))]
-        for atom in dict.fromkeys(atom for known in keys for atom in known.opaque):
-            where = f" ({atom.span}: `{atom.span.text}`)" if atom.span else ""
-            self.notes.append(f"a condition{where} could not be solved for j: every tile it may touch evaluates it")
+        """One domain for all of the condition: every row is enumerated once."""
+        keys = self.solve(condition)
         rows = self.choose_rows(keys)
         linear = [known for known in keys if self.choose_walk(known, rows) is None]
-        walked = [known for known in keys if known not in linear]
+        walked = sorted((known for known in keys if known not in linear), key=Keys.selected)
         key_sets = [self.consecutive(linear)] if linear else []
         covered = [known.atoms for known in linear]
         for known in walked:
@@ -68,6 +74,16 @@ class DomainBuilder:
 
     # Solving
 
+    def solve(self, condition: Node) -> list[Keys]:
+        """What is known of each conjunction that is not empty for certain."""
+        conjunctions = disjunction(self.graph, condition)
+        keys = [known for one in conjunctions if not self.empty(known := self.solve_atoms(one))]
+        for atom in dict.fromkeys(atom for known in keys for atom in known.opaque):
+            where = f" ({atom.span}: `{atom.span.text}`)" if atom.span else ""
+            key = self.roles.key
+            self.notes.append(f"a condition{where} could not be solved for {key}: every tile it may touch evaluates it")
+        return keys
+
     def solve_atoms(self, atoms: Conjunction) -> Keys:
         keys = Keys(atoms)
         for atom in atoms:
@@ -75,11 +91,14 @@ class DomainBuilder:
         return keys
 
     def solve_atom(self, keys: Keys, atom: Node) -> None:
-        if not atom.depends_on("j"):
+        selects = atom.op == "member" and atom.args[1].type.selects is not None
+        if not atom.depends_on(self.roles.key) and not selects:
             keys.guards.append(atom)
             return
-        constraint = solve(self.algebra, atom, "j")
-        if isinstance(constraint, Interval) and constraint.coordinate == Coordinate():
+        constraint = solve(self.algebra, atom, self.roles.key) or self.solve_replaced(keys, atom)
+        if isinstance(constraint, Node):
+            keys.guards.append(constraint)
+        elif isinstance(constraint, Interval) and constraint.coordinate == Coordinate():
             keys.lows += [constraint.lo] if constraint.lo else []
             keys.highs += [constraint.hi] if constraint.hi else []
             keys.inner_lows += [constraint.lo] if constraint.lo else []
@@ -88,17 +107,49 @@ class DomainBuilder:
             keys.digits[atom] = constraint
         elif isinstance(constraint, Congruence):
             keys.residues[atom] = constraint
-        elif (bounds := self.tables.equal_bounds(atom)) is not None:
+        elif (bounds := self.tables.equal_bounds(atom, self.roles)) is not None:
             outer, inner = bounds
             keys.lows.append(outer.lo)
             keys.highs.append(outer.hi)
             keys.inner_lows.append(inner.lo)
             keys.inner_highs.append(inner.hi)
-        elif (member := self.tables.member(atom)) is not None:
+        elif (member := self.tables.member(atom, self.roles.key)) is not None:
             keys.members[atom] = member
         else:
             keys.opaque.append(atom)
             keys.exact = False
+
+    def solve_replaced(self, keys: Keys, atom: Node) -> Constraint | Node | None:
+        """The atom with what other atoms say to be equal put in its place: x(key) by y(row). A guard is a node."""
+        if atom.op not in ("lt", "le", "eq"):
+            return None
+        replaced = substitute(self.graph, atom, self.equalities([other for other in keys.atoms if other is not atom]))
+        if replaced is atom:
+            return None
+        replaced = simplify(self.graph, replaced)
+        return solve(self.algebra, replaced, self.roles.key) if replaced.depends_on(self.roles.key) else replaced
+
+    def equalities(self, atoms: Sequence[Node]) -> dict[Node, Node]:
+        """Values of the key that atoms fix: x(key) == y(row), and remainders."""
+        graph, key = self.graph, self.roles.key
+        found: dict[Node, Node] = {}
+        for atom in atoms:
+            if atom.op != "eq" or atom.args[0].type.base is not Base.INT or not atom.depends_on(key):
+                continue
+            sides = ((x, y) for x, y in (atom.args, atom.args[::-1]) if x.args and x.depends_on(key))
+            found |= {x: y for x, y in sides if not (x.depends_on(self.roles.row) or y.depends_on(key))}
+            constraint = solve(self.algebra, atom, key)
+            if isinstance(constraint, Congruence):
+                view = self.digit(constraint.coordinate, key)
+                remainder = graph.make("mod", view, constraint.step)
+                found.setdefault(remainder, graph.make("mod", constraint.phase, constraint.step))
+        return found
+
+    def digit(self, coordinate: Coordinate, index: str) -> Node:
+        position = self.graph.index(index)
+        if coordinate.period is None:
+            return position
+        return self.graph.make("floordiv" if coordinate.digit == "high" else "mod", position, coordinate.period)
 
     def empty(self, keys: Keys) -> bool:
         """Whether the atoms contradict each other for certain."""
@@ -123,7 +174,9 @@ class DomainBuilder:
             high = shared.get(Coordinate("high", period))
             low = shared.get(Coordinate("low", period))
             square = any(
-                bound is not None and bound.depends_on("i") for d in known.digits.values() for bound in (d.lo, d.hi)
+                bound is not None and bound.depends_on(self.roles.row)
+                for d in known.digits.values()
+                for bound in (d.lo, d.hi)
             )
             if square or high or low:
                 return Rows(period=period, high_step=high, low_step=low, square=square)
@@ -131,10 +184,12 @@ class DomainBuilder:
         return Rows(step=step)
 
     def shared_residues(self, keys: Sequence[Keys]) -> dict[Coordinate, Node]:
-        """Coordinates of i that every conjunction fixes modulo the same step."""
+        """Coordinates of the row that every conjunction fixes modulo the same step."""
         found: list[dict[Coordinate, Node]] = []
         for known in keys:
-            solved = [solve(self.algebra, atom, "i") for atom in known.atoms if atom.depends_on("i")]
+            row = self.roles.row
+            atoms = sorted(known.atoms, key=lambda atom: atom.depends_on(self.roles.key))  # what ties both counts last
+            solved = [solve(self.algebra, atom, row) for atom in atoms if atom.depends_on(row)]
             found.append({one.coordinate: one.step for one in solved if isinstance(one, Congruence)})
         if not found:
             return {}
@@ -156,10 +211,11 @@ class DomainBuilder:
         if period is not None:
             return self.grid(keys, period, rows)
         for residue in keys.residues.values():
-            if not residue.phase.depends_on("i") or rows.step is residue.step:
+            if not residue.phase.depends_on(self.roles.row) or rows.step is residue.step:
                 return Stepped(residue.phase, residue.step)
             self.notes.append(
-                "keys of one residue class are masked, not skipped: not every part of the condition ties i to it"
+                "keys of one residue class are masked, not skipped: "
+                f"not every part of the condition ties {self.roles.row} to it"
             )
         return None
 
@@ -175,7 +231,7 @@ class DomainBuilder:
             if residue.coordinate.period is not period:
                 continue
             step = rows.high_step if residue.coordinate.digit == "high" else rows.low_step
-            if not residue.phase.depends_on("i") or step is residue.step:
+            if not residue.phase.depends_on(self.roles.row) or step is residue.step:
                 phases.setdefault(residue.coordinate.digit, residue)
         high, low = phases.get("high"), phases.get("low")
         return Grid(
@@ -206,7 +262,7 @@ class DomainBuilder:
                 atom
                 for atom, digit in keys.digits.items()
                 if digit.coordinate.period is walk.period
-                and not any(bound is not None and bound.depends_on("i") for bound in (digit.lo, digit.hi))
+                and not any(bound is not None and bound.depends_on(self.roles.row) for bound in (digit.lo, digit.hi))
             }
         return enforced
 
@@ -218,17 +274,17 @@ class DomainBuilder:
 
     def run(self, keys: Keys, exact: bool) -> Run:
         graph = self.graph
-        zero, length = graph.literal(0), graph.size("j")
-        guard = graph.all_of(keys.guards)
+        first, end = self.roles.first, self.roles.end
+        guard = self.tables.readable(graph.all_of(keys.guards))
         none = graph.literal(0)
 
         def guarded(high: Node) -> Node:
             return high if guard.op == "literal" and guard.attribute else graph.make("select", guard, high, none)
 
-        outer = Bounds(self.largest([zero, *keys.lows]), guarded(self.smallest([length, *keys.highs])))
+        outer = Bounds(self.largest([first, *keys.lows]), guarded(self.smallest([end, *keys.highs])))
         if not (exact and keys.exact):
             return Run(outer, None)
-        inner = Bounds(self.largest([zero, *keys.inner_lows]), guarded(self.smallest([length, *keys.inner_highs])))
+        inner = Bounds(self.largest([first, *keys.inner_lows]), guarded(self.smallest([end, *keys.inner_highs])))
         return Run(outer, outer if inner == outer else inner)
 
     def subtract(self, keys: Keys, covered: Sequence[Conjunction], rows: Rows) -> KeySet | None:
@@ -251,7 +307,7 @@ class DomainBuilder:
         enforced = self.walked_exactly(keys, walk)
         mask = self.graph.all_of([*(atom for atom in keys.atoms if atom not in enforced), *residual])
         rest = {*keys.residues, *keys.digits, *keys.members} - enforced
-        exact = not residual and not rest and not isinstance(walk, Grid | Diagonals)
+        exact = not residual and not rest and not isinstance(walk, Diagonals)
         return KeySet(walk, (self.run(keys, exact),), self.tables.readable(mask))
 
     def sides(self, atom: Node) -> tuple[Node, ...]:
@@ -265,10 +321,19 @@ class DomainBuilder:
         return self._extreme("minimum", nodes)
 
     def _extreme(self, op: str, nodes: Sequence[Node]) -> Node:
-        result, *others = dict.fromkeys(nodes)
-        for other in others:
-            low, high = (other, result) if op == "maximum" else (result, other)
-            if at_most(self.algebra, low, high):
+        """max or min of those that no other one beats for certain."""
+        kept: list[Node] = []
+        for node in dict.fromkeys(nodes):
+            if any(self.beats(op, other, node) for other in kept):
                 continue
+            kept = [other for other in kept if not self.beats(op, node, other)]
+            kept.append(node)
+        result, *others = kept
+        for other in others:
             result = self.graph.make(op, result, other)
         return result
+
+    def beats(self, op: str, one: Node, other: Node) -> bool:
+        """Whether the larger (smaller) of both is the first for certain."""
+        low, high = (other, one) if op == "maximum" else (one, other)
+        return at_most(self.algebra, low, high)

@@ -6,7 +6,7 @@ that read it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import sympy
@@ -20,24 +20,48 @@ from attnc.dsl.types import Base, Type
 SHARED = frozenset({"b", "h"})
 
 
+@dataclass(frozen=True)
+class Roles:
+    """Which index numbers the rows, which the keys that stream by, and the keys' positions: first <= key < end."""
+
+    row: str
+    key: str
+    first: Node
+    end: Node
+
+    @staticmethod
+    def forward(graph: Graph) -> Roles:
+        """Queries see keys 0 .. M."""
+        return Roles("i", "j", graph.literal(0), graph.size("j"))
+
+    @staticmethod
+    def transposed(graph: Graph) -> Roles:
+        """Keys are seen by queries offset .. offset + N, offset = max(M - N, 0)."""
+        queries, keys = graph.size("i"), graph.size("j")
+        offset = graph.make("maximum", graph.make("sub", keys, queries), graph.literal(0))
+        return Roles("j", "i", offset, graph.make("maximum", keys, queries))
+
+
 @dataclass(frozen=True, eq=False)
 class Member:
-    """A membership of j: how to visit the members. `row_block`: the list is one per block of that many rows."""
+    """A membership of keys: how to visit the members. `row_block`: the list is one per block of that many rows."""
 
     walk: Listed | Diagonals
     row_block: Node | None = None
 
 
 class Tables:
-    """The derived tables of a pattern, each made once."""
+    """The derived tables of a pattern, each made once. `made`: those that there are already."""
 
-    def __init__(self, graph: Graph, algebra: Algebra, axes: Mapping[str, Blocks]) -> None:
+    def __init__(
+        self, graph: Graph, algebra: Algebra, axes: Mapping[str, Blocks], made: Sequence[Derived] = ()
+    ) -> None:
         self.graph = graph
         self.algebra = algebra
         self.axes = axes
-        self.derived: list[Derived] = []
-        self._made: dict[tuple[object, ...], Derived] = {}
-        self._members: dict[Node, Member | None] = {}
+        self.derived = list(made)
+        self._made: dict[tuple[object, ...], Derived] = {(one.kind, one.args, one.attribute): one for one in made}
+        self._members: dict[tuple[Node, str], Member | None] = {}
 
     def table(self, kind: str, args: tuple[Node, ...], parts: tuple[str, ...], attribute: str | None = None) -> Derived:
         key = (kind, args, attribute)
@@ -50,47 +74,47 @@ class Tables:
     def part(self, derived: Derived, part: str, indices: frozenset[str], axes: tuple[str, ...] = ()) -> Node:
         return self.graph.make("derived", type=Type(Base.INT, indices, axes), attribute=f"{derived.name}.{part}")
 
-    def equal_bounds(self, atom: Node) -> tuple[Bounds, Bounds] | None:
-        """The bounds (outer, inner) of `x(i) == y(j)` for two int tables; None for another form."""
+    def equal_bounds(self, atom: Node, roles: Roles) -> tuple[Bounds, Bounds] | None:
+        """The bounds (outer, inner) of `x(row) == y(key)` for two int tables; None for another form."""
         if atom.op != "eq" or any(arg.type.base is not Base.INT for arg in atom.args):
             return None
         for x, y in (atom.args, atom.args[::-1]):
-            if x.depends_on("j") or y.depends_on("i"):
+            if x.depends_on(roles.key) or y.depends_on(roles.row):
                 continue
-            derived = self.table("equal_bounds", (x, y), ("lo", "hi", "inner_lo", "inner_hi"))
-            indices = (x.type.indices | y.type.indices) - {"j"}
+            parts = ("lo", "hi", "inner_lo", "inner_hi")
+            derived = self.table("equal_bounds", (x, y), parts, roles.key)
+            indices = (x.type.indices | y.type.indices) - {roles.key}
             lo, hi, inner_lo, inner_hi = (self.part(derived, part, indices) for part in derived.parts)
             return Bounds(lo, hi), Bounds(inner_lo, inner_hi)
         return None
 
-    def member(self, atom: Node) -> Member | None:
-        """How to visit the keys of `j in collection` or `i - j in collection`; None for another form."""
+    def member(self, atom: Node, key: str) -> Member | None:
+        """How to visit the keys of `key in collection` or `i - j in collection`; None for another form."""
         if atom.op != "member":
             return None
-        if atom not in self._members:
-            self._members[atom] = self._member(*atom.args)
-        return self._members[atom]
+        if (atom, key) not in self._members:
+            self._members[atom, key] = self._member(atom.args[0], atom.args[1], key)
+        return self._members[atom, key]
 
-    def _member(self, element: Node, collection: Node) -> Member | None:
+    def _member(self, element: Node, collection: Node, key: str) -> Member | None:
         if collection.type.selects is not None:
-            return self._fixed_blocks(element, collection)
+            return self._fixed_blocks(element, collection, key)
         if len(collection.type.axes) != 1 or not collection.type.indices <= SHARED:
             return None
-        j = self.algebra.symbol(self.graph.index("j"))
+        i, j = (self.algebra.symbol(self.graph.index(name)) for name in "ij")
         expression = sympy.expand(self.algebra.expression(element))
-        rest = sympy.expand(expression - j)
-        turned = sympy.expand(expression + j)
+        offset = sympy.expand((i if key == "i" else j) - expression)
+        slant = sympy.expand(expression + j - i)
         listing = self.table("listing", (collection,), ("list", "rank"))
         names = (f"{listing.name}.list", f"{listing.name}.rank")
         one = self.graph.literal(1)
-        if not self.algebra.contains(rest, "j") and not self.algebra.contains(rest, "i"):
-            return Member(Listed(*names, one, None, self.algebra.node(-rest)))
-        if not self.algebra.contains(turned, "j"):
-            i = self.algebra.symbol(self.graph.index("i"))
-            return Member(Diagonals(*names, self.algebra.node(sympy.expand(turned - i))))
+        if not self.algebra.contains(offset, "j") and not self.algebra.contains(offset, "i"):
+            return Member(Listed(*names, one, None, self.algebra.node(offset)))
+        if not self.algebra.contains(slant, "j") and not self.algebra.contains(slant, "i"):
+            return Member(Diagonals(*names, self.algebra.node(slant)))
         return None
 
-    def _fixed_blocks(self, element: Node, selection: Node) -> Member | None:
+    def _fixed_blocks(self, element: Node, selection: Node, key: str) -> Member | None:
         """A selection of key blocks that no tensor steers: a list per block of rows, made by a prologue."""
         axis = self.axes.get(selection.type.selects or "")
         if selection.op != "topk" or axis is None or axis.over != "j" or axis.stride is not None:
@@ -101,9 +125,13 @@ class Tables:
             by_block = node.op == "floordiv" and node.args[1] is axis.size
             if any(arg is self.graph.index("i") for arg in node.args) and not by_block:
                 return None
-        derived = self.table("block_list", selection.args, ("list",), selection.type.selects)
-        walked = Listed(f"{derived.name}.list", None, axis.size, axis.size, self.graph.literal(0))
-        return Member(walked, row_block=axis.size)
+        args, zero = (*selection.args, axis.size), self.graph.literal(0)
+        if key == "j":
+            derived = self.table("block_list", args, ("list",), selection.type.selects)
+            return Member(Listed(f"{derived.name}.list", None, axis.size, axis.size, zero), row_block=axis.size)
+        derived = self.table("block_rows", args, ("starts", "rows"), selection.type.selects)
+        rows, starts = (f"{derived.name}.{part}" for part in ("rows", "starts"))
+        return Member(Listed(rows, None, axis.size, axis.size, zero, starts), row_block=axis.size)
 
     def readable(self, mask: Node) -> Node:
         """The mask with every membership turned into two reads of a rank table."""

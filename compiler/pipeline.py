@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from attnc.compiler import verify
 from attnc.compiler.algebra import Algebra
 from attnc.compiler.branches import Outline, Softmax, find_branches
 from attnc.compiler.build import build, build_term
-from attnc.compiler.describe import describe_domain
+from attnc.compiler.describe import describe_domain, describe_passes
 from attnc.compiler.domains import DomainBuilder
 from attnc.compiler.ir import Graph, Node, text, walk
-from attnc.compiler.membership import Blocks, Tables
-from attnc.compiler.plan import Branch, Plan, Requirement
+from attnc.compiler.membership import Tables
+from attnc.compiler.plan import Blocks, Branch, Plan, Requirement
 from attnc.compiler.simplify import simplify
 from attnc.compiler.tabulate import tabulate
+from attnc.compiler.transpose import Transposer
 from attnc.dsl.terms import Pattern
 
 
@@ -71,15 +72,40 @@ def lower(pattern: Pattern, observe: Observe | None = None) -> Plan:
         requirements=tuple(requirements(walk(out))),
         output_axes=pattern.output_axes,
         uses_value=pattern.uses_value,
+        graph=graph,
+        blocks=tables.axes,
     )
     verify.plan(plan)
     return plan
 
 
+def transpose(plan: Plan, observe: Observe | None = None) -> Plan:
+    """The plan with the transposed domains of its branches, which the gradients of k and v stream over.
+
+    Apart from `lower`, so that a call without gradients does not pay for it. Raises AttnError, located, for a
+    condition that can't be turned around.
+    """
+    assert plan.graph is not None
+    report = observe or (lambda stage: None)
+    algebra = Algebra(plan.graph)
+    tables = Tables(plan.graph, algebra, plan.blocks, plan.derived)
+    branches = []
+    for branch in plan.branches:
+        passes = Transposer(plan.graph, algebra, tables).passes(branch.condition)
+        branches.append(replace(branch, transposed=passes))
+        notes = tuple(note for domain in passes for note in domain.notes)
+        report(Stage("transposed domains", describe_passes(passes), notes))
+    made = replace(plan, branches=tuple(branches), transposed_derived=tuple(tables.derived[len(plan.derived) :]))
+    for branch in made.branches:
+        verify.transposed(branch)
+    verify.plan(made)
+    return made
+
+
 def trace(pattern: Pattern) -> list[Stage]:
     """Every stage of a compilation."""
     stages: list[Stage] = []
-    lower(pattern, stages.append)
+    transpose(lower(pattern, stages.append), stages.append)
     return stages
 
 

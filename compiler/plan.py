@@ -68,7 +68,8 @@ class Listed:
     """Keys that a table lists: entry * width + 0 .. width, entries ascending.
 
     `table` and `rank` name derived tables over the same indices: `rank[p]` counts the entries below p. Where
-    `row_block` is set, the table has one line per block of that many rows and no rank.
+    `row_block` is set, the table has one line per block of that many rows and no rank; with `starts`, lines are of
+    any length: line n is table[starts[n] : starts[n + 1]].
     """
 
     table: str
@@ -76,6 +77,7 @@ class Listed:
     width: Node
     row_block: Node | None
     offset: Node  # key = entry * width + .. + offset
+    starts: str | None = None
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ class Rows:
 
     Rows of a transposed domain may be few; what is not enumerated has no pair. `phase`: only that class.
     `low`, `high_phase`, `low_phase`: only these columns, only these classes of digits; a tile then takes the rows
-    that are left in order, over several lines. `listed`: the rows that a table lists.
+    that are left in order, over several lines. `listed`: the rows that a table lists, which may differ by head.
     """
 
     step: Node | None = None

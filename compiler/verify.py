@@ -33,19 +33,31 @@ def outline(found: Outline) -> None:
 
 
 def branch(lowered: plans.Branch) -> None:
+    """The domain is one that a kernel can walk, the score one that it can evaluate."""
+    domain("domains", lowered.domain, "j")
+    readable("domains", lowered.score)
+
+
+def transposed(lowered: plans.Branch) -> None:
+    """The passes over keys are, too; each has one key set, for one kernel."""
+    for one in lowered.transposed:
+        domain("transposed domains", one, "i")
+
+
+def domain(stage: str, made: plans.Domain, key: str) -> None:
     """Bounds are ints of the row, masks bools that a kernel can evaluate; only consecutive sets have several runs."""
-    for key_set in lowered.domain.key_sets:
+    for key_set in made.key_sets:
         if key_set.walk is not None and len(key_set.runs) != 1:
-            fail("domains", "several runs on a walk", key_set.mask)
+            fail(stage, "several runs on a walk", key_set.mask)
         if key_set.mask.type.base is not Base.BOOL:
-            fail("domains", f"a mask of type {key_set.mask.type}", key_set.mask)
+            fail(stage, f"a mask of type {key_set.mask.type}", key_set.mask)
         for run in key_set.runs:
             for bounds in (run.outer, run.inner):
                 for bound in (bounds.lo, bounds.hi) if bounds else ():
-                    if bound.depends_on("j") or bound.type.base is not Base.INT:
-                        fail("domains", f"a bound of type {bound.type}", bound)
-        readable("domains", key_set.mask)
-    readable("domains", lowered.score)
+                    if bound.depends_on(key) or bound.type.base is not Base.INT:
+                        fail(stage, f"a bound of type {bound.type}", bound)
+                    readable(stage, bound)
+        readable(stage, key_set.mask)
 
 
 def readable(stage: str, root: Node) -> None:
@@ -57,9 +69,10 @@ def readable(stage: str, root: Node) -> None:
 
 def plan(made: plans.Plan) -> None:
     """Every derived table that is read is made."""
-    names = {f"{derived.name}.{part}" for derived in made.derived for part in derived.parts}
+    tables = (*made.derived, *made.transposed_derived)
+    names = {f"{derived.name}.{part}" for derived in tables for part in derived.parts}
     for one in made.branches:
-        for key_set in one.domain.key_sets:
+        for key_set in (key_set for domain in (one.domain, *one.transposed) for key_set in domain.key_sets):
             for node in walk(one.score, key_set.mask, *(run.outer.lo for run in key_set.runs)):
                 if node.op == "derived" and node.attribute not in names:
                     fail("plan", f"table {node.attribute} is read and not made", node)

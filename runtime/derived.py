@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attnc.compiler.ir import Node
-from attnc.compiler.plan import Derived, Listed, Plan
+from attnc.compiler.plan import Derived, Plan
 from attnc.runtime.evaluate import Environment
 
 if TYPE_CHECKING:
@@ -49,11 +49,12 @@ def equal_bounds(plan: Plan, table: Derived, call: Call) -> dict[str, Tensor]:
     one binary search: before `lo` all are below x, from `hi` on all are above, and between the inner bounds
     both agree with x. Exact for a sorted y, safe for any.
     """
-    x, y = (whole(plan, call, arg, index) for arg, index in zip(table.args, ("i", "j"), strict=True))
-    indices = (table.args[0].type.indices | table.args[1].type.indices) - {"j"}
+    row, key = ("j", "i") if table.attribute == "i" else ("i", "j")
+    x, y = (whole(plan, call, arg, index) for arg, index in zip(table.args, (row, key), strict=True))
+    indices = (table.args[0].type.indices | table.args[1].type.indices) - {key}
     batch = torch.broadcast_shapes(x.shape[:2], y.shape[:2])
-    x = x.expand(*batch, call.sizes["i"] if "i" in indices else 1).contiguous()
-    y = y.expand(*batch, call.sizes["j"])
+    x = x.expand(*batch, call.sizes[row] if row in indices else 1).contiguous()
+    y = y.expand(*batch, call.sizes[key])
     highest = y.cummax(-1).values.contiguous() if y.shape[-1] else y
     lowest = y.flip(-1).cummin(-1).values.flip(-1).contiguous() if y.shape[-1] else y
     bounds = {
@@ -62,8 +63,8 @@ def equal_bounds(plan: Plan, table: Derived, call: Call) -> dict[str, Tensor]:
         "inner_lo": torch.searchsorted(lowest, x),
         "inner_hi": torch.searchsorted(highest, x, right=True),
     }
-    kept = frozenset(indices)
-    return {part: without(bound if "i" in kept else bound.squeeze(-1), kept) for part, bound in bounds.items()}
+    kept, first = frozenset(indices), call.offset if key == "i" else 0
+    return {part: without(bound if row in kept else bound.squeeze(-1), kept) + first for part, bound in bounds.items()}
 
 
 def listing(plan: Plan, table: Derived, call: Call) -> dict[str, Tensor]:
@@ -92,8 +93,8 @@ def block_list(plan: Plan, table: Derived, call: Call) -> dict[str, Tensor]:
     """The key blocks that each block of rows picks: forced ones, then the best scores; ascending, padded with -1."""
     assert table.attribute is not None
     axis = table.attribute
-    width = int(scalar(plan, call, width_of(plan, table)))
-    score, count, condition, force = table.args
+    score, count, condition, force, size = table.args
+    width = int(scalar(plan, call, size))
     members = -(-call.sizes["j"] // width)
     wanted = min(max(int(scalar(plan, call, count)), 0), members)
     blocks = -(-(call.offset + call.sizes["i"]) // width)
@@ -134,11 +135,14 @@ def scalar(plan: Plan, call: Call, node: Node) -> int | float:
     return Environment(plan, call, {"i": torch.zeros(1, dtype=torch.int64)}, torch.float64).value(node).item()
 
 
-def width_of(plan: Plan, table: Derived) -> Node:
-    """Positions per block of the axis that a block list chooses from."""
-    walks = (key_set.walk for branch in plan.branches for key_set in branch.domain.key_sets)
-    name = f"{table.name}.list"
-    return next(walk.width for walk in walks if isinstance(walk, Listed) and walk.table == name)
+def block_rows(plan: Plan, table: Derived, call: Call) -> dict[str, Tensor]:
+    """The lists of `block_list` turned around: the row blocks that chose each key block, ascending."""
+    chosen = block_list(plan, table, call)["list"]
+    members = -(-call.sizes["j"] // int(scalar(plan, call, table.args[-1])))
+    row, entry = (chosen >= 0).nonzero(as_tuple=True)
+    member, order = chosen[row, entry].sort(stable=True)
+    starts = torch.searchsorted(member.contiguous(), torch.arange(members + 1, device=chosen.device))
+    return {"starts": starts, "rows": row[order]}
 
 
 KINDS: dict[str, Callable[[Plan, Derived, Call], dict[str, Tensor]]] = {
@@ -146,4 +150,5 @@ KINDS: dict[str, Callable[[Plan, Derived, Call], dict[str, Tensor]]] = {
     "listing": listing,
     "tabulated": tabulated,
     "block_list": block_list,
+    "block_rows": block_rows,
 }
