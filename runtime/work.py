@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -37,10 +38,7 @@ def program_list(plan: Plan, branch: Branch, call: Call, shape: TileShape, proce
     Only closed forms are looked at (no tensor is read back from the device): where a table steers the bounds,
     tiles are not split.
     """
-    nodes = bounds_of(branch)
-    fixed = any(node.op in FIXED_OPS or node.attribute in ("b", "h") for node in walk(*nodes) if node.op != "literal")
-    rows = branch.domain.rows
-    if fixed or rows.period is not None or rows.step is not None or not branch.domain.key_sets:
+    if not splits(branch):
         return None
     parameters = tuple(sorted(call.parameters.items()))
     heads = call.sizes["b"] * call.sizes["h"]
@@ -52,6 +50,17 @@ def program_list(plan: Plan, branch: Branch, call: Call, shape: TileShape, proce
         if len(_remembered) > REMEMBERED:
             _remembered.popitem(last=False)
     return _remembered[key]
+
+
+@lru_cache(maxsize=1024)
+def splits(branch: Branch) -> bool:
+    """Whether the work of consecutive row tiles follows from sizes and parameters alone."""
+    steered = any(
+        node.op in FIXED_OPS or (node.op == "index" and node.attribute in ("b", "h"))
+        for node in walk(*bounds_of(branch))
+    )
+    rows = branch.domain.rows
+    return not steered and rows.period is None and rows.step is None and bool(branch.domain.key_sets)
 
 
 def bounds_of(branch: Branch) -> list[Node]:

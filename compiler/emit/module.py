@@ -84,6 +84,22 @@ def combine_parts(part_out, part_lse, tiles, rows, o, lse, o_sb, o_sh, o_sn, o_s
     tl.store(out, (acc / whole[:, None]).to(o.dtype.element_ty), mask=row_ok[:, None] & (e < E)[None, :])
     statistic = tl.where(seen, (peak + tl.log2(whole)) / LOG2E, float("-inf"))
     tl.store(lse + head.to(tl.int64) * N + row, statistic, mask=row_ok)
+
+
+@triton.jit(do_not_specialize=["H", "N", "E"])
+def row_products(x, y, out, x_sb, x_sh, x_sn, x_se, y_sb, y_sh, y_sn, y_se, H, N, E,
+                 BLOCK_M: tl.constexpr, BLOCK_E: tl.constexpr):
+    """out[b, h, n] = sum over e of x[b, h, n, e] * y[b, h, n, e], in float32."""
+    head = tl.program_id(1)
+    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    e = tl.arange(0, BLOCK_E)
+    inside = (row < N)[:, None] & (e < E)[None, :]
+    b = (head // H).to(tl.int64)
+    h = (head % H).to(tl.int64)
+    rows = row.to(tl.int64)[:, None]
+    left = tl.load(x + b * x_sb + h * x_sh + rows * x_sn + e[None, :] * x_se, mask=inside, other=0.0)
+    right = tl.load(y + b * y_sb + h * y_sh + rows * y_sn + e[None, :] * y_se, mask=inside, other=0.0)
+    tl.store(out + head.to(tl.int64) * N + row, tl.sum(left.to(tl.float32) * right.to(tl.float32), 1), mask=row < N)
 '''
 
 
