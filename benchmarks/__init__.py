@@ -1,0 +1,1 @@
+"""Measurements: patterns beside the implementations that people would use instead."""

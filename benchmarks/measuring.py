@@ -1,0 +1,174 @@
+"""One row: compared with the float64 reference, then with the others at the timed size, then timed beside them."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from attnc.runtime.tolerance import error, tolerance
+from benchmarks.contenders import CONTENDERS, Ready, UnavailableError, first_line
+from benchmarks.timing import Times, median_seconds, peak_bytes, side_by_side
+from benchmarks.work import Problem, Work
+
+BUILDS = 5  # times that a block mask is built again
+CHECKED_PAIRS = 2**24  # (batch, head, row, key) quadruples that the float64 reference gets at the timed size
+
+
+@dataclass(frozen=True)
+class Check:
+    """Largest difference over the largest magnitude of `against`, and how large it may be."""
+
+    against: str
+    size: str
+    error: float
+    allowed: float
+
+    @property
+    def agrees(self) -> bool:
+        return self.error <= self.allowed
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One contender's numbers. `extra_bytes`: the most that a call holds beyond its result."""
+
+    times: Times
+    first_seconds: float
+    extra_bytes: int | None
+    build_seconds: float | None
+    built_bytes: int
+    note: str
+    compiled_beside_others: bool = False
+
+
+@dataclass
+class Row:
+    """What came out for one row. `absent`: contenders that did not take part, and why. `failure`: why there is
+    nothing more."""
+
+    work: Work
+    dtype: torch.dtype
+    checks: list[Check] = field(default_factory=list)
+    entries: dict[str, Entry] = field(default_factory=dict)
+    absent: dict[str, str] = field(default_factory=dict)
+    live_pairs: int = 0
+    statistics_bytes: int = 0
+    failure: str | None = None
+
+    @property
+    def right(self) -> bool:
+        """Whether it ran and agrees with everything it was compared with."""
+        return self.failure is None and all(check.agrees for check in self.checks)
+
+    def times_faster(self, peer: str) -> float | None:
+        """The peer's median time over attnc's."""
+        if peer not in self.entries or "attnc" not in self.entries:
+            return None
+        return self.entries[peer].times.median / self.entries["attnc"].times.median
+
+    @property
+    def teraflops(self) -> float:
+        """attnc's rate, counting the two products of live pairs only."""
+        shape = self.work.timed.shape
+        operations = 2 * (shape.width + shape.value_width) * self.live_pairs
+        return operations / self.entries["attnc"].times.median / 1e9
+
+    @property
+    def excess_bytes(self) -> int | None:
+        """What attnc's call holds beyond its result and the rows' statistics."""
+        extra = self.entries["attnc"].extra_bytes if "attnc" in self.entries else None
+        return None if extra is None else extra - self.statistics_bytes
+
+
+@dataclass(frozen=True)
+class Effort:
+    """Samples of each contender at least, and seconds that a row's samples may take beyond those."""
+
+    samples: int = 20
+    seconds: float = 1.5
+
+
+def measure(
+    work: Work, device: str, dtype: torch.dtype, effort: Effort, compiled: Mapping[str, float] | None = None
+) -> Row:
+    """Runs one row. `compiled`: seconds to a contender's first result where it was compiled by another process."""
+    row = Row(work, dtype)
+    try:
+        with torch.no_grad():
+            small_seconds = compare_small(row, device)
+            if row.right:
+                compare_timed(row, device, effort, small_seconds, compiled or {})
+    except Exception as failure:  # one row's failure, whatever it is, must not lose the others
+        row.failure = first_line(failure)
+    finally:
+        gc.collect()
+        if device.startswith("cuda"):
+            torch.cuda.empty_cache()
+    return row
+
+
+def compare_small(row: Row, device: str) -> float:
+    """Against the float64 reference, all of it. Returns the seconds from loading the file to the first result."""
+    problem = Problem(row.work, row.work.small, device, row.dtype)
+    ready = CONTENDERS["attnc"](problem)
+    expected = problem.pattern.reference(problem.q, problem.k, problem.v, **problem.settings)
+    compare(row, problem, ready.call(), expected, "reference", tolerance(row.dtype, problem.k.shape[2]))
+    return ready.first_seconds
+
+
+def compare(row: Row, problem: Problem, result: Tensor, expected: Tensor, against: str, allowed: float) -> None:
+    """Adds a check of `result`, all rows of the problem or its last ones."""
+    size = str(problem.size.shape)
+    if result.shape[2] < problem.q.shape[2]:
+        size += f", last {result.shape[2]} rows"
+    row.checks.append(Check(against, size, error(result, expected), allowed))
+
+
+def compare_timed(row: Row, device: str, effort: Effort, small_seconds: float, compiled: Mapping[str, float]) -> None:
+    """Prepares all contenders, compares their results, then times them."""
+    problem = Problem(row.work, row.work.timed, device, row.dtype)
+    row.live_pairs = problem.live_pairs()
+    ready: dict[str, Ready] = {}
+    for name in ("attnc", *row.work.peers):
+        try:
+            ready[name] = CONTENDERS[name](problem)
+        except UnavailableError as reason:
+            row.absent[name] = str(reason)
+    allowed = tolerance(row.dtype, problem.k.shape[2])
+    result, statistics = problem.pattern.outputs(problem.q, problem.k, problem.v, problem.settings)
+    row.statistics_bytes = statistics.nbytes
+    compare_last_rows(row, problem, result, allowed)
+    for name, peer in ready.items():
+        if name != "attnc" and peer.exact:  # two rounded results: each may be off by `allowed`
+            compare(row, problem, result, peer.call(), name, 2 * allowed)
+    result_bytes = result.nbytes
+    del result, statistics
+    if not row.right:
+        return
+    calls = {name: contender.call for name, contender in ready.items()}
+    times = side_by_side(calls, device, effort.samples, effort.seconds)
+    for name, contender in ready.items():
+        first = contender.first_seconds + (small_seconds if name == "attnc" else 0.0)
+        peak = peak_bytes(contender.call, device)
+        row.entries[name] = Entry(
+            times=times[name],
+            first_seconds=compiled.get(name, first),
+            extra_bytes=None if peak is None else peak - result_bytes,
+            build_seconds=None if contender.build is None else median_seconds(contender.build, device, BUILDS),
+            built_bytes=contender.built_bytes,
+            note=contender.note,
+            compiled_beside_others=name in compiled,
+        )
+
+
+def compare_last_rows(row: Row, problem: Problem, result: Tensor, allowed: float) -> None:
+    """Against the float64 reference of as many last rows as fit: fewer queries than keys are the last positions."""
+    batch, heads, queries, _ = problem.q.shape
+    count = max(1, min(queries, CHECKED_PAIRS // (batch * heads * problem.k.shape[2])))
+    last = problem.q[:, :, queries - count :]
+    expected = problem.pattern.reference(last, problem.k, problem.v, **problem.settings)
+    compare(row, problem, result[:, :, queries - count :], expected, "reference", allowed)

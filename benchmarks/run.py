@@ -1,0 +1,111 @@
+"""Runs a suite: `python -m benchmarks.run fixed --json out.json` (and out.md beside it).
+
+On a CUDA device it runs the suite's rows for a GPU, else those for a CPU. Exits with 1 if a result is wrong or a row
+could not be run; a missed aim is reported and is no error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+SUITES = tuple(sorted(path.stem for path in (Path(__file__).parent / "suites").glob("[a-z]*.py")))
+CACHES = ("ATTNC_CACHE_DIR", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs what the arguments say; returns the exit status."""
+    arguments = read(argv)
+    import torch  # here, so that --help is quick and the caches are set first
+
+    from benchmarks import report
+    from benchmarks.compiling import chosen_works, compile_beside
+    from benchmarks.measuring import Effort, Row, measure
+
+    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
+    works = chosen_works(arguments.suite, device, arguments.quick, arguments.row)
+    if not works:
+        print(f"no row of `{arguments.suite}` has a name that contains {arguments.row}", file=sys.stderr)
+        return 2
+    effort = Effort(3, 0.0) if arguments.quick else Effort(arguments.samples, arguments.seconds)
+    started = time.perf_counter()
+    compiled = compile_beside(arguments.suite, device, arguments.quick, works, arguments.jobs)
+    import_compiler()
+    place = report.Place.here(device)
+    rows: list[Row] = []
+    for work in works:
+        row = measure(work, device, dtype, effort, compiled[work.name])
+        rows.append(row)
+        print(f"[{time.perf_counter() - started:4.0f} s] {summary(row)}", flush=True)
+        if arguments.json:  # after every row, so that a run that is cut off leaves what it has
+            arguments.json.write_text(report.data(arguments.suite, rows, place), "utf-8")
+            text = report.markdown(arguments.suite, rows, place, arguments.remark)
+            arguments.json.with_suffix(".md").write_text(text, "utf-8")
+    report.show(rows)
+    for remark in report.remarks_of(rows):
+        print(remark)
+    return 0 if all(row.right for row in rows) else 1
+
+
+def read(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=(__doc__ or "").partition("\n\n")[2])
+    parser.add_argument("suite", choices=SUITES)
+    parser.add_argument("--device", help="cpu or cuda; default: cuda where there is one")
+    parser.add_argument("--row", action="append", metavar="TEXT", help="rows whose name contains this; repeatable")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write FILE, and Markdown beside it")
+    parser.add_argument("--quick", action="store_true", help="small sizes and few samples, to see that all works")
+    parser.add_argument("--samples", type=int, default=20, help="samples of each contender, at least")
+    parser.add_argument("--seconds", type=float, default=1.5, help="samples beyond that, for so long a row")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes that compile FlexAttention")
+    parser.add_argument("--remark", action="append", default=[], help="a line for the Markdown file; repeatable")
+    return parser.parse_args(argv)
+
+
+def summary(row: object) -> str:
+    """One line that a row is done."""
+    from benchmarks.measuring import Row
+    from benchmarks.report import verdict, worst
+
+    assert isinstance(row, Row)
+    if not row.entries:
+        return f"{row.work.name}: {row.failure or 'WRONG, not timed: ' + worst(row)}"
+    times = ", ".join(f"{name} {entry.times.median:.3f} ms" for name, entry in row.entries.items())
+    return "; ".join(part for part in (f"{row.work.name}: {times}", verdict(row)) if part)
+
+
+def import_compiler() -> None:
+    """Brings what every first call would import, so that the first row's compilation is not charged with it."""
+    import attnc
+
+    attnc.compile("pattern imported:\n    out = softmax[j](q @ k * scale) @ v\n").patterns["imported"].program.plan  # noqa: B018
+
+
+@contextlib.contextmanager
+def fresh_caches() -> Iterator[None]:
+    """Empty caches on disk, this process's own: what is compiled is compiled anew, and told with its time."""
+    before = {name: os.environ.get(name) for name in CACHES}
+    with tempfile.TemporaryDirectory(prefix="attnc-benchmarks-") as folder:
+        os.environ.update({name: str(Path(folder, name.lower())) for name in CACHES})
+        os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # one kernel a row; rows are compiled in parallel
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
+
+
+if __name__ == "__main__":
+    with fresh_caches():
+        status = main()
+    sys.exit(status)

@@ -1,0 +1,116 @@
+"""A row of a suite: one pattern at one size, and the tensors that all contenders share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import attnc
+from attnc.runtime.inputs import Shape
+from attnc.runtime.pattern import CompiledPattern
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+SEED = 1
+COUNTED = 2**23  # pairs looked at together when live pairs are counted
+
+Mask = Callable[[Any, Any, Any, Any], Any]
+"""(b, h, i, j) -> bool: what FlexAttention calls a mask_mod."""
+Inputs = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Size:
+    """Sizes of the tensors, and values of the pattern's parameters."""
+
+    shape: Shape
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Aim:
+    """How many times faster than `peer` the pattern should be."""
+
+    peer: str
+    times: float
+
+
+def no_inputs(size: Size, generator: torch.Generator) -> Inputs:
+    return {}
+
+
+@dataclass(frozen=True)
+class Work:
+    """One row. `pattern` names a file of examples/.
+
+    `mask` writes the same condition by hand, for FlexAttention and to count live pairs; `pairs` is that count for a
+    batch row and head in closed form, where counting would take long. `inputs` draws what the pattern declares, on
+    the CPU. `small` is compared with the float64 reference before `timed` is timed. `spare`: bytes that a call may
+    allocate beyond its output and the rows' statistics, where that is part of the claim.
+    """
+
+    name: str
+    pattern: str
+    timed: Size
+    small: Size
+    mask: Callable[[Problem], Mask]
+    peers: tuple[str, ...]
+    inputs: Callable[[Size, torch.Generator], Inputs] = no_inputs
+    pairs: Callable[[Size], int] | None = None
+    aim: Aim | None = None
+    spare: int | None = None
+
+    def quick(self) -> Work:
+        """The row at its small size, to see that everything works."""
+        return replace(self, name=f"{self.name}, small", timed=self.small, pairs=None, aim=None)
+
+
+class Problem:
+    """The tensors of a row, drawn from one seed. q, k (B, H, N, D) and v (B, H, M, E) of `dtype`, contiguous."""
+
+    def __init__(self, work: Work, size: Size, device: str, dtype: torch.dtype) -> None:
+        shape = size.shape
+        generator = torch.Generator(device).manual_seed(SEED)
+
+        def normal(*lengths: int) -> Tensor:
+            return torch.randn(lengths, device=device, dtype=dtype, generator=generator)
+
+        self.work, self.size, self.device, self.dtype = work, size, device, dtype
+        self.q = normal(shape.batch, shape.heads, shape.queries, shape.width)
+        self.k = normal(shape.batch, shape.key_heads, shape.keys, shape.width)
+        self.v = normal(shape.batch, shape.key_heads, shape.keys, shape.value_width)
+        drawn = work.inputs(size, torch.Generator().manual_seed(SEED))
+        self.inputs = {name: value.to(device) for name, value in drawn.items()}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Keywords of the call."""
+        return {**self.size.parameters, **self.inputs}
+
+    @cached_property
+    def pattern(self) -> CompiledPattern:
+        """The compiled pattern, loaded anew (not yet lowered)."""
+        return attnc.load(EXAMPLES / f"{self.work.pattern}.attn").patterns[self.work.pattern]
+
+    @cached_property
+    def mask(self) -> Mask:
+        return self.work.mask(self)
+
+    def live_pairs(self) -> int:
+        """Query-key pairs with a weight, over all batch rows and heads."""
+        shape = self.size.shape
+        if self.work.pairs is not None:
+            return self.work.pairs(self.size) * shape.batch * shape.heads
+        keys = torch.arange(shape.keys, device=self.device)
+        step = max(1, COUNTED // shape.keys)
+        total = 0
+        for batch in range(shape.batch):  # no row's mask differs by head
+            for start in range(0, shape.queries, step):
+                rows = torch.arange(start, min(start + step, shape.queries), device=self.device)[:, None]
+                total += int(torch.broadcast_to(self.mask(batch, 0, rows, keys), (len(rows), len(keys))).sum())
+        return total * shape.heads
