@@ -14,7 +14,7 @@ from torch import Tensor
 from attnc.compiler.emit.arguments import Argument
 from attnc.compiler.emit.kernel import Kernel
 from attnc.compiler.emit.module import emit_module
-from attnc.compiler.emit.rows import row_tiles
+from attnc.compiler.emit.rows import row_nodes, row_tiles
 from attnc.compiler.ir import Node
 from attnc.compiler.plan import Domain, Plan
 from attnc.compiler.schedule import TileShape
@@ -121,12 +121,13 @@ class KernelCall:
 
     def tiles(self, domain: Domain, rows: int, offset: int) -> int:
         """Number of row tiles of a domain."""
-        steps = {name: getattr(domain.rows, name) for name in ("period", "step", "high_step", "low_step")}
-        values = {
-            name: int(of_node(node, self.call.parameters, self.call.sizes) or 1)
-            for name, node in steps.items()
-            if node is not None
-        }
+        values = {}
+        for name, node in row_nodes(domain.rows).items():
+            value = of_node(node, self.call.parameters, self.call.sizes)
+            if value is not None:
+                values[name] = int(value)
+        if domain.rows.listed is not None:
+            values["entries"] = self.array(domain.rows.listed.table).shape[-1]
         return row_tiles(domain.rows, values, rows, offset, self.shape.block_m)
 
 

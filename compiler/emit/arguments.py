@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from attnc.compiler.emit.expressions import array_name, parameter_name
+from attnc.compiler.emit.rows import row_nodes
 from attnc.compiler.ir import Node, walk
-from attnc.compiler.plan import Diagonals, Domain, Grid, Listed, Plan, Stepped
+from attnc.compiler.plan import Derived, Diagonals, Domain, Grid, Listed, Plan, Stepped
 
 PLAIN, ROW_VIEW = -1, -2  # views in the order of the tensor, and by the step of the row tiles
 LAYOUTS = {
@@ -92,8 +93,7 @@ def view_suffix(slot: int) -> str:
 
 def walk_nodes(domain: Domain) -> list[Node]:
     """Nodes that the walks and the row tiles of a domain hold."""
-    rows = domain.rows
-    found: list[Node | None] = [rows.step, rows.period, rows.high_step, rows.low_step]
+    found: list[Node | None] = [*row_nodes(domain.rows).values()]
     for key_set in domain.key_sets:
         match key_set.walk:
             case Stepped(phase, step):
@@ -119,16 +119,30 @@ def array_layouts(plan: Plan, nodes: Sequence[Node], domain: Domain) -> list[tup
             found[attribute] = (array_name(node), attribute, layouts[attribute])
         if node.op == "derived":
             found[attribute] = (array_name(node), attribute, (*node.type.ordered_indices(), *node.type.axes))
-    made = {f"{derived.name}.{part}": derived for derived in plan.derived for part in derived.parts}
-    for key_set in domain.key_sets:
-        if isinstance(key_set.walk, Listed | Diagonals):
-            for table in (key_set.walk.table, key_set.walk.rank):
-                if table is not None:
-                    derived = made[table]
-                    indices = derived.args[0].type.ordered_indices() if derived.kind == "listing" else ("row_block",)
-                    last = "position" if table.endswith(".rank") else "entry"
-                    found[table] = (f"t_{table.replace('.', '_')}", table, (*indices, last))
+    for table in domain_tables(domain):
+        derived = next(one for one in (*plan.derived, *plan.transposed_derived) if table.startswith(f"{one.name}."))
+        found[table] = (f"t_{table.replace('.', '_')}", table, table_axes(derived, table))
     return list(found.values())
+
+
+def domain_tables(domain: Domain) -> list[str]:
+    """The derived tables that list keys or rows."""
+    walks = [key_set.walk for key_set in domain.key_sets]
+    tables: list[str | None] = [domain.rows.listed.table] if domain.rows.listed else []
+    for walked in walks:
+        if isinstance(walked, Listed):
+            tables += [walked.table, walked.rank, walked.starts]
+        elif isinstance(walked, Diagonals):
+            tables += [walked.table, walked.rank]
+    return [table for table in dict.fromkeys(tables) if table is not None]
+
+
+def table_axes(derived: Derived, table: str) -> tuple[str, ...]:
+    """The axes of one part of a derived table that lists positions."""
+    last = "position" if table.endswith((".rank", ".starts")) else "entry"
+    if derived.kind == "listing":
+        return (*derived.args[0].type.ordered_indices(), last)
+    return ("row_block", last) if derived.kind == "block_list" else (last,)
 
 
 def array_arguments(name: str, attribute: str, axes: tuple[str, ...]) -> list[Argument]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from attnc.compiler.emit.arguments import Argument, Signature, kernel_arguments, view_constant
 from attnc.compiler.emit.expressions import ROWS, Array, Expressions, View
 from attnc.compiler.emit.ranges import Loop
+from attnc.compiler.emit.rows import row_nodes
 from attnc.compiler.emit.writer import Writer
 from attnc.compiler.ir import Node
 from attnc.compiler.plan import Branch, Domain, KeySet, Plan, Rows
@@ -81,8 +82,7 @@ class StreamedKernel:
 
     def row_steps(self, rows: Rows) -> dict[str, str]:
         """Text of what the rows' grouping depends on."""
-        steps = {name: getattr(rows, name) for name in ("period", "step", "high_step", "low_step")}
-        return {name: self.expressions.text(node, ROWS) for name, node in steps.items() if node is not None}
+        return {name: self.expressions.text(node, ROWS) for name, node in row_nodes(rows).items()}
 
     def lanes(self) -> None:
         """Lanes of a tile, and the first element of every tensor for this batch and head."""

@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from attnc.compiler.emit.expressions import ROWS, Expressions
+from attnc.compiler.emit.expressions import ROWS, Array, Expressions
+from attnc.compiler.emit.rows import TableLine
 from attnc.compiler.emit.writer import Writer
 from attnc.compiler.ir import Node
 from attnc.compiler.plan import Bounds, Diagonals, Grid, KeySet, Listed, Run, Stepped
@@ -267,20 +268,16 @@ class Ranges:
 
     def table(self, attribute: str) -> tuple[str, str, str]:
         """Pointer to the table's line for this batch and head, stride and length of its last axis."""
-        array = self.expressions.arrays[attribute]
-        last = len(array.axes) - 1
-        offsets = [
-            f"({'h // ' + array.name + '_group' if axis == 'h' else axis}) * {array.name}_s{slot}"
-            for slot, axis in enumerate(array.axes[:-1])
-            if axis in ("b", "h")
-        ]
-        return " + ".join([array.name, *offsets]), f"{array.name}_s{last}", f"{array.name}_n{last}"
+        line = table_line(self.expressions.arrays[attribute])
+        return line.pointer, line.stride, line.length
 
     def listed(self, walk: Listed) -> list[Loop]:
         run = self.key_set.runs[0]
         lo, hi = self.outer(run.outer)
         table, stride, length = self.table(walk.table)
         offset = self.let("offset", self.row_text(walk.offset))
+        if walk.starts is not None:
+            return self.listed_lines(walk, table, stride, walk.starts)
         if walk.rank is None:
             return self.listed_blocks(walk, table, stride, length)
         rank, rank_stride, _ = self.table(walk.rank)
@@ -317,6 +314,26 @@ class Ranges:
 
         return [Loop(*self.share(f"tl.cdiv({total}, BLOCK_N)"), True, keys)]
 
+    def listed_lines(self, walk: Listed, table: str, stride: str, starts: str) -> list[Loop]:
+        """Lines of any length, one after the other, one per block of rows; the tile lies within one block."""
+        offsets, offset_stride, length = self.table(starts)
+        width = self.let("width", self.row_text(walk.width))
+        line = self.let("line", f"tl.min(tl.where({self.row_ok}, {self.row}, FAR), 0) // {width}")
+        line = self.let("line", f"tl.minimum({line}, {length} - 2)")
+        begin = self.let("begin", f"tl.load({offsets} + {line} * {offset_stride})")
+        stop = self.let("stop", f"tl.load({offsets} + ({line} + 1) * {offset_stride})")
+        total = self.let("count", f"({stop} - {begin}) * {width}")
+
+        def keys(writer: Writer) -> None:
+            writer.let("at", "n * BLOCK_N + lanes_n")
+            writer.let(
+                "entry_n", f"tl.load({table} + ({begin} + at // {width}) * {stride}, mask=at < {total}, other=-1)"
+            )
+            writer.let(self.at, f"entry_n * {width} + at % {width}")
+            writer.let(self.ok, f"(entry_n >= 0) & {self.inside}")
+
+        return [Loop(*self.share(f"tl.cdiv({total}, BLOCK_N)"), True, keys)]
+
     # One key a row
 
     def diagonals(self, walk: Diagonals) -> list[Loop]:
@@ -332,6 +349,17 @@ class Ranges:
             writer.let(self.ok, f"{self.row_ok} & ({self.at} >= 0) & {self.inside}")
 
         return [Loop(*self.share(count), True, keys)]
+
+
+def table_line(array: Array) -> TableLine:
+    """The line of a derived table for the program's batch and head."""
+    last = len(array.axes) - 1
+    offsets = [
+        f"({'h // ' + array.name + '_group' if axis == 'h' else axis}) * {array.name}_s{slot}"
+        for slot, axis in enumerate(array.axes[:-1])
+        if axis in ("b", "h")
+    ]
+    return TableLine(" + ".join([array.name, *offsets]), f"{array.name}_s{last}", f"{array.name}_n{last}")
 
 
 def emit_ranges(writer: Writer, expressions: Expressions, key_set: KeySet, number: int) -> list[Loop]:
