@@ -1,57 +1,114 @@
-"""What a plan costs, as formulas: the keys that one row visits, from the closed forms of its key sets."""
+"""What a plan costs, as formulas: the keys that one row has, from the closed forms of its key sets."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import sympy
 
-from attnc.compiler.algebra import Algebra
+from attnc.compiler.algebra import Algebra, Expr
 from attnc.compiler.describe import formula
 from attnc.compiler.ir import Graph, Node
-from attnc.compiler.plan import Bounds, Diagonals, Domain, Grid, KeySet, Listed, Stepped
+from attnc.compiler.plan import Bounds, Diagonals, Domain, Grid, KeySet, Listed, Plan, Stepped
+
+
+def cost_formulas(plan: Plan) -> list[str]:
+    """Lines for people: keys of a row and live pairs of every branch, operations, bytes."""
+    branches = len(plan.branches)
+    names = [f"live_{number}" if branches > 1 else "live" for number in range(branches)]
+    lines = []
+    for name, branch in zip(names, plan.branches, strict=True):
+        lines.append(f"{name} = B*H * sum over i of the keys of row i:")
+        lines += [f"    {keys}" for keys in row_keys(branch.domain)] or ["    0"]
+    total = " + ".join(names)
+    lines.append(f"FLOPs = 2*(D + E) * {f'({total})' if branches > 1 else total}")
+    results = "E" if branches == 1 else f"{branches}*E"
+    lines.append(f"bytes = (B*H*N*(D + {results}) + B*Hk*M*(D + E)) * itemsize + {4 * branches}*B*H*N")
+    return lines
+
+
+@dataclass(frozen=True)
+class Count:
+    """A number of keys: the least of `terms`; `exact` or an upper bound."""
+
+    terms: tuple[Expr, ...]
+    exact: bool
+
+    def divided(self, by: Expr) -> tuple[Expr, ...] | None:
+        """The terms over `by` where it divides them all."""
+        quotients = tuple(sympy.cancel(term / by) for term in self.terms)
+        return quotients if all(sympy.denom(quotient) == 1 for quotient in quotients) else None
 
 
 def row_keys(domain: Domain) -> list[str]:
     """One line a key set: how many keys row i has, for N <= M. A negative number means none.
 
-    Several runs of a set overlap or not; they are visited once, so their sum is an upper bound.
+    Several runs of a set may overlap and are visited once, so their sum is an upper bound.
     """
     algebra = Algebra(Graph())
-    return [_key_set(algebra, key_set) for key_set in domain.key_sets]
+    lines = []
+    for key_set in domain.key_sets:
+        counts = [_count(algebra, run.outer) for run in key_set.runs]
+        sure = len(counts) == 1 and counts[0].exact and key_set.runs[0].inner is key_set.runs[0].outer
+        lines.append(("" if sure else "at most ") + _key_set(algebra, key_set, counts))
+    return lines
 
 
-def _key_set(algebra: Algebra, key_set: KeySet) -> str:
+def _key_set(algebra: Algebra, key_set: KeySet, counts: list[Count]) -> str:
     walk = key_set.walk
-    counts = [_count(algebra, run.outer) for run in key_set.runs]
-    written = " + ".join(counts) if counts else "0"
-    at_most = "at most " if len(counts) > 1 or any(run.inner is not run.outer for run in key_set.runs) else ""
+    written = " + ".join(_written(algebra, count, alone=len(counts) == 1) for count in counts) or "0"
     if isinstance(walk, Stepped):
-        return f"{at_most}ceil({written} / {formula(walk.step)})"
+        return _divided(algebra, counts[0], algebra.expression(walk.step))
     if isinstance(walk, Grid):
-        lines = f"ceil(({written}) / {formula(_product(algebra, walk.period, walk.high_step))})"
-        columns = _count(algebra, walk.low)
-        columns = f"ceil(({columns}) / {formula(walk.low_step)})" if walk.low_step else columns
-        return f"at most {lines} lines of {columns}"
+        period = algebra.expression(walk.period)
+        lines = _divided(algebra, counts[0], period * algebra.expression(walk.high_step) if walk.high_step else period)
+        low = _count(algebra, walk.low)
+        columns = _divided(algebra, low, algebra.expression(walk.low_step) if walk.low_step else sympy.Integer(1))
+        return f"{lines} grid lines of {columns}"
     if isinstance(walk, Listed):
-        return f"at most {formula(walk.width)} for each entry of {walk.table}, no more than {written}"
+        return f"{formula(walk.width)} for each entry of {walk.table}, no more than {written}"
     if isinstance(walk, Diagonals):
-        return f"at most one for each entry of {walk.table}"
-    return f"{at_most}{written}"
+        return f"one for each entry of {walk.table}"
+    return written
 
 
-def _product(algebra: Algebra, x: Node, y: Node | None) -> Node:
-    return x if y is None else algebra.node(algebra.expression(x) * algebra.expression(y))
+def _divided(algebra: Algebra, count: Count, by: Expr) -> str:
+    quotients = count.divided(by)
+    if quotients is not None:
+        return _written(algebra, Count(quotients, count.exact), alone=True)
+    numerator = _written(algebra, count, alone=False)
+    whole = f"({numerator})" if len(count.terms) == 1 and isinstance(count.terms[0], sympy.Add) else numerator
+    return f"ceil({whole} / {formula(algebra.node(by), 7)})"
 
 
-def _count(algebra: Algebra, bounds: Bounds) -> str:
-    """hi - lo. min(a, b) - max(c, d) is the least of a - c, a - d, b - c, b - d, without those never the least."""
+def _written(algebra: Algebra, count: Count, *, alone: bool) -> str:
+    terms = [formula(algebra.node(term), 0 if alone or len(count.terms) > 1 else 1) for term in count.terms]
+    return terms[0] if len(terms) == 1 else f"min({', '.join(terms)})"
+
+
+def _count(algebra: Algebra, bounds: Bounds) -> Count:
+    """hi - lo. min(a, b) - max(c, d) is the least of a - c, a - d, b - c, b - d, without those never the least.
+
+    More than two that are left are said by those that are the same in every row, if there are any; rows that a
+    condition leaves without keys are not told apart where the others have a closed form.
+    """
+    is_guarded = bounds.hi.op == "select" and bounds.hi.args[1].op == "minimum" and bounds.hi.args[2].attribute == 0
+    upper = bounds.hi.args[1] if is_guarded else bounds.hi
     differences = {
         sympy.expand(algebra.expression(hi) - algebra.expression(lo)): None
-        for hi in _operands(bounds.hi, "minimum")
+        for hi in _operands(upper, "minimum")
         for lo in _operands(bounds.lo, "maximum")
     }
     least = [x for x in differences if not any(y != x and _never_below(algebra, x, y) for y in differences)]
-    written = [formula(algebra.node(x)) for x in least or differences]
-    return written[0] if len(written) == 1 else f"min({', '.join(written)})"
+    least = least or list(differences)
+    everywhere = [x for x in least if not any(_varies(algebra.node(symbol)) for symbol in x.free_symbols)]
+    if len(least) > 2 and everywhere:
+        return Count(tuple(everywhere), exact=False)
+    return Count(tuple(least), exact=not is_guarded)
+
+
+def _varies(node: Node) -> bool:
+    return bool(node.type.indices) or node.op == "size"
 
 
 def _operands(node: Node, op: str) -> list[Node]:
@@ -60,7 +117,7 @@ def _operands(node: Node, op: str) -> list[Node]:
     return [operand for arg in node.args for operand in _operands(arg, op)]
 
 
-def _never_below(algebra: Algebra, x: sympy.Expr, y: sympy.Expr) -> bool:
+def _never_below(algebra: Algebra, x: Expr, y: Expr) -> bool:
     """Whether x >= y for 0 <= i < M and parameters that are not negative."""
     row = sympy.Symbol("row", integer=True, nonnegative=True)
     beyond = sympy.Symbol("beyond", integer=True, nonnegative=True)

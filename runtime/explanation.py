@@ -47,7 +47,7 @@ def explain_at(
 
 
 def cost(program: Program, call: Call) -> list[str]:
-    """Live pairs, floating point operations and bytes, as formulas and as numbers."""
+    """Live pairs, floating point operations and bytes of a call; `cost_formulas` says where they come from."""
     sizes = call.sizes
     batch, heads, rows, keys = sizes["b"], sizes["h"], sizes["i"], sizes["j"]
     width, value_width = sizes["d"], sizes.get("e", sizes["d"])
@@ -62,12 +62,9 @@ def cost(program: Program, call: Call) -> list[str]:
     table = [
         ("call", f"B={batch} H={heads} Hk={key_heads} N={rows} M={keys} D={width} E={value_width}"),
         ("live pairs", f"{live:,} of B*H*N*M = {pairs:,}: {live / pairs:.4%}"),
-        (
-            "visited pairs",
-            f"{visited:,}: {visited / live if live else 1.0:.2f} a live one, by the tiles of the CPU back end",
-        ),
-        ("FLOPs", f"2*(D + E) * live = {flops:,}"),
-        ("bytes", f"q, k, v, out and row statistics once, {element} a number = {moved:,}"),
+        ("visited pairs", f"{visited:,}: {visited / max(live, 1):.2f} for each live one, in the CPU back end's tiles"),
+        ("FLOPs", f"{flops:,}"),
+        ("bytes", f"{moved:,}: q, k, v, results and row statistics once"),
         ("FLOPs a byte", f"{flops / moved:.1f}"),
     ]
     return [f"{name:<14}{value}" for name, value in table]

@@ -25,7 +25,7 @@ class Program:
     def __init__(self, pattern: Pattern, root: Path | None) -> None:
         self.pattern = pattern
         self.root = root
-        self.key = f"{pattern.name}-{fingerprint(pattern)[:24]}"
+        self.key = f"{pattern.name}-{fingerprint(pattern)[:24]} of {pattern.source.name}"
         self.parameters = with_scale(pattern)
         self._variants: dict[tuple[tuple[str, int], ...], Program] = {}
 
@@ -66,26 +66,29 @@ class Program:
 
 
 def register(pattern: Pattern, root: Path | None) -> Program:
-    """The program of a checked pattern, known by its key from now on.
-
-    Two files of the same text share a key, hence one compilation; each keeps its own program, whose diagnostics
-    name its own file.
-    """
+    """The program of a checked pattern, known by its key from now on."""
     program = Program(pattern, root)
-    PROGRAMS.setdefault(program.key, program)
+    PROGRAMS[program.key] = PROGRAMS[_meaning(program.key)] = program
     return program
 
 
 def program(key: str) -> Program:
-    """The program of a key. Raises LookupError where no file that was loaded here holds it."""
-    try:
-        return PROGRAMS[key]
-    except KeyError:
-        name = key.rpartition("-")[0]
+    """The program of a key: of its own file, else of the same text wherever it was loaded from.
+
+    The name of the file is part of a key for the sake of diagnostics; a graph that was exported elsewhere still
+    finds its pattern. Raises LookupError where no text of that meaning is loaded.
+    """
+    found = PROGRAMS.get(key) or PROGRAMS.get(_meaning(key))
+    if found is None:
         raise LookupError(
-            f"no pattern `{name}` of key `{key}` is loaded in this process: load its .attn file first "
+            f"no pattern of key `{key}` is loaded in this process: load its .attn file first "
             f"(the same text, by the same version of attnc, as when the operator was recorded)"
-        ) from None
+        )
+    return found
+
+
+def _meaning(key: str) -> str:
+    return key.partition(" of ")[0]
 
 
 def with_scale(pattern: Pattern) -> tuple[Parameter, ...]:

@@ -158,8 +158,16 @@ def test_parameters_survive_packing(patterns: Any) -> None:
 
 
 def test_a_key_that_is_not_loaded_says_so() -> None:
-    with pytest.raises(LookupError, match="no pattern `gone` of key `gone-123`"):
-        program("gone-123")
+    with pytest.raises(LookupError, match=r"no pattern of key `gone-123 of gone\.attn` is loaded"):
+        program("gone-123 of gone.attn")
+
+
+def test_a_key_from_elsewhere_finds_the_same_text() -> None:
+    text = "pattern moved:\n    out = softmax[j](q @ k where j < 3) @ v\n"
+    here, there = (attnc.compile(text, name=name).moved.program for name in ("here.attn", "there.attn"))
+    assert program(here.key) is here
+    assert program(there.key) is there
+    assert program(here.key.replace("here.attn", "/another/machine/here.attn")) is there
 
 
 def test_keys_tell_meanings_apart() -> None:

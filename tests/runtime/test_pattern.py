@@ -188,7 +188,8 @@ def test_live_fraction(patterns: Any) -> None:
 def test_explain_counts_what_live_fraction_counts(patterns: Any) -> None:
     text = patterns.banded.explain(**call(window=3))
     assert "192 of B*H*N*M = 648: 29.6296%" in text
-    assert "2*(D + E) * live = 10,752" in text
+    assert "FLOPs = 2*(D + E) * live" in text
+    assert "FLOPs         10,752" in text
     assert len(patterns.banded.explain(**call(), verbose=True)) > len(text)
 
 
