@@ -35,6 +35,20 @@ class Shifted:
         stride = (*outer, self.shift * along, self.step * along, last)
         return tensor.as_strided(size, stride, tensor.storage_offset() + self.start * along)
 
+    def write(self, tensor: Tensor, values: Tensor) -> None:
+        """Sets the places of (.., L, X) to (.., tiles, count, X); no place is there twice."""
+        self.of(tensor).copy_(values)
+
+    def add(self, tensor: Tensor, values: Tensor) -> None:
+        """Adds (.., tiles, count, X) to the places of (.., L, X), tile after tile where they overlap."""
+        if self.tiles == 1 or self.shift >= self.step * self.count:
+            self.of(tensor).add_(values)
+            return
+        for tile in range(self.tiles):
+            start = self.start + self.shift * tile
+            stop = start + self.step * (self.count - 1) + 1
+            tensor[..., start : stop : self.step, :].add_(values[..., tile, :, :])
+
 
 @dataclass(frozen=True)
 class Gathered:
@@ -53,6 +67,24 @@ class Gathered:
         """(.., L, X) -> (.., *index.shape, X), a copy."""
         flat = tensor.index_select(-2, self.index.clamp(min=0).view(-1))
         return flat.view(*tensor.shape[:-2], *self.index.shape, tensor.shape[-1])
+
+    def write(self, tensor: Tensor, values: Tensor) -> None:
+        """Sets the places of (.., L, X) to (.., *index.shape, X); no place is there twice."""
+        tensor[..., self.index, :] = values.to(tensor.dtype)
+
+    def add(self, tensor: Tensor, values: Tensor) -> None:
+        """Adds (.., *index.shape, X) to the places of (.., L, X), tile after tile.
+
+        A tile holds no key twice; where every row has its own, no two rows hold the same one in one column.
+        """
+        if self.index.dim() == 2:
+            for tile, index in enumerate(self.index):
+                tensor[..., index, :] += values[..., tile, :, :]
+            return
+        for tile, rows in enumerate(self.index):
+            for column, index in enumerate(rows.unbind(1)):
+                there = (index >= 0).nonzero().squeeze(1)
+                tensor[..., index[there], :] += values[..., tile, there, column, :]
 
 
 Places = Shifted | Gathered

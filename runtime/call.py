@@ -38,6 +38,16 @@ class Call:
         """What sums are kept in: float64 for float64, else float32."""
         return torch.float64 if self.q.dtype == torch.float64 else torch.float32
 
+    def positions(self, *indices: str) -> dict[str, Tensor]:
+        """Every position of some of b, h, i (global) and j: tensors of that rank, which broadcast together."""
+        found = {}
+        for at, index in enumerate(indices):
+            position = torch.arange(self.sizes[index], device=self.q.device)
+            found[index] = (position + self.offset if index == "i" else position).view(
+                [-1 if n == at else 1 for n in range(len(indices))]
+            )
+        return found
+
 
 def make_call(
     plan: Plan,
@@ -52,6 +62,8 @@ def make_call(
     if v is not None:
         sizes["e"] = v.shape[3]
     for declared in plan.inputs:
+        if declared.name not in inputs:
+            continue  # q, k or v with other axes
         for axis, length in zip(declared.axes, inputs[declared.name].shape, strict=True):
             sizes.setdefault(axis, length)
     call = Call(q, k, v, dict(parameters), dict(inputs), sizes, offset=max(sizes["j"] - sizes["i"], 0))

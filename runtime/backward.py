@@ -1,0 +1,220 @@
+"""The gradients of a call: what lies around the branches, which both back ends share.
+
+A branch with weights p = exp(score - lse) and output o has, for a cotangent do of its output and dlse of its lse,
+
+    dv = p^T do,  dscore = p * (do v^T - delta),  delta_i = sum_e do_ie o_ie - dlse_i
+
+(FlashAttention-2, arXiv 2307.08691, section 3.1). Branches that are merged form one softmax over the union of their
+keys, so each has the lse and delta of the whole. A back end works out dscore tile by tile and gives the gradients of
+q, k, v and of the score's leaves (see `compiler.differentiate`); torch carries those of the leaves on to the inputs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from attnc.compiler.differentiate import Leaf, ScoreGradient, differentiate
+from attnc.compiler.ir import Node
+from attnc.compiler.plan import Branch, Plan
+from attnc.dsl.types import Base
+from attnc.runtime.call import Call
+from attnc.runtime.evaluate import Environment
+
+
+@dataclass(frozen=True)
+class BranchGradients:
+    """What a back end gives for one branch.
+
+    q, k and v as the inputs are shaped (k and v summed over the query heads of a key head), of the inputs' dtype or a
+    wider one. `leaves`, in the order of `ScoreGradient.leaves`, float32 or float64: (B, H, N) for side `row`,
+    (B, H, M) for side `key`, and for `pair` the gradient of the table's values, `table_shape` of them.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    leaves: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Engine:
+    """The back end. `outputs(plan, call)`: every branch's (out, lse). `backward(plan, number, call, do, lse, delta)`:
+    do (B, H, N, E) of any real dtype and strides; lse and delta (B, H, N) of the dtype of sums, lse natural and +inf
+    where a row has no key, so that exp(score - lse) is 0 there."""
+
+    outputs: Callable[[Plan, Call], Sequence[tuple[Tensor, Tensor]]]
+    backward: Callable[[Plan, int, Call, Tensor, Tensor, Tensor], BranchGradients]
+
+
+@lru_cache(maxsize=1024)
+def score_gradient(score: Node) -> ScoreGradient:
+    """`differentiate`, once a score. Raises a located AttnError where an op has no gradient rule."""
+    return differentiate(score)
+
+
+@lru_cache(maxsize=1024)
+def real_inputs(root: Node) -> frozenset[str]:
+    """The real inputs that a value follows smoothly; those that only steer a condition or an int are not among them."""
+    found: set[str] = set()
+    seen: set[Node] = set()
+    stack = [root]
+    while stack:
+        node = stack.pop()
+        if node in seen or node.type.base is not Base.REAL:
+            continue
+        seen.add(node)
+        if node.op == "input" and node.attribute not in ("q", "k", "v"):
+            found.add(str(node.attribute))
+        stack += node.args
+    return frozenset(found)
+
+
+def differentiable(plan: Plan) -> frozenset[str]:
+    """Names of the inputs that have a gradient, q, k and v among them. Raises as `score_gradient` does."""
+    found = real_inputs(plan.epilogue) | {"q", "k", "v"}
+    for branch in plan.branches:
+        for leaf in score_gradient(branch.score).leaves:
+            found |= real_inputs(leaf.value)
+        if branch.sink is not None:
+            found |= real_inputs(branch.sink)
+    return found
+
+
+def table_shape(leaf: Leaf, call: Call) -> tuple[int, ...]:
+    """Shape of the gradient of a `pair` leaf's table: (B, H, X), or (B, H, N or M, X) where it varies over i or j."""
+    table = leaf.value.args[0]
+    along = [call.sizes[index] for index in ("i", "j") if table.depends_on(index)]
+    return call.sizes["b"], call.sizes["h"], *along, *(call.sizes[axis] for axis in table.type.axes)
+
+
+@contextmanager
+def recording() -> Iterator[None]:
+    """Records operations for autograd inside of an operator's kernel too, where torch has switched it off."""
+    included = torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.AutogradFunctionality, False)
+    with included, torch.enable_grad():
+        yield
+
+
+class Gradients:
+    """The gradients of one call, by name. `wanted` are those asked for, all of them `differentiable`."""
+
+    def __init__(self, plan: Plan, call: Call, engine: Engine, wanted: Collection[str]) -> None:
+        self.plan = plan
+        self.engine = engine
+        # What is summed here is small beside the tiles; torch's float32 sums on a CPU depend on the threads' order.
+        self.real = torch.float32 if call.q.is_cuda else torch.float64
+        self.inputs = {
+            name: tensor.detach().to(self.real).requires_grad_() if name in wanted else tensor.detach()
+            for name, tensor in call.inputs.items()
+        }
+        self.call = replace(call, inputs=self.inputs)
+        self.given = call
+        self.wanted = wanted
+        self.found: dict[str, Tensor] = {}
+
+    def of(self, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None) -> dict[str, Tensor]:
+        """Gradients in the shapes and dtypes of the inputs, zero where nothing flows.
+
+        out and grad_out in the plan's layout; lse and grad_lse (softmaxes, B, H, N), a merge being one softmax.
+        """
+        order = ("b", "h", "i", *self.plan.epilogue.type.axes)
+        turned = [self.plan.output_axes.index(axis) for axis in order]
+        out, grad_out = out.permute(turned), grad_out.permute(turned)
+        lse = lse.masked_fill(lse == -math.inf, math.inf)
+        if self.plan.merged or self.plan.epilogue.op == "branch":
+            delta = self.delta(out, grad_out, None if grad_lse is None else grad_lse[0])
+            for number in range(len(self.plan.branches)):
+                self.branch(number, grad_out, lse[0], delta)
+        else:
+            outputs, cotangents = self.epilogue(grad_out)
+            for number, (own, cotangent) in enumerate(zip(outputs, cotangents, strict=True)):
+                delta = self.delta(own, cotangent, None if grad_lse is None else grad_lse[number])
+                self.branch(number, cotangent, lse[number], delta)
+        return {name: self.finished(name) for name in self.wanted}
+
+    def delta(self, out: Tensor, grad_out: Tensor, grad_lse: Tensor | None) -> Tensor:
+        """sum_e do * o - dlse: (B, H, N)"""
+        dtype = self.given.compute_dtype
+        product = (grad_out.to(dtype) * out.to(dtype)).sum(-1)
+        return product if grad_lse is None else product - grad_lse.to(dtype)
+
+    def epilogue(self, grad_out: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """The branches' outputs, made again, and their cotangents; the inputs of the epilogue get their gradients."""
+        call = self.given
+        outputs = [out for out, _ in self.engine.outputs(self.plan, call)]
+        with recording():
+            leaves = [out.detach().to(self.real).requires_grad_() for out in outputs]
+            value = self.environment("b", "h", "i", branches=leaves).value(self.plan.epilogue)
+            value = value.expand(grad_out.shape)
+            inputs = [name for name in sorted(real_inputs(self.plan.epilogue)) if name in self.wanted]
+            targets = [*leaves, *(self.inputs[name] for name in inputs)]
+            made = torch.autograd.grad(
+                [value], targets, [grad_out.to(self.real)], allow_unused=True, materialize_grads=True
+            )
+        for name, gradient in zip(inputs, made[len(leaves) :], strict=True):
+            self.add(name, gradient)
+        return outputs, [gradient.to(call.compute_dtype) for gradient in made[: len(leaves)]]
+
+    def branch(self, number: int, grad_out: Tensor, lse: Tensor, delta: Tensor) -> None:
+        """Adds what one branch gives."""
+        branch = self.plan.branches[number]
+        made = self.engine.backward(self.plan, number, self.given, grad_out, lse, delta)
+        for name, gradient in (("q", made.q), ("k", made.k), ("v", made.v)):
+            self.add(name, gradient)
+        with recording():
+            for leaf, gradient in zip(score_gradient(branch.score).leaves, made.leaves, strict=True):
+                self.carry(*self.leaf_value(leaf), gradient)
+            if branch.sink is not None and real_inputs(branch.sink) & set(self.wanted):
+                self.sink(branch, branch.sink, lse, delta)
+
+    def leaf_value(self, leaf: Leaf) -> tuple[Node, Tensor]:
+        """A leaf (of a table: the whole table) and its value at every position."""
+        if leaf.side == "pair":
+            table = leaf.value.args[0]
+            indices = [index for index in ("i", "j") if table.depends_on(index)]
+            return table, self.environment("b", "h", *indices).value(table)
+        return leaf.value, self.environment("b", "h", "i" if leaf.side == "row" else "j").value(leaf.value)
+
+    def sink(self, branch: Branch, sink: Node, lse: Tensor, delta: Tensor) -> None:
+        """A sink is a key without a value: dsink = -exp(sink - lse) delta."""
+        value = self.environment("b", "h", "i").value(sink)
+        self.carry(sink, value, -torch.exp(value.detach() - lse) * delta)
+
+    def carry(self, node: Node, value: Tensor, gradient: Tensor) -> None:
+        """Takes the gradient of a value on to the inputs that it is made of."""
+        names = sorted(real_inputs(node) & set(self.wanted))
+        if not names:
+            return
+        made = torch.autograd.grad(
+            [value.expand(gradient.shape)],
+            [self.inputs[name] for name in names],
+            [gradient.to(self.real)],
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        for name, part in zip(names, made, strict=True):
+            self.add(name, part)
+
+    def environment(self, *indices: str, branches: Sequence[Tensor] = ()) -> Environment:
+        return Environment(self.plan, self.call, self.call.positions(*indices), self.real, branches=branches)
+
+    def add(self, name: str, gradient: Tensor) -> None:
+        held = self.found.get(name)
+        self.found[name] = gradient if held is None else held + gradient
+
+    def finished(self, name: str) -> Tensor:
+        """The gradient as the operator returns it: contiguous, of the input's dtype."""
+        call = self.given
+        tensor = {"q": call.q, "k": call.k, "v": call.v}.get(name, call.inputs.get(name))
+        assert tensor is not None
+        gradient = self.found.get(name)
+        if gradient is None:
+            return tensor.new_zeros(tensor.shape)
+        return gradient.to(tensor.dtype).contiguous()
