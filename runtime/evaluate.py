@@ -174,7 +174,7 @@ class Environment:
                 tail.append(at)
         tail.sort(key=lambda at: node.type.axes.index(layout[at]))
         single = [at for at in range(len(layout)) if at not in places and at not in tail]
-        tensor = tensor.permute(*places, *tail, *single)
+        tensor = tensor.permute((*places, *tail, *single))
         for _ in single:
             tensor = tensor.select(-1, 0)
         if not places:
