@@ -156,7 +156,7 @@ class BranchRun:
                 lanes = self.lanes(group, own.flatten(0, 1), statistic.flatten(0, 1))
                 for work in self.works(group, lanes):
                     self.attend(work)
-        return out.view(batch, heads, rows, -1), lse.view(batch, heads, rows)
+        return out.flatten(1, 2), lse.view(batch, heads, rows)
 
     def lanes(self, group: Group, out: Tensor | None = None, lse: Tensor | None = None) -> Lanes:
         call = self.call
