@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from attnc.runtime.pieces import Spans
 from attnc.runtime.rows import Positions, Progression
-from attnc.runtime.tiles import Spans, Tile
+from attnc.runtime.tiles import Tile
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,11 @@ def compact(positions: Positions) -> Progression | Positions:
     return positions
 
 
+def numbers(rows: Progression | Positions) -> Positions:
+    """Row numbers as an array."""
+    return rows.numbers() if isinstance(rows, Progression) else rows
+
+
 @dataclass(frozen=True)
 class Grouping:
     """`plan.Rows` with its numbers known."""

@@ -180,7 +180,7 @@ def test_empty_sequences(queries: int, keys: int) -> None:
 def test_tokens_end_where_keys_end() -> None:
     known = example("documents")
     made = made_inputs(known.pattern, Shape(1, 1, 1, 9, 5, 4, 4), {})
-    with pytest.raises(ValueError, match="documents: `doc` has 5 tokens .* but there are 9 queries"):
+    with pytest.raises(ValueError, match=r"documents: `doc` has 5 tokens .* but there are 9 queries"):
         make(known, made.q, made.k, made.v, {"scale": 1.0}, made.inputs)
 
 
