@@ -72,14 +72,16 @@ def _assign(setting: Setting, pattern: Pattern, name: str, value: str, known: fr
     if name in parameters:
         setting.parameters[name] = read(parameters[name], value)
     elif name == "scale":
-        setting.parameters[name] = float(value)
+        setting.parameters[name] = _number(name, value)
     elif name in SIZES:
+        if not value.isdecimal() or int(value) < 1:
+            raise ValueError(f"`{name}` must be a positive int, not `{value}`")
         setting.sizes[name] = int(value)
     elif any(declared.name == name for declared in pattern.inputs):
         low, dots, high = value.partition("..")
         if not dots:
             raise ValueError(f"`{name}` is an input: give the range to draw it from, such as {name}=-1..0")
-        setting.ranges[name] = (float(low), float(high))
+        setting.ranges[name] = (_number(name, low), _number(name, high))
     elif name in known:
         return False
     else:
@@ -88,6 +90,13 @@ def _assign(setting: Setting, pattern: Pattern, name: str, value: str, known: fr
             f"`{pattern.name}` has no `{name}`; {did_you_mean(name, names) or 'it has ' + ', '.join(names)}"
         )
     return True
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"`{name}` must be a number, not `{text}`") from None
 
 
 def read(declared: Parameter, text: str) -> Value:
