@@ -17,6 +17,7 @@ from torch import Tensor
 from attnc.compiler.plan import Branch, Plan
 from attnc.runtime.batches import Batch, Places, Shifted, Step, batches
 from attnc.runtime.call import Call
+from attnc.runtime.distances import Line, by_distance
 from attnc.runtime.evaluate import Environment
 from attnc.runtime.masks import Masks
 from attnc.runtime.scores import read_score
@@ -140,6 +141,8 @@ class BranchRun:
         self.masks = Masks(branch.domain)
         self.factor: Tensor | float | None = None  # of the score, into q
         self.score = read_score(branch.score, folded=not self.masks.dotted)
+        terms = [node for node, _ in self.score.terms]
+        self.lines = {node: Line(plan, call, node, self.dtype) for node in terms if by_distance(node)}
 
     def run(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """out (B, H, N, E) of `dtype` and lse (B, H, N)."""
@@ -232,7 +235,7 @@ class BranchRun:
         """(x * tiles, g * rows, keys), -inf on dead pairs."""
         x, tiles, shared, rows = work.shape
         dots = self.dots(work, step, q, work.lanes.k)
-        pairs = self.score.finish(work, step, dots)
+        pairs = self.score.finish(work, step, dots, self.lines)
         self.mask(work, number, step, pairs, dots)
         return pairs.reshape(x * tiles, shared * rows, -1)
 

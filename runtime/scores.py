@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -11,12 +12,14 @@ from torch import Tensor
 
 from attnc.compiler.ir import Node, walk
 from attnc.runtime.batches import Step
+from attnc.runtime.distances import Line
 from attnc.runtime.evaluate import Environment
 
 if TYPE_CHECKING:
     from attnc.runtime.executor import Work
 
 LOG2E = math.log2(math.e)
+EMPTY: Mapping[Node, Line] = {}
 
 
 @dataclass(frozen=True)
@@ -52,15 +55,19 @@ class Score:
             product = product / value if divides else product * value
         return product
 
-    def finish(self, work: Work, step: Step, dots: Tensor) -> Tensor:
-        """The score of pairs whose q @ k is `dots`; overwrites it where the score is linear in it."""
+    def finish(self, work: Work, step: Step, dots: Tensor, lines: Mapping[Node, Line] = EMPTY) -> Tensor:
+        """The score of pairs whose q @ k is `dots`; overwrites it where the score is linear in it.
+
+        `lines`: terms that are functions of i - j and are read from a line of numbers; the others are evaluated.
+        """
         if self.plain:
             return dots
         at = work.environment(step.positions().clamp(min=0), dots.dtype, dots)
         if self.formula is not None:
             return at.value(self.formula).expand(dots.shape) * LOG2E
         for node, sign in self.terms:
-            dots.add_(at.value(node), alpha=sign * LOG2E)
+            value = lines[node].pairs(work, step) if node in lines else None
+            dots.add_(at.value(node) if value is None else value, alpha=sign * LOG2E)
         return dots
 
 

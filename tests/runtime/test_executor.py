@@ -124,7 +124,7 @@ def test_low_precision(name: str, dtype: torch.dtype) -> None:
     compare(example(name), SHAPES[1], SMALL.get(name, {}), dtype)
 
 
-@pytest.mark.parametrize("name", ["causal", "sliding_window", "dilated_window", "strided"])
+@pytest.mark.parametrize("name", ["causal", "sliding_window", "dilated_window", "strided", "relative_bias", "alibi"])
 def test_many_tiles(name: str) -> None:
     """Enough rows that batches of several tiles, several pieces a row and full pieces occur."""
     known = example(name)
@@ -202,6 +202,11 @@ MIXED = {
     input tau: real[b, h, t]
     input bias: real[b, h, j]
     out = softmax[j](-(q @ k) * tau[i] / 3.0 - (bias - abs(i - j) / 7) where j <= i) @ v
+""",
+    "distance": """pattern p(s: int = 3):
+    input slope: real[b, h]
+    near = softmax[j](q @ k * scale - slope * real(abs(i - j)) where (i - j) % s == 0) @ v
+    out = near + softmax[j](q @ k + slope * sin(real(i - j)) where j % s == 0) @ v
 """,
     "by score": """pattern p:
     out = softmax[j](tanh(q @ k) * 3 where j <= i and (q @ k > 0 or j == i)) @ v
