@@ -119,17 +119,19 @@ class Gradients:
         self.wanted = wanted
         self.found: dict[str, Tensor] = {}
 
-    def of(self, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None) -> dict[str, Tensor]:
+    def of(self, out: Tensor | None, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None) -> dict[str, Tensor]:
         """Gradients in the shapes and dtypes of the inputs, zero where nothing flows.
 
-        out and grad_out in the plan's layout; lse and grad_lse (softmaxes, B, H, N), a merge being one softmax.
+        out and grad_out in the plan's layout; lse and grad_lse (softmaxes, B, H, N), a merge being one softmax. A plan
+        with an epilogue needs no `out`: its branches are run again.
         """
         order = ("b", "h", "i", *self.plan.epilogue.type.axes)
         turned = [self.plan.output_axes.index(axis) for axis in order]
-        out, grad_out = out.permute(turned), grad_out.permute(turned)
+        grad_out = grad_out.permute(turned)
         lse = lse.masked_fill(lse == -math.inf, math.inf)
         if self.plan.merged or self.plan.epilogue.op == "branch":
-            delta = self.delta(out, grad_out, None if grad_lse is None else grad_lse[0])
+            assert out is not None
+            delta = self.delta(out.permute(turned), grad_out, None if grad_lse is None else grad_lse[0])
             for number in range(len(self.plan.branches)):
                 self.branch(number, grad_out, lse[0], delta)
         else:

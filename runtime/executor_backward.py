@@ -63,9 +63,7 @@ class BackwardLanes(Lanes):
 class BackwardRun(BranchRun):
     """The backward of one branch of one call."""
 
-    def __init__(
-        self, plan: Plan, branch: Branch, call: Call, grad_out: Tensor, lse: Tensor, delta: Tensor
-    ) -> None:
+    def __init__(self, plan: Plan, branch: Branch, call: Call, grad_out: Tensor, lse: Tensor, delta: Tensor) -> None:
         super().__init__(plan, branch, call)
         found = score_gradient(branch.score)
         self.by_dot, self.leaf_list = found.dot, found.leaves
@@ -73,9 +71,7 @@ class BackwardRun(BranchRun):
         self.score = read_score(branch.score, folded=not dotted)
         split = (call.sizes["b"], call.k.shape[1], self.tiling.shared)
         self.split = split
-        self.grad_out, self.lse, self.delta = (
-            one.unflatten(1, split[1:]) for one in (grad_out, lse, delta)
-        )
+        self.grad_out, self.lse, self.delta = (one.unflatten(1, split[1:]) for one in (grad_out, lse, delta))
         assert call.v is not None
         self.dq = torch.zeros(*split, *call.q.shape[2:], dtype=self.dtype)
         self.dk = torch.zeros(call.k.shape, dtype=self.dtype)
@@ -83,9 +79,11 @@ class BackwardRun(BranchRun):
         self.leaves = tuple(self.leaf_sum(leaf) for leaf in self.leaf_list)
 
     def leaf_sum(self, leaf: Leaf) -> Tensor:
-        """Zeros for the gradient of a leaf, heads split into (key head, member). A table's cells sum over many pairs."""
+        """Zeros for the gradient of a leaf, heads split into (key head, member)."""
         if leaf.side == "pair":
-            return torch.zeros(table_shape(leaf, self.call), dtype=torch.float64).unflatten(1, self.split[1:])
+            rest = table_shape(leaf, self.call)[2:]
+            # A cell sums over many pairs, one after the other: float64, so that it stays as exact as sums in pairs.
+            return torch.zeros(*self.split, *rest, dtype=torch.float64)
         return torch.zeros(*self.split, self.call.sizes["i" if leaf.side == "row" else "j"], dtype=self.dtype)
 
     def gradients(self) -> BranchGradients:
@@ -133,6 +131,8 @@ class BackwardRun(BranchRun):
         """The gradients of a batch of tiles. Rows of all heads are one axis, as in the forward."""
         lanes, (x, tiles, shared, rows) = work.lanes, work.shape
         assert isinstance(lanes, BackwardLanes)
+        assert lanes.lse is not None
+        assert lanes.v is not None
         if not work.batch.steps:
             return
         q = self.queries(work)
@@ -216,9 +216,7 @@ class BackwardRun(BranchRun):
         else:
             step.keys.add(total.unsqueeze(-1), amount.sum(3).transpose(1, 2).unsqueeze(-1))
 
-    def add_table(
-        self, work: Work, step: Step, leaf: Leaf, total: Tensor, amount: Tensor, at: Environment
-    ) -> None:
+    def add_table(self, work: Work, step: Step, leaf: Leaf, total: Tensor, amount: Tensor, at: Environment) -> None:
         """Adds the amounts (x, tiles, g, rows, keys) to the cells of total (x, g, .., X) that the pairs read."""
         x, tiles, shared, rows = work.shape
         table, index = leaf.value.args

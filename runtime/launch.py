@@ -37,14 +37,19 @@ def kernels_of(plan: Plan) -> Kernels:
 
 def execute(plan: Plan, call: Call) -> tuple[Tensor, Tensor]:
     """Run every branch, then join them. Returns the result and the branches' log-sum-exps."""
+    outputs = branch_outputs(plan, call)
+    lse = outputs[0][1].unsqueeze(0) if len(outputs) == 1 else torch.stack([lse for _, lse in outputs])
+    return join(plan, call, [out for out, _ in outputs], lse), lse
+
+
+def branch_outputs(plan: Plan, call: Call) -> list[tuple[Tensor, Tensor]]:
+    """(out, lse) of every branch."""
     refuse_unfit(call)
     kernels = kernels_of(plan)
-    outputs = [
+    return [
         run_branch(plan, branch, kernels, kernel, call)
         for branch, kernel in zip(plan.branches, kernels.kernels, strict=True)
     ]
-    lse = outputs[0][1].unsqueeze(0) if len(outputs) == 1 else torch.stack([lse for _, lse in outputs])
-    return join(plan, call, [out for out, _ in outputs], lse), lse
 
 
 def run_branch(plan: Plan, branch: Branch, kernels: Kernels, kernel: Kernel, call: Call) -> tuple[Tensor, Tensor]:

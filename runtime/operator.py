@@ -1,4 +1,4 @@
-"""The torch operator `attnc::attention`: one for all patterns, told apart by the key of a program.
+"""The torch operators `attnc::attention` and its gradient: one for all patterns, told apart by the key of a program.
 
 Parameters travel as two lists, ints (bools among them) and floats, in the order of declaration with the elements
 of tuples in place, so that a changed window or length is an ordinary argument and compiles nothing anew.
@@ -20,16 +20,22 @@ from attnc.runtime.scalars import of_node, of_term
 
 if TYPE_CHECKING:
     from attnc.compiler.plan import Plan
+    from attnc.runtime.backward import Engine
     from attnc.runtime.call import Call
 
 SCHEMA = (
     "attention(str plan, Tensor q, Tensor k, Tensor? v, Tensor[] inputs, SymInt[] ints, float[] floats, str backend)"
     " -> (Tensor, Tensor)"
 )
+GRADIENT_SCHEMA = (
+    "attention_backward(str plan, Tensor grad_out, Tensor? grad_lse, Tensor? out, Tensor lse, Tensor q, Tensor k,"
+    " Tensor? v, Tensor[] inputs, SymInt[] ints, float[] floats, str backend, bool[] needed) -> Tensor[]"
+)
 BACKENDS = ("auto", "executor", "triton")
 
 library = torch.library.Library("attnc", "DEF")
 library.define(SCHEMA)
+library.define(GRADIENT_SCHEMA)
 
 
 def pack(program: Program, parameters: dict[str, Any]) -> tuple[list[int], list[float]]:
@@ -124,24 +130,46 @@ def _run(
     floats: list[float],
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    """CPU and CUDA."""
+    """The result, and lse of every softmax of it: (branches, B, H, N), or (1, B, H, N) of branches that are merged."""
     found, call = prepare(plan, q, k, v, inputs, ints, floats)
-    return choose(backend, q.device)(found.plan, call)
+    out, lse = choose(backend, q.device)(found.plan, call)
+    return out, lse.logsumexp(0, keepdim=True) if found.plan.merged else lse
 
 
 def choose(backend: str, device: torch.device) -> Callable[[Plan, Call], tuple[Tensor, Tensor]]:
-    """The `execute` of a back end. `auto`: Triton on CUDA, the executor on a CPU."""
-    if backend not in BACKENDS:
-        raise ValueError(f"no back end `{backend}`: {', '.join(BACKENDS)}")
-    if backend == "triton" or (backend == "auto" and device.type == "cuda"):
+    """The `execute` of a back end."""
+    if _on_triton(backend, device):
         from attnc.runtime.launch import execute as launch
 
         return launch
-    if device.type != "cpu":
-        raise ValueError(f"the executor runs on a CPU, not on {device}")
     from attnc.runtime.executor import execute
 
     return execute
+
+
+def choose_engine(backend: str, device: torch.device) -> Engine:
+    """What a back end does for gradients."""
+    from attnc.runtime.backward import Engine
+
+    if _on_triton(backend, device):
+        from attnc.runtime.launch import branch_outputs as launch_outputs
+        from attnc.runtime.launch_backward import branch_backward as launch_backward
+
+        return Engine(launch_outputs, launch_backward)
+    from attnc.runtime.executor_backward import branch_backward, branch_outputs
+
+    return Engine(branch_outputs, branch_backward)
+
+
+def _on_triton(backend: str, device: torch.device) -> bool:
+    """Whether Triton runs a call, else the executor. `auto`: Triton on CUDA, the executor on a CPU."""
+    if backend not in BACKENDS:
+        raise ValueError(f"no back end `{backend}`: {', '.join(BACKENDS)}")
+    if backend == "triton" or (backend == "auto" and device.type == "cuda"):
+        return True
+    if device.type != "cpu":
+        raise ValueError(f"the executor runs on a CPU, not on {device}")
+    return False
 
 
 def _fake(
@@ -157,23 +185,116 @@ def _fake(
     """Shapes and types of the results, for tracing."""
     found = program(plan)
     sizes = sizes_of(found, q, k, v, inputs, unpack(found, ints, floats))
-    axes = found.pattern.output_axes
-    out = q.new_empty([int(axis) if axis.isdigit() else sizes[axis] for axis in axes])
+    out = q.new_empty(_shape(found, sizes))
     statistics = torch.float64 if q.dtype == torch.float64 else torch.float32
-    rows = [len(found.plan.branches), q.shape[0], q.shape[1], q.shape[2]]
+    rows = [1 if found.plan.merged else len(found.plan.branches), q.shape[0], q.shape[1], q.shape[2]]
     return out, q.new_empty(rows, dtype=statistics)
 
 
+def _shape(found: Program, sizes: dict[str, int]) -> list[int]:
+    """Shape of the result."""
+    return [int(axis) if axis.isdigit() else sizes[axis] for axis in found.pattern.output_axes]
+
+
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    """Keeps what the backward reads; torch notices where one of them is changed in place."""
+    key, q, k, v, extra, ints, floats, backend = inputs
+    out, lse = output
+    found = program(key)
+    ctx.gradients = _differentiable(found)
+    ctx.arguments = key, list(ints), list(floats), backend
+    ctx.recomputed = not found.plan.merged and found.plan.epilogue.op != "branch"
+    ctx.optional = v is not None
+    ctx.save_for_backward(q, k, lse, *([] if ctx.recomputed else [out]), *([] if v is None else [v]), *extra)
+    ctx.set_materialize_grads(False)
+
+
+def _differentiable(found: Program) -> list[bool]:
+    """Which of q, k, v and the extra inputs have a gradient: not those that steer conditions and selections only."""
+    from attnc.runtime.backward import differentiable
+
+    names = differentiable(found.plan)
+    return [name in names for name in _tensor_names(found)]
+
+
+def _tensor_names(found: Program) -> list[str]:
+    return ["q", "k", "v", *(declared.name for declared in extra_inputs(found.pattern))]
+
+
+def _backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Any, ...]:
+    """The gradients of the operator's arguments."""
+    key, ints, floats, backend = ctx.arguments
+    q, k, lse, *rest = ctx.saved_tensors
+    out = None if ctx.recomputed else rest.pop(0)
+    v = rest.pop(0) if ctx.optional else None
+    _, *asked, in_list = ctx.needs_input_grad[:5]
+    needed = [a and b for a, b in zip([*asked, *in_list], ctx.gradients, strict=True)]
+    if grad_out is None:
+        found = program(key)
+        sizes = sizes_of(found, q, k, v, rest, unpack(found, ints, floats))
+        grad_out = q.new_zeros(_shape(found, sizes))
+    given = torch.ops.attnc.attention_backward(
+        key, grad_out, grad_lse, out, lse, q, k, v, rest, ints, floats, backend, needed
+    )
+    made = iter(given)
+    found_gradients = [next(made) if need else None for need in needed]
+    return None, *found_gradients[:3], found_gradients[3:], None, None, None
+
+
+def _run_backward(
+    plan: str,
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    out: Tensor | None,
+    lse: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor | None,
+    inputs: list[Tensor],
+    ints: list[int],
+    floats: list[float],
+    backend: str,
+    needed: list[bool],
+) -> list[Tensor]:
+    """The gradients that are needed, in the order of q, k, v and the inputs. `out` as `_setup` keeps it."""
+    from attnc.runtime.backward import Gradients
+
+    found, call = prepare(plan, q, k, v, inputs, ints, floats)
+    wanted = [name for name, need in zip(_tensor_names(found), needed, strict=True) if need]
+    engine = choose_engine(backend, q.device)
+    made = Gradients(found.plan, call, engine, wanted).of(out, lse, grad_out, grad_lse)
+    return [made[name] for name in wanted]
+
+
+def _fake_backward(
+    plan: str,
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    out: Tensor | None,
+    lse: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor | None,
+    inputs: list[Tensor],
+    ints: list[int],
+    floats: list[float],
+    backend: str,
+    needed: list[bool],
+) -> list[Tensor]:
+    """Shapes and types of the gradients."""
+    wanted = [tensor for tensor, need in zip([q, k, v, *inputs], needed, strict=True) if need]
+    return [tensor.new_empty(tensor.shape) for tensor in wanted if tensor is not None]
+
+
+def _keep_key(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     ctx.plan = inputs[0]
-    ctx.mark_non_differentiable(output[1])
 
 
-def _backward(ctx: Any, gradient: Tensor, _: Tensor | None) -> NoReturn:
+def _second(ctx: Any, *gradients: Any) -> NoReturn:
     _unsupported(
         ctx.plan,
-        "gradients are not compiled yet",
-        "`.reference(..)` of the pattern is differentiable: float64, memory N x M",
+        "second derivatives are not supported",
+        "`.reference(..)` of the pattern has them: float64, memory N x M",
     )
 
 
@@ -187,9 +308,13 @@ def _unsupported(key: str, message: str, help: str) -> NoReturn:
     refuse(program(key).pattern, "transform", message, help=help)
 
 
-library.impl("attention", _run, "CPU")
-library.impl("attention", _run, "CUDA")
+for device in ("CPU", "CUDA"):
+    library.impl("attention", _run, device)
+    library.impl("attention_backward", _run_backward, device)
 torch.library.register_fake("attnc::attention", _fake, lib=library)
+torch.library.register_fake("attnc::attention_backward", _fake_backward, lib=library)
 # The one place that says what a gradient is.
 torch.library.register_autograd("attnc::attention", _backward, setup_context=_setup, lib=library)
+torch.library.register_autograd("attnc::attention_backward", _second, setup_context=_keep_key, lib=library)
 torch.library.register_vmap("attnc::attention", _batch, lib=library)
+torch.library.register_vmap("attnc::attention_backward", _batch, lib=library)

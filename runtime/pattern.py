@@ -15,7 +15,7 @@ from attnc.dsl.types import Base
 from attnc.runtime.binding import Bound, bind, flat
 from attnc.runtime.operator import pack, prepare, require
 from attnc.runtime.program import Program, program, register
-from attnc.runtime.refusal import extra_inputs
+from attnc.runtime.refusal import extra_inputs, refuse
 
 if TYPE_CHECKING:
     from attnc.runtime.call import Call
@@ -26,6 +26,12 @@ PYTHON_TYPES = {Base.BOOL: bool, Base.INT: int, Base.REAL: float}
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # a graph cannot hold checking a text again
 def _key_for_lengths(key: str, names: tuple[str, ...], lengths: tuple[int, ...]) -> str:
     return program(key).with_lengths(dict(zip(names, lengths, strict=True))).key
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # nor compiling it
+def _is_one_softmax(key: str) -> bool:
+    plan = program(key).plan
+    return plan.merged or plan.epilogue.op == "branch"
 
 
 class CompiledPattern:
@@ -53,13 +59,26 @@ class CompiledPattern:
         """Attention of q over k and v; see the class."""
         return self.outputs(q, k, v, settings)[0]
 
+    def with_lse(self, q: Tensor, k: Tensor, v: Tensor | None = None, **settings: Any) -> tuple[Tensor, Tensor]:
+        """The result, and the natural log of each row's sum of exponentials, its sink included: (B, H, N).
+
+        lse is float32 (float64 for float64), -inf for a row without a live key; both have gradients. Raises AttnError
+        for a pattern whose result is not one softmax (a merge is one), which has no such sum.
+        """
+        if not _is_one_softmax(self._key):
+            help = "a result of the form `softmax[j](..) @ v`, or a `merge` of such, has one"
+            message = "there is no log-sum-exp of a result that is more than one softmax"
+            refuse(self._pattern, "argument", message, help=help)
+        out, statistics = self.outputs(q, k, v, settings)
+        return out, statistics[0]
+
     def outputs(
         self, q: Tensor, k: Tensor, v: Tensor | None, settings: dict[str, Any], backend: str = "auto"
     ) -> tuple[Tensor, Tensor]:
-        """The result and the rows' statistics: the natural log of every softmax's sum, (branches, B, H, N).
+        """The result and the rows' statistics: the natural log of every softmax's sum, (softmaxes, B, H, N).
 
-        A row without a live key gives 0 and -inf. `backend`: "auto", "executor" (CPU) or "triton" (CUDA; on a CPU
-        where TRITON_INTERPRET=1).
+        A merge is one softmax. A row without a live key gives 0 and -inf. `backend`: "auto", "executor" (CPU) or
+        "triton" (CUDA; on a CPU where TRITON_INTERPRET=1).
         """
         q, k, v = _autocast(q, k, v)
         bound = bind(self._pattern, self._parameters, q, k, v, settings)
