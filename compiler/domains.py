@@ -247,15 +247,16 @@ class DomainBuilder:
         """Atoms that the walk itself enforces, so that its mask need not."""
         if isinstance(walk, Listed | Diagonals):
             return {atom for atom, member in keys.members.items() if member.walk is walk}
-        residues: dict[Node | None, Node | None] = {}
+        classes: dict[Coordinate, tuple[Node | None, Node | None]] = {}
         if isinstance(walk, Stepped):
-            residues = {walk.phase: walk.step}
+            classes[Coordinate()] = walk.phase, walk.step
         if isinstance(walk, Grid):
-            residues = {walk.high_phase: walk.high_step, walk.low_phase: walk.low_step}
+            classes[Coordinate("high", walk.period)] = walk.high_phase, walk.high_step
+            classes[Coordinate("low", walk.period)] = walk.low_phase, walk.low_step
         enforced = {
             atom
             for atom, residue in keys.residues.items()
-            if residue.exact and residue.phase in residues and residues[residue.phase] is residue.step
+            if residue.exact and classes.get(residue.coordinate) == (residue.phase, residue.step)
         }
         if isinstance(walk, Grid):
             enforced |= {

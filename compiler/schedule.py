@@ -42,6 +42,19 @@ def tile_shape(width: int, itemsize: int, kind: str) -> TileShape:
     return TileShape(128, 64, 4, 3) if width <= 64 else TileShape(128, 128, 8, 3)
 
 
+def backward_shape(width: int, itemsize: int, side: str, kind: str) -> TileShape:
+    """The shape of a gradient kernel; `side`: which side stays (`rows` or `keys`). Other arguments as in tile_shape."""
+    if itemsize > 2:
+        return TileShape(64, 32, 4, 1) if width <= 64 else TileShape(32, 32, 4, 1)
+    if width > 128:
+        return TileShape(64, 32, 8, 1)
+    if kind == "sparse":
+        return TileShape(64, 32, 4, 2)
+    if width <= 64:
+        return TileShape(128, 64, 8, 2)
+    return TileShape(64, 64, 4, 2) if kind == "local" else TileShape(128, 64, 8, 2)
+
+
 @dataclass(frozen=True)
 class Split:
     """A program list: (tile, part, parts, slot) each; slot -1 writes the result itself.

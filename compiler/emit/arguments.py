@@ -64,7 +64,7 @@ def kernel_arguments(
         for slot, axis in enumerate(LAYOUTS[tensor])
     ]
     views = []
-    if domain.rows.period is None:
+    if domain.rows.period is None and domain.rows.listed is None:
         views = [Argument(f"{x}_view", "view", x, ROW_VIEW, specialised=True) for x in signature.rows]
     for number, key_set in enumerate(domain.key_sets):
         if key_set.walk is None or isinstance(key_set.walk, Stepped):
@@ -72,6 +72,7 @@ def kernel_arguments(
             suffix = view_suffix(slot)
             views += [Argument(f"{x}_view{suffix}", "view", x, slot, specialised=True) for x in signature.streamed]
     sizes = [Argument(name, "size", name) for name in ("B", "H", "N", "M", "D", "E", "OFFSET", "GROUP")]
+    sizes += [Argument("MEMBER", "size", "MEMBER")] if domain.rows.listed is not None else []
     nodes = list(walk(*expressions, *walk_nodes(domain)))
     used = {str(node.attribute) for node in nodes if node.op == "parameter"}
     others = sorted({str(node.attribute) for node in nodes if node.op == "size"} - set("bhijtde"))

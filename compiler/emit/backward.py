@@ -15,7 +15,7 @@ from attnc.compiler.differentiate import Leaf, ScoreGradient, differentiate
 from attnc.compiler.emit.arguments import Signature
 from attnc.compiler.emit.expressions import PAIRS, TILE, TURNED, View, array_name
 from attnc.compiler.emit.kernel import Kernel, StreamedKernel
-from attnc.compiler.emit.ranges import Loop, emit_ranges
+from attnc.compiler.emit.ranges import Loop, emit_ranges, table_line
 from attnc.compiler.emit.rows import emit_rows
 from attnc.compiler.emit.streamed import emit_heads
 from attnc.compiler.ir import Node
@@ -190,12 +190,19 @@ class BackwardKeys(BackwardKernel):
     streamed = "i"
 
     def body(self) -> None:
+        """All query heads of the key head, or, where each lists keys of its own, the one that MEMBER names."""
         writer = self.writer
         writer.let("KEY_HEADS", "H // GROUP")
         writer.let("b", "tl.program_id(1) // KEY_HEADS")
         writer.let("b64", "b.to(tl.int64)")
         writer.let("key_head", "tl.program_id(1) % KEY_HEADS")
-        emit_rows(writer, self.domain.rows, self.row_steps(self.domain.rows), position="j")
+        listed = self.domain.rows.listed
+        if listed is not None:
+            writer.let("h", "key_head * GROUP + MEMBER")
+            line = table_line(self.expressions.arrays[listed.table])
+            emit_rows(writer, self.domain.rows, self.row_steps(self.domain.rows), "j", line)
+        else:
+            emit_rows(writer, self.domain.rows, self.row_steps(self.domain.rows), "j")
         writer.let("j_ok", "row_ok")
         self.lanes()
         for tensor in ("k", "v", "dk", "dv"):
@@ -204,7 +211,8 @@ class BackwardKeys(BackwardKernel):
         self.load_row_tile("values", "v", "e", "j")
         writer.let("dk_rows", "tl.zeros([BLOCK_M, BLOCK_D], tl.float32)")
         writer.let("dv_rows", "tl.zeros([BLOCK_M, BLOCK_E], tl.float32)")
-        with writer.block("for member in range(0, GROUP):"):
+        members = "range(MEMBER, MEMBER + 1)" if listed is not None else "range(0, GROUP)"
+        with writer.block(f"for member in {members}:"):
             self.member()
         self.finish()
 
@@ -268,14 +276,14 @@ class BackwardKeys(BackwardKernel):
             writer.line(f"tl.store(out, {tensor}_rows.to({tensor}.dtype.element_ty), mask=out_ok)")
 
 
-def backward_kernels(plan: Plan, branch: Branch, number: int, passes: tuple[Domain, ...]) -> list[Kernel]:
-    """The kernels of one branch: rows first, then a kernel for each pass over the keys."""
+def backward_kernels(plan: Plan, branch: Branch, number: int) -> list[Kernel]:
+    """The kernels of one branch of a transposed plan: rows first, then a kernel for each pass over the keys."""
     leaves = differentiate(branch.score).leaves
     by_row = tuple(n for n, leaf in enumerate(leaves) if leaf.side != "key")
     by_key = tuple(n for n, leaf in enumerate(leaves) if leaf.side == "key")
     rows = BackwardRows(plan, branch, branch.domain, f"backward_rows_{number}", by_row).kernel()
     keys = [
         BackwardKeys(plan, branch, domain, f"backward_keys_{number}_{at}", by_key).kernel()
-        for at, domain in enumerate(passes)
+        for at, domain in enumerate(branch.transposed)
     ]
     return [rows, *keys]

@@ -101,7 +101,8 @@ class Expressions:
         if node.op == "literal":
             return literal(node)
         if node.op == "parameter":
-            return parameter_name(str(node.attribute))
+            name = parameter_name(str(node.attribute))
+            return f"({name} != 0)" if node.type.base is Base.BOOL else name  # bools are passed as ints
         if node.op == "size":
             return {"b": "B", "h": "H", "i": "N", "j": "M", "t": "M", "d": "D", "e": "E"}.get(
                 str(node.attribute), f"size_{node.attribute}"

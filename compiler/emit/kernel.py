@@ -101,11 +101,11 @@ class StreamedKernel:
         pointer = f"{tensor}_head + {position}.to(tl.int64)[:, None] * {tensor}_sn + {axis}[None, :] * {tensor}_s{axis}"
         pointers = f"_load_tile({pointer}, row_ok, {axis} < {axis.upper()}, True, not EVEN_{axis.upper()})"
         rows = self.domain.rows
-        if rows.period is not None:
+        if rows.period is not None or rows.listed is not None:
             self.writer.let(name, pointers)
             return
         head = "key_head" if tensor in ("k", "v") else "h"
-        place = "row_tile, 0" if rows.step is None else "tile // class_tiles, row_tile, 0"
+        place = "row_tile, 0" if rows.step is None else "row_class, row_tile, 0"
         view = f"{tensor}_view.load([b, {head}, {place}]).reshape(BLOCK_M, BLOCK_{axis.upper()})"
         self.viewed(name, view, pointers, "_Q")
 
