@@ -97,7 +97,8 @@ class KernelCall:
             case "size":
                 return self.sizes[attribute] if attribute in self.sizes else self.call.sizes[attribute]
             case "parameter":
-                return self.call.parameters[attribute]
+                value = self.call.parameters[attribute]
+                return int(value) if isinstance(value, bool) else value
             case "array":
                 return self.array(attribute)
             case "array_stride":
