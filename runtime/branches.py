@@ -12,32 +12,38 @@ from attnc.runtime.call import Call
 from attnc.runtime.evaluate import Environment
 
 
+def alone(plan: Plan) -> bool:
+    """Whether the one branch's output is the result."""
+    return len(plan.branches) == 1 and plan.epilogue.op == "branch"
+
+
 def join(plan: Plan, call: Call, outputs: Sequence[Tensor], lse: Tensor) -> Tensor:
-    """The result (B, H, N, E) from the outputs of the branches and their log-sum-exps (branches, B, H, N)."""
+    """The result, in the plan's layout and type of q, from the outputs (B, H, N, E) and lse (branches, B, H, N).
+
+    Outputs are in the type of sums unless the plan is `alone`: rounding before the join would count twice.
+    """
     if plan.merged:
-        return merge(outputs, lse).to(call.q.dtype)
-    if plan.epilogue.op == "branch":
-        return outputs[0]
-    batch, heads, rows = lse.shape[1:]
-    device = call.q.device
-    positions = {
-        "b": torch.arange(batch, device=device).view(-1, 1, 1),
-        "h": torch.arange(heads, device=device).view(1, -1, 1),
-        "i": torch.arange(rows, device=device).view(1, 1, -1) + call.offset,
-    }
-    real = call.compute_dtype
-    branches = [output.to(real) for output in outputs]
-    value = Environment(plan, call, positions, real, branches=branches).value(plan.epilogue)
-    return value.to(call.q.dtype).expand(batch, heads, rows, -1).contiguous()
+        result = merge(outputs, lse)
+    else:
+        result = outputs[0] if alone(plan) else epilogue(plan, call, outputs)
+    order = ("b", "h", "i", *plan.epilogue.type.axes)
+    result = result.permute([order.index(axis) for axis in plan.output_axes])
+    return result.to(call.q.dtype).contiguous()
 
 
 def merge(outputs: Sequence[Tensor], lse: Tensor) -> Tensor:
     """One softmax over the multiset union of the branches' keys; rows without any key give 0."""
-    peak = lse.amax(0)
-    weights = torch.exp(lse - torch.where(torch.isinf(peak), 0, peak))
-    total = weights.sum(0)
-    weights = weights / torch.where(total > 0, total, 1)
-    joined = weights[0].unsqueeze(-1) * outputs[0]
-    for weight, output in zip(weights[1:], outputs[1:], strict=True):
-        joined = joined + weight.unsqueeze(-1) * output
-    return joined
+    total = torch.logsumexp(lse, 0)
+    weights = torch.exp(lse - torch.where(total.isinf(), 0, total)).unsqueeze(-1)
+    result = outputs[0] * weights[0]
+    for output, weight in zip(outputs[1:], weights[1:], strict=True):
+        result.addcmul_(output, weight)
+    return result
+
+
+def epilogue(plan: Plan, call: Call, outputs: Sequence[Tensor]) -> Tensor:
+    """What the text does with the outputs of the branches."""
+    positions = call.positions("b", "h", "i")
+    value = Environment(plan, call, positions, call.compute_dtype, branches=outputs).value(plan.epilogue)
+    sizes = call.sizes
+    return value.expand(sizes["b"], sizes["h"], sizes["i"], *(sizes[axis] for axis in plan.epilogue.type.axes))

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from attnc.compiler.plan import Branch, Plan
 from attnc.runtime.batches import Batch, Places, Shifted, Step, batches
+from attnc.runtime.branches import alone, join
 from attnc.runtime.call import Call
 from attnc.runtime.distances import Line, by_distance
 from attnc.runtime.evaluate import Environment
@@ -34,42 +35,10 @@ def execute(plan: Plan, call: Call) -> tuple[Tensor, Tensor]:
     Sinks are part of lse. float32, or float64 where q is.
     """
     with torch.no_grad():
-        alone = len(plan.branches) == 1 and plan.epilogue.op == "branch"
-        dtype = call.q.dtype if alone else call.compute_dtype
+        dtype = call.q.dtype if alone(plan) else call.compute_dtype
         results = [BranchRun(plan, branch, call).run(dtype) for branch in plan.branches]
         lse = torch.stack([statistic for _, statistic in results])
-        outs = [out for out, _ in results]
-        if plan.merged:
-            result = merge(outs, lse)
-        elif alone:
-            result = outs[0]
-        else:
-            result = epilogue(plan, call, outs)
-        order = ("b", "h", "i", *plan.epilogue.type.axes)
-        result = result.permute([order.index(axis) for axis in plan.output_axes])
-        return result.to(call.q.dtype).contiguous(), lse
-
-
-def merge(outs: list[Tensor], lse: Tensor) -> Tensor:
-    """One softmax over the keys of all branches."""
-    total = torch.logsumexp(lse, 0)
-    weights = torch.exp(lse - torch.where(total.isinf(), 0, total)).unsqueeze(-1)
-    result = outs[0] * weights[0]
-    for out, weight in zip(outs[1:], weights[1:], strict=True):
-        result.addcmul_(out, weight)
-    return result
-
-
-def epilogue(plan: Plan, call: Call, outs: list[Tensor]) -> Tensor:
-    """What the text does with the outputs of the branches."""
-    sizes = call.sizes
-    positions = {
-        "b": torch.arange(sizes["b"]).view(-1, 1, 1),
-        "h": torch.arange(sizes["h"]).view(1, -1, 1),
-        "i": torch.arange(sizes["i"]).view(1, 1, -1) + call.offset,
-    }
-    value = Environment(plan, call, positions, call.compute_dtype, branches=outs).value(plan.epilogue)
-    return value.expand(sizes["b"], sizes["h"], sizes["i"], *(sizes[axis] for axis in plan.epilogue.type.axes))
+        return join(plan, call, [out for out, _ in results], lse), lse
 
 
 @dataclass

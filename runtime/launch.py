@@ -9,7 +9,7 @@ from attnc.compiler.emit.kernel import Kernel
 from attnc.compiler.emit.streamed import forward_kernels
 from attnc.compiler.plan import Branch, Plan
 from attnc.compiler.schedule import tile_shape
-from attnc.runtime.branches import join
+from attnc.runtime.branches import alone, join
 from attnc.runtime.call import Call
 from attnc.runtime.kernel_call import (
     INTERPRETED,
@@ -37,26 +37,28 @@ def kernels_of(plan: Plan) -> Kernels:
 
 def execute(plan: Plan, call: Call) -> tuple[Tensor, Tensor]:
     """Run every branch, then join them. Returns the result and the branches' log-sum-exps."""
-    outputs = branch_outputs(plan, call)
+    outputs = branch_outputs(plan, call, call.q.dtype if alone(plan) else torch.float32)
     lse = outputs[0][1].unsqueeze(0) if len(outputs) == 1 else torch.stack([lse for _, lse in outputs])
     return join(plan, call, [out for out, _ in outputs], lse), lse
 
 
-def branch_outputs(plan: Plan, call: Call) -> list[tuple[Tensor, Tensor]]:
-    """(out, lse) of every branch."""
+def branch_outputs(plan: Plan, call: Call, dtype: torch.dtype = torch.float32) -> list[tuple[Tensor, Tensor]]:
+    """(out, lse) of every branch, out in `dtype`."""
     refuse_unfit(call)
     kernels = kernels_of(plan)
     return [
-        run_branch(plan, branch, kernels, kernel, call)
+        run_branch(plan, branch, kernels, kernel, call, dtype)
         for branch, kernel in zip(plan.branches, kernels.kernels, strict=True)
     ]
 
 
-def run_branch(plan: Plan, branch: Branch, kernels: Kernels, kernel: Kernel, call: Call) -> tuple[Tensor, Tensor]:
+def run_branch(
+    plan: Plan, branch: Branch, kernels: Kernels, kernel: Kernel, call: Call, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     """One branch: (out, lse)."""
     q, v = call.q, call.v if call.v is not None else call.k
     batch, heads, rows, width = q.shape
-    out = torch.empty((batch, heads, rows, v.shape[-1]), dtype=q.dtype, device=q.device)
+    out = torch.empty((batch, heads, rows, v.shape[-1]), dtype=dtype, device=q.device)
     lse = torch.empty((batch, heads, rows), dtype=torch.float32, device=q.device)
     if out.numel() == 0 or lse.numel() == 0:
         return out, lse
