@@ -11,14 +11,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attnc.compiler.differentiate import Leaf
-from attnc.compiler.ir import Node, walk
+from attnc.compiler.ir import walk
 from attnc.compiler.plan import Branch, Plan
-from attnc.runtime.backward import BranchGradients, score_gradient, table_shape
+from attnc.runtime.backward import BranchGradients, score_gradient
 from attnc.runtime.batches import Step
 from attnc.runtime.call import Call
 from attnc.runtime.evaluate import Environment
 from attnc.runtime.executor import LOG2E, BranchRun, Lanes, Work
+from attnc.runtime.leaf_sums import Derivative, LeafSum
 from attnc.runtime.scores import read_score
 from attnc.runtime.tiles import Group
 
@@ -41,23 +41,20 @@ def branch_backward(
 class BackwardLanes(Lanes):
     """Lanes with what goes backward: `out` and `lse` hold the cotangent and the statistic of the rows.
 
-    delta (x, g, N); the gradients dq (x, g, N, D), dk (x, M, D), dv (x, M, E), and one of each leaf, (x, g, ..).
+    delta (x, g, N); the gradients dq (x, g, N, D), dk (x, M, D), dv (x, M, E), and one of each leaf.
     """
 
     delta: Tensor
     dq: Tensor
     dk: Tensor
     dv: Tensor
-    leaves: tuple[Tensor, ...]
+    leaves: tuple[LeafSum, ...]
 
     def part(self, start: int, stop: int) -> BackwardLanes:
         held = super().part(start, stop)
-        delta, dq, dk, dv, *leaves = (
-            tensor[start:stop] for tensor in (self.delta, self.dq, self.dk, self.dv, *self.leaves)
-        )
-        return BackwardLanes(
-            held.q, held.k, held.v, held.out, held.lse, held.b, held.h, delta, dq, dk, dv, tuple(leaves)
-        )
+        delta, dq, dk, dv = (tensor[start:stop] for tensor in (self.delta, self.dq, self.dk, self.dv))
+        leaves = tuple(leaf.part(start, stop) for leaf in self.leaves)
+        return BackwardLanes(held.q, held.k, held.v, held.out, held.lse, held.b, held.h, delta, dq, dk, dv, leaves)
 
 
 class BackwardRun(BranchRun):
@@ -66,25 +63,18 @@ class BackwardRun(BranchRun):
     def __init__(self, plan: Plan, branch: Branch, call: Call, grad_out: Tensor, lse: Tensor, delta: Tensor) -> None:
         super().__init__(plan, branch, call)
         found = score_gradient(branch.score)
-        self.by_dot, self.leaf_list = found.dot, found.leaves
-        dotted = self.masks.dotted or any(one.op == "dot" for leaf in self.leaf_list for one in walk(leaf.adjoint))
+        self.by_dot = None if found.dot is None else Derivative(plan, call, found.dot)
+        self.leaves = tuple(LeafSum.zero(plan, call, leaf) for leaf in found.leaves)
+        dotted = self.masks.dotted or any(one.op == "dot" for leaf in found.leaves for one in walk(leaf.adjoint))
         self.score = read_score(branch.score, folded=not dotted)
+        if self.score.formula is not None:
+            self.lines = {}
         split = (call.sizes["b"], call.k.shape[1], self.tiling.shared)
-        self.split = split
         self.grad_out, self.lse, self.delta = (one.unflatten(1, split[1:]) for one in (grad_out, lse, delta))
         assert call.v is not None
         self.dq = torch.zeros(*split, *call.q.shape[2:], dtype=self.dtype)
         self.dk = torch.zeros(call.k.shape, dtype=self.dtype)
         self.dv = torch.zeros(call.v.shape, dtype=self.dtype)
-        self.leaves = tuple(self.leaf_sum(leaf) for leaf in self.leaf_list)
-
-    def leaf_sum(self, leaf: Leaf) -> Tensor:
-        """Zeros for the gradient of a leaf, heads split into (key head, member)."""
-        if leaf.side == "pair":
-            rest = table_shape(leaf, self.call)[2:]
-            # A cell sums over many pairs, one after the other: float64, so that it stays as exact as sums in pairs.
-            return torch.zeros(*self.split, *rest, dtype=torch.float64)
-        return torch.zeros(*self.split, self.call.sizes["i" if leaf.side == "row" else "j"], dtype=self.dtype)
 
     def gradients(self) -> BranchGradients:
         """Visits every tile. dk and dv hold the sums over the query heads of a key head."""
@@ -94,7 +84,7 @@ class BackwardRun(BranchRun):
                 self.turn(work)
         if self.folded:
             self.dk /= LOG2E  # q was multiplied with it
-        leaves = tuple(leaf.flatten(1, 2) for leaf in self.leaves)
+        leaves = tuple(leaf.result(self.plan, self.call) for leaf in self.leaves)
         return BranchGradients(self.dq.flatten(1, 2), self.dk, self.dv, leaves)
 
     @property
@@ -122,7 +112,7 @@ class BackwardRun(BranchRun):
             of(self.dq),
             dk,
             dv,
-            tuple(of(leaf) for leaf in self.leaves),
+            tuple(leaf.lanes(*place) for leaf in self.leaves),
         )
 
     # One batch
@@ -139,19 +129,19 @@ class BackwardRun(BranchRun):
         cotangent = self.of_rows(work, lanes.out)
         statistic, delta = (self.of_rows(work, one.unsqueeze(-1)) for one in (lanes.lse, lanes.delta))
         statistic = statistic * LOG2E
-        row_sums = [torch.zeros(x, tiles, shared, rows, dtype=self.dtype) for _ in self.leaf_list]
         gradient = torch.zeros(x * tiles, shared * rows, q.shape[-1], dtype=self.dtype)
         for number, step in enumerate(work.batch.steps):
             weights, at = self.weights_of(work, number, step, q, statistic)
             self.add_keys(work, step, lanes.dv, weights, cotangent)
             values = self.dots(work, step, cotangent, lanes.v).reshape(weights.shape)
             change = values.sub_(delta).mul_(weights)  # the cotangent of the score
-            for place, leaf in enumerate(self.leaf_list):
-                self.add_leaf(work, step, leaf, (lanes.leaves[place], row_sums[place]), change, at)
+            pairs = change.view(x, tiles, shared, rows, -1)
+            for leaf in lanes.leaves:
+                leaf.add(work, step, pairs, at)
             if self.by_dot is None:
                 continue  # the score does not depend on q @ k
             if not self.folded:
-                change = self.through(work, change, self.by_dot, at)
+                change = self.by_dot.times(pairs, work, step, at).reshape(change.shape)
             self.add_keys(work, step, lanes.dk, change, q)
             gradient += self.values(work, step, change, lanes.k)
         gradient = gradient.view(x, tiles, shared, rows, -1)
@@ -159,9 +149,6 @@ class BackwardRun(BranchRun):
             assert self.factor is not None
             gradient = gradient * (self.factor / LOG2E)
         work.batch.rows.write(lanes.dq, gradient.transpose(1, 2))
-        for leaf, total, part in zip(self.leaf_list, lanes.leaves, row_sums, strict=True):
-            if leaf.side == "row":
-                work.batch.rows.write(total.unsqueeze(-1), part.transpose(1, 2).unsqueeze(-1))
 
     def of_rows(self, work: Work, tensor: Tensor | None) -> Tensor:
         """The rows of a batch from (x, g, N, X): (x * tiles, g * rows, X)."""
@@ -178,17 +165,11 @@ class BackwardRun(BranchRun):
         held = None if self.folded else dots
         at = work.environment(step.positions().clamp(min=0), self.dtype, held)
         if self.score.formula is None:
-            pairs = self.score.finish(work, step, dots)
+            pairs = self.score.finish(work, step, dots, self.lines)
         else:
             pairs = at.value(self.score.formula).expand(dots.shape) * LOG2E
         self.mask(work, number, step, pairs, dots)
         return self.weights(pairs.reshape(*q.shape[:2], -1), statistic), at
-
-    def through(self, work: Work, change: Tensor, adjoint: Node, at: Environment) -> Tensor:
-        """A cotangent (x * tiles, g * rows, keys) times a derivative, which counts on live pairs only."""
-        x, tiles, shared, rows = work.shape
-        value = at.value(adjoint)
-        return torch.where(change == 0, 0, change.view(x, tiles, shared, rows, -1).mul(value).view(change.shape))
 
     def add_keys(self, work: Work, step: Step, target: Tensor, weights: Tensor, rows: Tensor) -> None:
         """Adds weights^T @ rows to a step's keys of target (x, M, X). weights (.., keys) and rows (.., X) by row."""
@@ -199,38 +180,3 @@ class BackwardRun(BranchRun):
             return
         by_row, own = (one.view(x, tiles, shared, count, -1) for one in (weights, rows))
         step.keys.add(target, by_row.permute(0, 1, 3, 4, 2) @ own.transpose(2, 3))
-
-    def add_leaf(
-        self, work: Work, step: Step, leaf: Leaf, sums: tuple[Tensor, Tensor], change: Tensor, at: Environment
-    ) -> None:
-        """Adds what a step gives to a leaf: to its sum over all rows, or to the sum of these rows."""
-        x, tiles, shared, rows = work.shape
-        total, part = sums
-        amount = self.through(work, change, leaf.adjoint, at).view(x, tiles, shared, rows, -1)
-        if leaf.side == "row":
-            part += amount.sum(-1)
-        elif leaf.side == "pair":
-            self.add_table(work, step, leaf, total, amount, at)
-        elif step.per_row:
-            step.keys.add(total.unsqueeze(-1), amount.transpose(1, 2).unsqueeze(-1))
-        else:
-            step.keys.add(total.unsqueeze(-1), amount.sum(3).transpose(1, 2).unsqueeze(-1))
-
-    def add_table(self, work: Work, step: Step, leaf: Leaf, total: Tensor, amount: Tensor, at: Environment) -> None:
-        """Adds the amounts (x, tiles, g, rows, keys) to the cells of total (x, g, .., X) that the pairs read."""
-        x, tiles, shared, rows = work.shape
-        table, index = leaf.value.args
-        stride = total.shape[-1]
-        cell = at.value(index)
-        inside = (cell >= 0) & (cell < stride)
-        cell = cell.clamp(0, stride - 1)
-        if table.depends_on("j"):
-            cell = cell + step.positions().clamp(min=0) * stride
-            stride *= self.call.sizes["j"]
-        if table.depends_on("i"):
-            cell = cell + (work.rows - self.call.offset) * stride
-        amount = torch.where(inside, amount, 0).transpose(1, 2).reshape(x, shared, -1).double()
-        lanes, _, members = cell.shape[:3]
-        cell = cell.expand(lanes, tiles, members, rows, amount.shape[-1] // (tiles * rows))
-        cell = cell.transpose(1, 2).reshape(lanes, members, -1).expand(amount.shape)
-        total.view(x, shared, -1).scatter_add_(2, cell, amount)

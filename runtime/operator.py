@@ -239,7 +239,7 @@ def _backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tup
     made = iter(given)
     found_gradients = [next(made) if need else None for need in needed]
     # torch takes an empty list for one of tensors, whose gradient is a list.
-    parameters = [None if values else [] for values in (ints, floats)]
+    parameters: list[list[Tensor] | None] = [None if values else [] for values in (ints, floats)]
     return None, *found_gradients[:3], found_gradients[3:], *parameters, None
 
 
