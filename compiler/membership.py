@@ -15,9 +15,12 @@ from attnc.compiler.algebra import Algebra
 from attnc.compiler.build import unlowered
 from attnc.compiler.ir import Graph, Node, substitute, walk
 from attnc.compiler.plan import Blocks, Bounds, Derived, Diagonals, Listed
+from attnc.compiler.reach import reach
+from attnc.compiler.simplify import is_literal
 from attnc.dsl.types import Base, Type
 
 SHARED = frozenset({"b", "h"})
+FARTHEST = 4  # a table of ranks is at most so many times as long as the sequence
 
 
 @dataclass(frozen=True)
@@ -99,13 +102,14 @@ class Tables:
     def _member(self, element: Node, collection: Node, key: str) -> Member | None:
         if collection.type.selects is not None:
             return self._fixed_blocks(element, collection, key)
-        if len(collection.type.axes) != 1 or not collection.type.indices <= SHARED:
+        found = self._listing(element, collection)
+        if found is None:
             return None
+        listing, position = found
         i, j = (self.algebra.symbol(self.graph.index(name)) for name in "ij")
-        expression = sympy.expand(self.algebra.expression(element))
+        expression = sympy.expand(self.algebra.expression(position))
         offset = sympy.expand((i if key == "i" else j) - expression)
         slant = sympy.expand(expression + j - i)
-        listing = self.table("listing", (collection,), ("list", "rank"))
         names = (f"{listing.name}.list", f"{listing.name}.rank")
         one = self.graph.literal(1)
         if not self.algebra.contains(offset, "j") and not self.algebra.contains(offset, "i"):
@@ -113,6 +117,32 @@ class Tables:
         if not self.algebra.contains(slant, "j") and not self.algebra.contains(slant, "i"):
             return Member(Diagonals(*names, self.algebra.node(slant)))
         return None
+
+    def _listing(self, element: Node, collection: Node) -> tuple[Derived, Node] | None:
+        """The table of a list's entries, and the position that is looked for in it; None where no table holds it.
+
+        What the element adds to positions is taken off the entries instead, so that `j + shift in list` asks for j.
+        A distance that may be negative is lifted above 0 along with them.
+        """
+        graph = self.graph
+        if len(collection.type.axes) != 1 or not collection.type.indices <= SHARED:
+            return None
+        terms = sympy.Add.make_args(sympy.expand(self.algebra.expression(element)))
+        moving = [term for term in terms if self.algebra.contains(term, "i") or self.algebra.contains(term, "j")]
+        shift = self.algebra.node(sympy.Add(*(term for term in terms if term not in moving)))
+        position = self.algebra.node(sympy.Add(*moving))
+        low, high = reach(position)
+        if max(low, high) > FARTHEST or not shift.type.indices <= SHARED:
+            return None
+        entries = collection
+        if not is_literal(shift, 0):
+            lift = graph.make("mul", graph.literal(int(low)), self.length)
+            if low:
+                position, shift = graph.make("add", position, lift), graph.make("sub", shift, lift)
+            padding = graph.make("lt", collection, graph.literal(0))
+            shifted = graph.make("sub", collection, shift)
+            entries, high = graph.make("select", padding, graph.literal(-1), shifted), high + low
+        return self.table("listing", (entries,), ("list", "rank"), str(int(high))), position
 
     def _fixed_blocks(self, element: Node, selection: Node, key: str) -> Member | None:
         """A selection of key blocks that no tensor steers: a list per block of rows, made by a prologue."""
@@ -142,18 +172,34 @@ class Tables:
             element, collection = node.args
             if collection.type.selects is not None:
                 raise unlowered(node, "a selection that steers which pairs are live")
-            replacements[node] = self._ranked(element, collection)
+            replacements[node] = self._ranked(node, element, collection)
         return substitute(self.graph, mask, replacements) if replacements else mask
 
-    def _ranked(self, element: Node, collection: Node) -> Node:
-        """rank[x] < rank[x + 1], with x held inside 0 .. M: outside of it both are the same."""
+    def _ranked(self, member: Node, element: Node, collection: Node) -> Node:
+        """rank[x] < rank[x + 1], with x held inside of the table: outside of it both are the same."""
         graph = self.graph
-        listing = self.table("listing", (collection,), ("list", "rank"))
-        rank = self.part(listing, "rank", collection.type.indices, ("position",))
+        found = self._listing(element, collection)
+        if found is None:
+            raise unlowered(
+                member,
+                "looking for this value in this list",
+                "what is looked for must be a position or a distance, as in `j in columns[h]` and `i - j in offsets`,"
+                " and the list may vary over b and h",
+            )
+        listing, position = found
+        (entries,) = listing.args
+        rank = self.part(listing, "rank", entries.type.indices, ("position",))
+        reaches = graph.make("mul", graph.literal(int(listing.attribute or 0)), self.length)
+        last = graph.make("add", reaches, graph.literal(1))
 
         def at(position: Node) -> Node:
-            held = graph.make("maximum", graph.make("minimum", position, graph.size("j")), graph.literal(0))
+            held = graph.make("maximum", graph.make("minimum", position, last), graph.literal(0))
             type = Type(Base.INT, rank.type.indices | held.type.indices)
             return graph.make("take", rank, held, type=type, attribute="position")
 
-        return graph.make("lt", at(element), at(graph.make("add", element, graph.literal(1))))
+        return graph.make("lt", at(position), at(graph.make("add", position, graph.literal(1))))
+
+    @property
+    def length(self) -> Node:
+        """The longer side: every position is below it."""
+        return self.graph.make("maximum", self.graph.size("i"), self.graph.size("j"))

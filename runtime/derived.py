@@ -15,6 +15,7 @@ from attnc.runtime.evaluate import Environment
 if TYPE_CHECKING:
     from attnc.runtime.call import Call
 
+PADDING = 2**31 - 1  # of lists: past every position
 CHUNK = 2**22  # elements of (row block, key block) evaluated at a time
 
 
@@ -68,15 +69,18 @@ def equal_bounds(plan: Plan, table: Derived, call: Call) -> dict[str, Tensor]:
 
 
 def listing(plan: Plan, table: Derived, call: Call) -> dict[str, Tensor]:
-    """Sorted distinct entries of a vector (invalid ones dropped, the end padded with M), and ranks of positions."""
+    """Sorted distinct entries of a vector and ranks of positions 0 .. last + 1, last = attribute * max(N, M).
+
+    Entries outside of 0 .. last are dropped, the end is padded with a number past every position.
+    """
     (vector,) = table.args
-    keys = call.sizes["j"]
+    last = int(table.attribute or 1) * max(call.sizes["i"], call.sizes["j"])
     entries = without(whole(plan, call, vector), vector.type.indices).contiguous()
-    entries = torch.where((entries < 0) | (entries > keys), keys, entries).sort(-1).values
+    entries = torch.where((entries < 0) | (entries > last), PADDING, entries).sort(-1).values
     repeated = torch.zeros_like(entries, dtype=torch.bool)
     repeated[..., 1:] = entries[..., 1:] == entries[..., :-1]
-    entries = entries.masked_fill(repeated, keys).sort(-1).values.contiguous()
-    positions = torch.arange(keys + 1, device=entries.device).expand(*entries.shape[:-1], keys + 1).contiguous()
+    entries = entries.masked_fill(repeated, PADDING).sort(-1).values.contiguous()
+    positions = torch.arange(last + 2, device=entries.device).expand(*entries.shape[:-1], last + 2).contiguous()
     return {"list": entries, "rank": torch.searchsorted(entries, positions)}
 
 

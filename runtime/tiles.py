@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from attnc.compiler.ir import Node
 from attnc.compiler.plan import Bounds, Diagonals, Domain, Grid, KeySet, Listed, Plan, Run, Stepped
 from attnc.runtime.call import Call
-from attnc.runtime.derived import scalar
+from attnc.runtime.derived import PADDING, scalar
 from attnc.runtime.evaluate import Environment
 from attnc.runtime.pieces import Consecutive, Hull, Lattice, Maker, Piece, Selected, Slashes, Stepping
 from attnc.runtime.rows import Grouping, Positions, Progression, numbers, row_tiles
@@ -185,13 +185,13 @@ class Tiling:
         offset = int(self.pick(self.by_row(walk.offset), group)[0])
         entries = self.pick(self.listed(walk), group)
         if isinstance(walk, Diagonals):
-            valid = entries[entries < self.call.sizes["j"]]
+            valid = entries[entries < PADDING]
             return Slashes(number, hulls[0], valid, [numbers(one) + self.call.offset + offset for one in tiles])
         if walk.row_block is not None:
             block = self.number(walk.row_block)
             line = (rows[:, 0] + self.call.offset) // block
             return Selected(number, hulls[0], entries, line, self.number(walk.width), offset)
-        valid = entries[entries < self.call.sizes["j"]]
+        valid = entries[entries < PADDING]
         return Selected(number, hulls[0], valid[None], np.zeros(len(rows), dtype=np.int64), 1, offset)
 
     def number(self, node: Node | None) -> int:

@@ -280,10 +280,10 @@ class Ranges:
             return self.listed_lines(walk, table, stride, walk.starts)
         if walk.rank is None:
             return self.listed_blocks(walk, table, stride, length)
-        rank, rank_stride, _ = self.table(walk.rank)
+        rank, rank_stride, rank_length = self.table(walk.rank)
 
         def ranked(position: str) -> str:
-            return f"tl.load({rank} + tl.minimum(tl.maximum({position}, 0), M) * {rank_stride})"
+            return f"tl.load({rank} + tl.minimum(tl.maximum({position}, 0), {rank_length} - 1) * {rank_stride})"
 
         begin = self.let("begin", ranked(f"{lo} - {offset}"))
         end = self.let("stop", f"tl.maximum({ranked(f'{hi} - {offset}')}, {begin})")
@@ -339,8 +339,8 @@ class Ranges:
     def diagonals(self, walk: Diagonals) -> list[Loop]:
         self.let("offset", self.row_text(walk.offset))
         table, stride, _ = self.table(walk.table)
-        rank, rank_stride, _ = self.table(walk.rank)
-        count = self.let("count", f"tl.load({rank} + M * {rank_stride})")
+        rank, rank_stride, rank_length = self.table(walk.rank)
+        count = self.let("count", f"tl.load({rank} + ({rank_length} - 1) * {rank_stride})")
 
         def keys(writer: Writer) -> None:
             entry = f"tl.load({table} + n * {stride})"

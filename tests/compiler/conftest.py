@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from attnc.compiler.ir import Node
 from attnc.compiler.plan import Diagonals, Domain, Grid, KeySet, Listed, Plan, Run, Stepped
 from attnc.runtime.call import Call
-from attnc.runtime.derived import scalar
+from attnc.runtime.derived import PADDING, scalar
 from attnc.runtime.evaluate import Environment
 
 Positions = NDArray[np.int64]
@@ -154,7 +154,7 @@ class Walker:
             return
         if isinstance(walk, Diagonals):
             entries = self.table(walk.table)
-            entries = entries[entries < self.call.sizes["j"]] - self.number(walk.offset)
+            entries = entries[entries < PADDING] - self.number(walk.offset)
             yield (rows[:, None] - entries if self.row == "i" else rows[:, None] + entries), False
             return
         keys = self.listed_keys(walk, rows, lo, hi) if isinstance(walk, Listed) else self.walked(walk, rows, lo, hi)
@@ -209,7 +209,7 @@ class Walker:
                 table = table[lines[0]]
             table = table[table >= 0]
         else:
-            table = table[table < self.call.sizes["j"]]
+            table = table[table < PADDING]
         keys = (table[:, None] * width + np.arange(width)).ravel() + self.number(walk.offset)
         return keys[(keys >= lo) & (keys < hi)] if walk.row_block is None else keys
 

@@ -16,7 +16,7 @@ from attnc.compiler.plan import Plan
 from attnc.dsl.check import check
 from attnc.dsl.source import Source
 from attnc.runtime.call import Call, make_call
-from attnc.runtime.derived import best
+from attnc.runtime.derived import PADDING, best
 from attnc.runtime.hashing import uniform
 
 BATCH, HEADS = 2, 2
@@ -74,9 +74,9 @@ def test_listing(numbers: list[int], keys: int) -> None:
     columns = torch.tensor([numbers, numbers[::-1]])
     made = call(LISTED, 1, keys, columns=columns)
     listed, rank = table(made, "listing", "list"), table(made, "listing", "rank")
-    entries = sorted({number for number in numbers if 0 <= number < keys})
-    padded = entries + [keys] * (len(numbers) - len(entries))
-    ranks = [sum(entry < p for entry in entries) for p in range(keys + 1)]
+    entries = sorted({number for number in numbers if 0 <= number <= keys})
+    padded = entries + [PADDING] * (len(numbers) - len(entries))
+    ranks = [sum(entry < p for entry in entries) for p in range(keys + 2)]
     assert listed.tolist() == [padded, padded]
     assert rank.tolist() == [ranks, ranks]
 
