@@ -86,3 +86,8 @@ class Builder:
 def is_zero(term: Term) -> bool:
     """Whether a term is the literal 0."""
     return term.form == "literal" and not isinstance(term.attribute, (bool, str)) and term.attribute == 0
+
+
+def is_negative(term: Term) -> bool:
+    """Whether a term is a literal below 0."""
+    return term.form == "literal" and isinstance(term.attribute, (int, float)) and term.attribute < 0

@@ -21,7 +21,7 @@ CODES: dict[str, str] = {
     "nesting": "brackets or blocks inside one another, deeper than the language allows",
     "not-a-condition": "a number where a condition is needed",
     "not-lowered": "a form of the language that the compiler has no kernel for yet",
-    "not-positive": "a divisor or size that a call makes zero or negative",
+    "not-positive": "a divisor or size that is negative, or zero in a call",
     "number": "a number that the language cannot hold",
     "output": "an `out` of a type that no pattern can return",
     "parameter": "a parameter or input of a type, length or default that it cannot have",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from attnc.dsl import blocks
-from attnc.dsl.builder import is_zero
+from attnc.dsl.builder import is_negative, is_zero
 from attnc.dsl.builtins import RESERVED
 from attnc.dsl.expressions import Expressions
 from attnc.dsl.pointwise import Operand, arithmetic, require_int
@@ -130,6 +130,8 @@ class Body:
             raise rejection("type-mismatch", f"a size is one int, found {operand.type}", operand.span)
         if is_zero(operand.term):
             raise rejection("division-by-zero", "blocks of no length", operand.span)
+        if is_negative(operand.term):
+            raise rejection("not-positive", f"a size is positive, not {operand.span.text}", operand.span)
         return operand.term
 
     def _unused(self, name: str) -> str:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from attnc.dsl.builder import UNKNOWN, Builder, is_zero
+from attnc.dsl.builder import UNKNOWN, Builder, is_negative, is_zero
 from attnc.dsl.rejection import listed, rejection
 from attnc.dsl.source import Span
 from attnc.dsl.terms import Term
@@ -144,6 +144,9 @@ def arithmetic(build: Builder, operator: str, left: Operand, right: Operand, spa
     """`+ - * / // % **`."""
     if operator in ("/", "//", "%") and is_zero(right.term):
         raise rejection("division-by-zero", f"`{span.text}` divides by zero", right.span)
+    if operator in ("//", "%") and is_negative(right.term):
+        # Every rule that solves a condition relies on positive divisors; calls are held to it as well.
+        raise rejection("not-positive", f"`{operator}` divides by a positive int, not by {right.span.text}", right.span)
     operands = promoted(build, (left, right), real=operator == "/")
     base = Base.REAL if any(operand.type.base is Base.REAL for operand in operands) else Base.INT
     if all(operand.type.base is Base.INT or operand.type is UNKNOWN for operand in operands):

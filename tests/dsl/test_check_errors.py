@@ -51,6 +51,8 @@ WRONG: dict[str, str] = {
     "division_by_zero": "out = softmax[j](q @ k / 0) @ v",
     "floor_division_by_zero": "out = softmax[j](q @ k where j // 0 == i) @ v",
     "remainder_by_zero_in_function": "every(n) = j % n == 0\nout = softmax[j](q @ k where every(0)) @ v",
+    "remainder_by_negative": "out = softmax[j](q @ k where j % (-2) == 0) @ v",
+    "block_of_negative": "axis s = blocks(j, -4)\nout = q",
     "block_of_zero": "axis s = blocks(j, 0)\nout = q",
     "stride_of_zero": "axis s = blocks(j, 4, 0)\nout = q",
     # axes
@@ -227,8 +229,8 @@ def test_a_call_of_a_wrong_pattern_adds_no_error() -> None:
 # Codes of the checker: those of other stages have their own tests.
 CHECKED = {
     "argument", "axis-mismatch", "contraction", "division-by-zero", "duplicate-name", "loop", "merge", "missing-output",
-    "not-a-condition", "output", "parameter", "recursion", "reserved-name", "scan", "too-large", "type-mismatch",
-    "unknown-attribute", "unknown-axis", "unknown-function", "unknown-name", "unread-position", "use",
+    "not-a-condition", "not-positive", "output", "parameter", "recursion", "reserved-name", "scan", "too-large",
+    "type-mismatch", "unknown-attribute", "unknown-axis", "unknown-function", "unknown-name", "unread-position", "use",
 }  # fmt: skip
 
 
