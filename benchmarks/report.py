@@ -31,8 +31,9 @@ NOTES = (
     '("of it stats") and whatever else.',
     '"first" is the time from nothing to a first result: for attnc reading the file, compiling it and its kernels (at '
     "two sizes); for FlexAttention its mask and its kernel. Caches on disk start empty, imports are not counted.",
-    '"error" is the largest difference over the largest magnitude; each row was compared with the float64 reference at '
-    "a small size (all rows) and at the timed size (last rows), and in full with all contenders that compute the same.",
+    '"error" is the largest difference over the largest magnitude, among any 128 positions; each row was compared with '
+    "the float64 reference at a small size (all positions) and at the timed size (the last ones), and in full with all "
+    "contenders that compute the same.",
 )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks import compilations, contenders, report
 from benchmarks.contenders import Ready, UnavailableError
-from benchmarks.measuring import Effort, measure
+from benchmarks.measuring import Effort, error_in_bands, measure
 from benchmarks.run import main
 from benchmarks.suites import fixed
 from benchmarks.timing import order, side_by_side
@@ -84,6 +84,16 @@ def test_a_wrong_result_is_told_and_not_timed(monkeypatch: pytest.MonkeyPatch) -
     assert not row.right
     assert not row.entries
     assert [check.against for check in row.checks if not check.agrees] == ["other"]
+
+
+def test_an_error_counts_by_its_own_rows() -> None:
+    expected = torch.full((1, 2, 300, 4), 0.01)
+    expected[:, :, :10] = 5.0
+    result = expected.clone()
+    result[0, 1, 299, 3] = 0.02
+    assert error_in_bands(result, expected) == pytest.approx(1.0)
+    result[0, 0, 0, 0] = torch.nan
+    assert error_in_bands(result, expected) == torch.inf
 
 
 def test_a_failing_row_is_told() -> None:
