@@ -1,7 +1,9 @@
 """Every block of the documentation is run, and what it claims to print is compared.
 
-```attn blocks compile, ```python blocks of a page run in order in one namespace, an ```output block is what the python
-block before it prints, ```console blocks run their `attnc` commands, and every link to a file leads to one.
+```attn blocks are compiled, run and compared with the reference, gradients too. ```attn reference blocks have no
+kernels yet; one that gets them fails here, so that its page is brought up to date. ```attn mistake blocks are refused.
+```python blocks of a page run in order in one namespace. An ```output block is what the block before it prints, or how
+it is refused. ```console blocks run their `attnc` commands. The rows of a table of types hold, links lead somewhere.
 """
 
 import contextlib
@@ -17,13 +19,33 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import attnc
+from attnc.dsl.check import predefine
+from attnc.dsl.expressions import Context, Expressions
+from attnc.dsl.inlining import inline
+from attnc.dsl.modules import prelude
+from attnc.dsl.parse import parse
+from attnc.dsl.patterns import Binding, Body, Declarations
+from attnc.dsl.rejection import RejectionError
+from attnc.dsl.scopes import Scope
+from attnc.dsl.source import Source
+from attnc.dsl.syntax import PatternDeclaration
+from attnc.dsl.terms import Term
+from attnc.runtime.comparison import defaults, shrunken
+from attnc.runtime.inputs import Made, Shape, made_inputs
+from attnc.runtime.pattern import CompiledPattern
+from attnc.runtime.tolerance import error, tolerance
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "DESIGN.md", *sorted((ROOT / "docs").glob("*.md"))]
-FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^```(\w+(?: \w+)?)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#]+)\)")
+ANCHOR = re.compile(r"\]\(#([^)]+)\)")
+TYPES = re.compile(r"^\| expression \| type \|\n\|[-|]+\|\n((?:\|.*\|\n)+)", re.MULTILINE)
+# Shared key heads, a length that no tile divides, E != D.
+SHAPE = Shape(1, 4, 2, 21, 21, 8, 12)
 
 
 @dataclass(frozen=True)
@@ -53,12 +75,69 @@ def commands() -> Iterator[Any]:
 
 
 def test_the_pages_have_blocks_of_every_kind() -> None:
-    assert {block.kind for page in PAGES for block in blocks(page)} >= {"attn", "python", "output", "console"}
+    kinds = {"attn", "attn reference", "attn mistake", "python", "output", "console"}
+    assert {block.kind for page in PAGES for block in blocks(page)} == kinds
+
+
+def settings(pattern: CompiledPattern) -> tuple[Made, dict[str, Any]]:
+    """A call of a pattern of a page, with ints small enough to matter."""
+    small = shrunken(pattern)
+    made = made_inputs(pattern.pattern, SHAPE, defaults(pattern) | small, dtype=torch.float64)
+    return made, {**small, **made.inputs}
 
 
 @pytest.mark.parametrize("block", of_kind("attn"))
-def test_attn_blocks_compile(block: Block) -> None:
-    assert attnc.compile(block.text).patterns
+def test_attn_blocks_agree_with_the_reference(block: Block) -> None:
+    patterns = attnc.compile(block.text).patterns
+    assert patterns
+    for pattern in patterns.values():
+        made, given = settings(pattern)
+        real = [made.q, made.k, made.v, *(x for x in made.inputs.values() if x.is_floating_point())]
+        for x in real:
+            x.requires_grad_()
+        out, expected = (call(made.q, made.k, made.v, **given) for call in (pattern, pattern.reference))
+        assert error(out.detach(), expected.detach()) <= tolerance(out.dtype, SHAPE.keys), pattern.__name__
+        weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        found, exact = (torch.autograd.grad((result * weight).sum(), real) for result in (out, expected))
+        torch.testing.assert_close(found, exact)
+
+
+@pytest.mark.parametrize("block", of_kind("attn reference"))
+def test_attn_reference_blocks_have_a_meaning_and_no_kernels(block: Block) -> None:
+    patterns = attnc.compile(block.text).patterns
+    assert patterns
+    for pattern in patterns.values():
+        made, given = settings(pattern)
+        assert pattern.reference(made.q, made.k, made.v, **given).isfinite().all()
+        with pytest.raises(attnc.AttnError) as refused:
+            pattern(made.q, made.k, made.v, **given)
+        assert [found.code for found in refused.value.diagnostics] == ["not-lowered"]
+
+
+def tables_of_types() -> Iterator[Any]:
+    """Every row of a table of types: the pattern before the table, an expression of its names, the type."""
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for table in TYPES.finditer(text):
+            *_, pattern = (match[2] for match in FENCE.finditer(text, 0, table.start()))
+            for row in table[1].splitlines():
+                expression, type = (cell.strip().strip("`") for cell in row.strip("|").split("|"))
+                yield pytest.param(pattern, expression, type, id=expression)
+
+
+@pytest.mark.parametrize(("pattern", "expression", "type"), list(tables_of_types()))
+def test_types_of_expressions(pattern: str, expression: str, type: str) -> None:
+    (declaration,) = parse(Source("page", f"{pattern}    found = {expression}\n")).items
+    assert isinstance(declaration, PatternDeclaration)
+    at = Expressions(Context(inline), Scope(prelude()))
+    predefine(at, declaration.span)
+    declared = Declarations(at, {})
+    mistakes: list[RejectionError] = []
+    Body(at, Binding(declared.parameter, declared.input), mistakes.append).run(declaration)
+    assert not mistakes
+    found = at.scope.values["found"]
+    assert isinstance(found, Term)
+    assert str(found.type) == type
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -73,6 +152,10 @@ def test_python_blocks_run_and_print_what_the_page_says(page: Path, monkeypatch:
                 # The leading newlines make a traceback's line number the page's.
                 exec(compile("\n" * (block.line - 1) + block.text, page, "exec"), scope)
             printed = out.getvalue()
+        elif block.kind == "attn mistake":
+            with pytest.raises(attnc.AttnError) as refused:
+                attnc.compile(block.text)
+            printed = str(refused.value)
         elif block.kind == "output":
             assert printed.rstrip() == block.text.rstrip(), f"{page.name}:{block.line}"
 
@@ -87,7 +170,9 @@ def test_commands_succeed(command: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
-    prose = FENCE.sub("", page.read_text(encoding="utf-8"))
+    prose = re.sub(r"`[^`\n]*`", "", FENCE.sub("", page.read_text(encoding="utf-8")))
     targets = [target for target in LINK.findall(prose) if "://" not in target]
     assert targets
     assert [target for target in targets if not (page.parent / target).exists()] == []
+    headings = {re.sub(r"[^\w -]", "", line).strip().lower().replace(" ", "-") for line in prose.splitlines()}
+    assert set(ANCHOR.findall(prose)) <= headings
