@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import attnc
+from attnc.compiler.describe import describe_passes
 from attnc.compiler.pipeline import transpose
 from attnc.compiler.plan import Plan
 from attnc.runtime.call import Call
@@ -164,6 +165,24 @@ def test_work_follows_live_pairs(walk: Walk, name: str) -> None:
     assert visited <= bound * live
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_every_example_is_solved(name: str) -> None:
+    """No pass falls back to a mask over tiles that it can't bound."""
+    plan, _ = prepare(example_pattern(name), (24, 24), CASES[name][0])
+    assert [note for branch in plan.branches for domain in branch.transposed for note in domain.notes] == []
+
+
+@pytest.mark.parametrize(
+    "condition", ["(i - j) % 3 == 0 and j <= i + (7 - i % 3)", "i % 3 == j % 3 and j <= i + (7 - i % 3)"]
+)
+def test_what_a_class_fixes_is_put_in(condition: str) -> None:
+    pattern = attnc.compile(f"pattern fixed:\n    out = softmax[j](q @ k * scale where {condition}) @ v\n").fixed
+    plan, _ = prepare(pattern, (24, 24), {})
+    (domain,) = plan.branches[0].transposed
+    assert domain.notes == ()
+    assert "j % 3 + j - 7) <= i" in describe_passes([domain])
+
+
 # Conditions at random
 
 NUMBER = st.integers(-3, 9).map(str)
@@ -226,6 +245,7 @@ def check_random(walk: Walk, condition: str, sizes: tuple[int, int]) -> None:
 @settings(max_examples=120, deadline=None, derandomize=True)
 @given(condition=CONDITIONS, sizes=st.tuples(st.integers(1, 26), st.integers(1, 26)))
 @example("i % 2 == 0 and i // 2 % 2 == 0", (1, 2))  # two classes of one step, of different digits
+@example("abs(i // 2 - 10) // 2 < 3", (40, 40))  # i = 8, 9 are out, and would fill a tile
 def test_conditions_at_random(walk: Walk, condition: str, sizes: tuple[int, int]) -> None:
     check_random(walk, condition, sizes)
 
