@@ -100,28 +100,31 @@ def negate_comparison(graph: Graph, node: Node) -> Node | None:
 
 
 def hoist_scalar_from_dot(graph: Graph, node: Node) -> Node | None:
-    """dot(x * s, y) -> dot(x, y) * s where s has no vector axis"""
+    """dot(x * s, y / r) -> dot(x, y) * s / r where s and r have no vector axis"""
     if node.op != "dot":
         return None
-    for slot, operand in enumerate(node.args):
-        if operand.op not in ("mul", "div") or node.attribute not in operand.type.axes:
-            continue
-        for vector, scalar in ((operand.args[0], operand.args[1]), (operand.args[1], operand.args[0])):
-            if node.attribute in scalar.type.axes or node.attribute not in vector.type.axes or scalar.type.axes:
-                continue
-            if operand.op == "div" and vector is operand.args[1]:
-                continue
-            operands = (vector, node.args[1]) if slot == 0 else (node.args[0], vector)
-            indices = operands[0].type.indices | operands[1].type.indices
-            inner = graph.make(
-                "dot",
-                *operands,
-                type=Type(node.type.base, indices, node.type.axes),
-                attribute=node.attribute,
-                span=node.span,
-            )
-            return graph.make(operand.op, inner, scalar, span=node.span)
-    return None
+    scalars: list[tuple[str, Node]] = []
+    x, y = (_without_scalars(arg, str(node.attribute), scalars) for arg in node.args)
+    if not scalars:
+        return None
+    type = Type(node.type.base, x.type.indices | y.type.indices, node.type.axes)
+    result = graph.make("dot", x, y, type=type, attribute=node.attribute, span=node.span)
+    for op, scalar in scalars:
+        result = graph.make(op, result, scalar, span=node.span)
+    return result
+
+
+def _without_scalars(operand: Node, axis: str, found: list[tuple[str, Node]]) -> Node:
+    """x of x * s * .. / r, and the scalars with their ops, innermost last."""
+    while operand.op in ("mul", "div") and axis in operand.type.axes:
+        vector, scalar = operand.args
+        if operand.op == "mul" and axis not in vector.type.axes:
+            vector, scalar = scalar, vector
+        if scalar.type.axes or axis not in vector.type.axes:
+            break
+        found.append((operand.op, scalar))
+        operand = vector
+    return operand
 
 
 def push_rename(graph: Graph, node: Node) -> Node | None:
