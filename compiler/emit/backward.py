@@ -228,12 +228,24 @@ class BackwardKeys(BackwardKernel):
             writer.let(f"sum_{number}", "tl.zeros([BLOCK_M], tl.float32)")
         for number, key_set in enumerate(self.domain.key_sets):
             for loop in emit_ranges(writer, self.expressions, key_set, number):
-                with writer.block(f"for n in range({loop.first}, {loop.last}):"):
-                    loop.keys(writer)
-                    self.step(key_set, loop)
+                self.stream(key_set, loop)
         for number in self.numbers:
             writer.let("leaf_rows", f"leaf_{number} + head.to(tl.int64) * M + j")
             writer.line(f"tl.store(leaf_rows, tl.load(leaf_rows, mask=row_ok, other=0.0) + sum_{number}, mask=row_ok)")
+
+    def stream(self, key_set: KeySet, loop: Loop) -> None:
+        """The loop over tiles of queries. Row statistics are loaded a turn ahead: a turn that waits for them stalls."""
+        writer = self.writer
+        writer.let("n", loop.first)
+        loop.keys(writer)
+        self.load_statistics("i - OFFSET", "i_ok")
+        with writer.block(f"for turn in range({loop.first}, {loop.last}):"):
+            writer.let("n", "turn")
+            loop.keys(writer)
+            self.step(key_set, loop)
+            writer.let("n", "turn + 1")
+            loop.keys(writer)
+            self.load_statistics("i - OFFSET", "i_ok")
 
     def step(self, key_set: KeySet, loop: Loop) -> None:
         """One tile of queries."""
@@ -243,7 +255,6 @@ class BackwardKeys(BackwardKernel):
         self.expressions.local = {}
         self.load_streamed("query", "q", "d", loop)
         self.load_streamed("cotangent", "do", "e", loop)
-        self.load_statistics("i - OFFSET", "i_ok")
         if pairs:
             writer.let("s", "tl.sum(query.to(tl.float32) * keys.to(tl.float32), 1)")
             writer.let("dp", "tl.sum(cotangent.to(tl.float32) * values.to(tl.float32), 1)")
