@@ -19,11 +19,15 @@ from attnc.runtime.kernel_call import (
     INTERPRETED,
     KernelCall,
     Kernels,
+    device_of,
     interpreting,
     kind_of,
     padded,
     refuse_unfit,
+    stride,
 )
+
+PRODUCT_ROWS = 64
 
 _loaded: dict[int, tuple[Plan, Plan, dict[int, Kernels]]] = {}
 
@@ -129,3 +133,24 @@ def run_rows(
             length = call.inputs[str(leaf.value.args[0].attribute)].shape[-1]
             results[at] = results[at].sum(0)[..., :length]
     return results
+
+
+def row_products(plan: Plan, x: Tensor, y: Tensor) -> Tensor:
+    """sum over e of x * y: (B, H, N), float32."""
+    out = torch.empty(x.shape[:3], dtype=torch.float32, device=x.device)
+    if out.numel() == 0:
+        return out
+    batch, heads, rows, width = x.shape
+    with device_of(x):
+        kernels_of(plan, 0)[1].module.row_products[(-(-rows // PRODUCT_ROWS), batch * heads)](
+            x,
+            y,
+            out,
+            *(stride(tensor, slot) for tensor in (x, y) for slot in range(4)),
+            heads,
+            rows,
+            width,
+            BLOCK_M=PRODUCT_ROWS,
+            BLOCK_E=padded(width),
+        )
+    return out

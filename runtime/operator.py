@@ -154,8 +154,9 @@ def choose_engine(backend: str, device: torch.device) -> Engine:
     if _on_triton(backend, device):
         from attnc.runtime.launch import branch_outputs as launch_outputs
         from attnc.runtime.launch_backward import branch_backward as launch_backward
+        from attnc.runtime.launch_backward import row_products
 
-        return Engine(launch_outputs, launch_backward)
+        return Engine(launch_outputs, launch_backward, row_products)
     from attnc.runtime.executor_backward import branch_backward, branch_outputs
 
     return Engine(branch_outputs, branch_backward)
