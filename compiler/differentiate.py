@@ -89,8 +89,8 @@ def reachable(score: Node, sides: dict[Node, str | None]) -> list[Node]:
 
 
 def carries_gradient(node: Node) -> bool:
-    """Whether q @ k or a real input is somewhere below."""
-    return node.type.base is Base.REAL and any(
+    """Whether q @ k or a real input is somewhere below, not rounded away at once."""
+    return (node.type.base is Base.REAL and node.op not in CONSTANT) and any(
         one.op == "dot" or (one.op == "input" and one.type.base is Base.REAL) for one in walk(node)
     )
 
