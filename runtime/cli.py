@@ -81,7 +81,7 @@ def check(
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
-    """Type-check and compile files, and compare every back end with the float64 reference.
+    """Type-check and compile files, and compare every back end, result and gradients, with the float64 reference.
 
     Exits with 1 if a file has a mistake or a result falls short.
     """
@@ -93,7 +93,8 @@ def check(
     if not places:
         raise UsageError(f"no back end runs {dtype} on {device or 'this machine'}")
     columns = [f"{place.label}\n{short(place.dtype)}" for place in places]
-    table = Table("pattern", "calls", *columns, "", title="largest error against float64", box=box.SIMPLE)
+    title = "largest error against float64, of results and of gradients"
+    table = Table("pattern", "calls", *columns, "", title=title, box=box.SIMPLE)
     failures: list[str] = []
     for file in files:
         try:
@@ -116,23 +117,35 @@ def check_pattern(
     failures: list[str],
 ) -> list[str]:
     """The row of a pattern; what went wrong is added to `failures`."""
-    from attnc.runtime.comparison import cases, compare
+    from attnc.runtime.comparison import cases, compare_all
     from attnc.runtime.settings import settings
 
     name = str(pattern.__name__)
     try:
         chosen = chosen_setting(pattern, set_, shape)
         tried = list(cases(pattern, chosen, settings(pattern.pattern, "check", pattern.known)))
-        outcomes = [[compare(case, target) for case in tried] for target in targets]
+        outcomes = [compare_all(tried, target) for target in targets]
     except AttnError as error:
         failures.append(str(error))
         return [name, "", *("" for _ in targets), "[red]not compiled[/]"]
     short_ones = [outcome for column in outcomes for outcome in column if not outcome.agrees]
     failures += [shortfall(outcome) for outcome in short_ones]
-    cells = [
-        f"{'' if all(o.agrees for o in column) else '[red]'}{max(o.error for o in column):.1e}" for column in outcomes
+    return [
+        name,
+        str(len(tried)),
+        *(cell(column) for column in outcomes),
+        "[red]falls short[/]" if short_ones else "[green]ok[/]",
     ]
-    return [name, str(len(tried)), *cells, "[red]falls short[/]" if short_ones else "[green]ok[/]"]
+
+
+def cell(outcomes: list[Outcome]) -> str:
+    """The largest error of results, and that of gradients; red where one falls short."""
+    texts = []
+    for gradients in (False, True):
+        some = [outcome for outcome in outcomes if outcome.is_gradient == gradients]
+        colour = "" if all(outcome.agrees for outcome in some) else "[red]"
+        texts.append(f"{colour}{max(outcome.error for outcome in some):.1e}{'[/]' if colour else ''}")
+    return " ".join(texts)
 
 
 def shortfall(outcome: Outcome) -> str:
@@ -140,7 +153,7 @@ def shortfall(outcome: Outcome) -> str:
     case = outcome.case
     values = "".join(f" {name}={value}" for name, value in case.setting.parameters.items())
     where = f"{case.pattern.__name__} on {outcome.target.label} in {short(outcome.target.dtype)}, {case.shape}{values}"
-    return f"falls short: {where}: error {outcome.error:.2e}, allowed {outcome.allowed:.2e}"
+    return f"falls short: {where}: {outcome.of}: error {outcome.error:.2e}, allowed {outcome.allowed:.2e}"
 
 
 @app.command()

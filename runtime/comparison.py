@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from attnc.dsl.types import Base
 from attnc.runtime.inputs import Shape, made_inputs
@@ -23,6 +25,8 @@ SHAPES = (
     Shape(1, 1, 1, 130, 130, 40, 40),
     Shape(1, 2, 1, 45, 19, 20, 36),
 )
+SIGNS = 3  # cotangents that a gradient's magnitude is taken from
+NOTHING = 1e-9  # of operands and cotangents of size 1, what float64 gives for 0
 REQUIRED: dict[Base, Value] = {Base.INT: 3, Base.REAL: 0.5, Base.BOOL: True}
 
 
@@ -47,12 +51,17 @@ class Target:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Error of one case on one target, and how large it may be."""
+    """Error of one case on one target, and how large it may be. `of`: `out`, `lse` or `gradient of q`."""
 
     case: Case
     target: Target
     error: float
     allowed: float
+    of: str
+
+    @property
+    def is_gradient(self) -> bool:
+        return self.of.startswith("gradient")
 
     @property
     def agrees(self) -> bool:
@@ -122,24 +131,93 @@ def shrunken(pattern: CompiledPattern) -> dict[str, Value]:
     return values
 
 
-def compare(case: Case, target: Target, seed: int = 0) -> Outcome:
-    """Runs a case. Raises AttnError where the pattern cannot be compiled or refuses the call."""
+def compare_all(tried: list[Case], target: Target) -> list[Outcome]:
+    """Every case with its gradients; in the interpreter, which is slow, those of one case of several heads."""
+    slow = target.label == "interpreter"
+    chosen = next((case for case in tried if case.shape.heads > 1), None)
+    found = (compare(case, target, gradients=not slow or case is chosen) for case in tried)
+    return [outcome for outcomes in found for outcome in outcomes]
+
+
+def compare(case: Case, target: Target, seed: int = 0, *, gradients: bool = True) -> list[Outcome]:
+    """The result, its lse where there is one, and the gradients of every real tensor.
+
+    Raises AttnError where the pattern cannot be compiled or refuses the call.
+    """
     pattern = case.pattern
-    parameters = defaults(pattern) | case.setting.parameters
     made = made_inputs(
         pattern.pattern,
         case.shape,
-        parameters,
+        defaults(pattern) | case.setting.parameters,
         dtype=target.dtype,
         device=target.device,
         seed=seed,
         ranges=case.setting.ranges,
     )
-    settings: dict[str, Any] = {**case.setting.parameters, **made.inputs}
-    with torch.no_grad():
-        expected = pattern.reference(made.q, made.k, made.v, **settings)
-        out, _ = pattern.outputs(made.q, made.k, made.v, settings, target.backend)
-    return Outcome(case, target, error(out, expected), tolerance(target.dtype, case.shape.keys))
+    tensors = {"q": made.q, "k": made.k, "v": made.v, **made.inputs}
+    real = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
+    exact = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+    exact |= {name: exact[name].double().requires_grad_(gradients) for name in real}
+    for tensor in real.values():
+        tensor.requires_grad_(gradients)
+    expected = reference_results(pattern, {**exact, **case.setting.parameters})
+    given = {name: tensor for name, tensor in tensors.items() if name not in ("q", "k", "v")}
+    out, lse = pattern.outputs(made.q, made.k, made.v, {**case.setting.parameters, **given}, target.backend)
+    results = [out, lse[0]][: len(expected)]
+    errors = {"out": error(out, expected[0])}
+    if pattern.is_one_softmax:
+        errors["lse"] = lse_error(lse[0], expected[1])
+    if gradients:
+        leaves = [exact[name] for name in real]
+        found = gradient_errors(results, list(real.values()), expected, leaves, seed)
+        errors |= {f"gradient of {name}": value for name, value in zip(real, found, strict=True)}
+    allowed = tolerance(target.dtype, max(case.shape.queries, case.shape.keys))
+    return [Outcome(case, target, value, allowed, of) for of, value in errors.items()]
+
+
+def reference_results(pattern: CompiledPattern, arguments: dict[str, Any]) -> list[Tensor]:
+    """The float64 result, and its lse where it has one."""
+    if pattern.is_one_softmax:
+        return list(pattern.reference_with_lse(**arguments))
+    return [pattern.reference(**arguments)]
+
+
+def lse_error(lse: Tensor, expected: Tensor) -> float:
+    """Error of a log-sum-exp, where rows without keys must be the same."""
+    lse, expected = lse.detach().cpu(), expected.detach()
+    empty = expected == -math.inf
+    return error(lse[~empty], expected[~empty]) if torch.equal(empty, lse == -math.inf) else math.inf
+
+
+def gradient_errors(
+    results: list[Tensor], tensors: list[Tensor], expected: list[Tensor], exact: list[Tensor], seed: int
+) -> Iterator[float]:
+    """Errors of the gradients of random cotangents, over the magnitude that gradients of their size have.
+
+    A gradient that sums over rows may cancel to little, while its rounding does not: its magnitude is the largest for
+    several signs of the rows, and of lse against the result. One that is 0 but for rounding (a softmax of one key) is
+    compared with 1.
+    """
+    generator = torch.Generator().manual_seed(seed + 1)
+    cotangents = [torch.randn(one.shape, generator=generator).to(one.dtype) for one in results]
+    placed = [cotangent.to(one.device) for cotangent, one in zip(cotangents, results, strict=True)]
+    found = torch.autograd.grad(results, tensors, placed, allow_unused=True, materialize_grads=True)
+    rows = results[0].shape[:3]
+    magnitudes = [0.0] * len(exact)
+    wanted: tuple[Tensor, ...] = ()
+    for number in range(SIGNS):
+        signs = torch.randint(0, 2, rows, generator=generator).double() * 2 - 1 if number else torch.ones(())
+        weights = [
+            cotangents[0].double() * signs.unsqueeze(-1),
+            *(one.double() * signs * (-1) ** number for one in cotangents[1:]),
+        ]
+        made = torch.autograd.grad(
+            expected, exact, weights, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        wanted = wanted or made
+        magnitudes = [max(held, float(x.abs().max())) for held, x in zip(magnitudes, made, strict=True)]
+    for result, gradient, magnitude in zip(found, wanted, magnitudes, strict=True):
+        yield error(result.cpu(), gradient, magnitude if magnitude > NOTHING else 1.0)
 
 
 def defaults(pattern: CompiledPattern) -> dict[str, Value]:

@@ -30,8 +30,8 @@ def _key_for_lengths(key: str, names: tuple[str, ...], lengths: tuple[int, ...])
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # nor compiling it
 def _is_one_softmax(key: str) -> bool:
-    plan = program(key).plan
-    return plan.merged or plan.epilogue.op == "branch"
+    found = program(key)
+    return found.pattern.out.form in ("dot", "merge") and (found.plan.merged or found.plan.epilogue.op == "branch")
 
 
 class CompiledPattern:
@@ -65,12 +65,20 @@ class CompiledPattern:
         lse is float32 (float64 for float64), -inf for a row without a live key; both have gradients. Raises AttnError
         for a pattern whose result is not one softmax (a merge is one), which has no such sum.
         """
-        if not _is_one_softmax(self._key):
+        self._require_one_softmax()
+        out, statistics = self.outputs(q, k, v, settings)
+        return out, statistics[0]
+
+    @property
+    def is_one_softmax(self) -> bool:
+        """Whether the result is one softmax over keys, or a merge: it has a log-sum-exp."""
+        return bool(_is_one_softmax(self._key))
+
+    def _require_one_softmax(self) -> None:
+        if not self.is_one_softmax:
             help = "a result of the form `softmax[j](..) @ v`, or a `merge` of such, has one"
             message = "there is no log-sum-exp of a result that is more than one softmax"
             refuse(self._pattern, "argument", message, help=help)
-        out, statistics = self.outputs(q, k, v, settings)
-        return out, statistics[0]
 
     def outputs(
         self, q: Tensor, k: Tensor, v: Tensor | None, settings: dict[str, Any], backend: str = "auto"
@@ -91,10 +99,26 @@ class CompiledPattern:
         """The meaning of the pattern in float64, straight from its text: slow, of memory N x M, differentiable."""
         from attnc.runtime.reference import reference
 
+        pattern, bound = self._bound_for_reference(q, k, v, settings)
+        return reference(pattern, q, k, v, bound.parameters, bound.inputs)
+
+    def reference_with_lse(
+        self, q: Tensor, k: Tensor, v: Tensor | None = None, **settings: Any
+    ) -> tuple[Tensor, Tensor]:
+        """`reference` of `with_lse`, for the same patterns."""
+        from attnc.runtime.reference import reference_with_lse
+
+        self._require_one_softmax()
+        pattern, bound = self._bound_for_reference(q, k, v, settings)
+        return reference_with_lse(pattern, q, k, v, bound.parameters, bound.inputs)
+
+    def _bound_for_reference(
+        self, q: Tensor, k: Tensor, v: Tensor | None, settings: dict[str, Any]
+    ) -> tuple[Pattern, Bound]:
         bound = bind(self._pattern, self._parameters, q, k, v, settings)
         program = self._program.with_lengths({name: len(bound.parameters[name]) for name in self._tuples})
         require(program, flat(bound.parameters), bound.sizes)
-        return reference(program.pattern, q, k, v, bound.parameters, bound.inputs)
+        return program.pattern, bound
 
     def live_fraction(self, q: Tensor, k: Tensor, v: Tensor | None = None, **settings: Any) -> float:
         """Share of the query-key pairs that the text gives a weight, over all heads; branches count each."""

@@ -18,8 +18,8 @@ def tolerance(dtype: torch.dtype, length: int) -> float:
     return 4 * torch.finfo(dtype).eps + 16 * torch.finfo(accumulator).eps * math.sqrt(max(length, 1))
 
 
-def error(result: Tensor, reference: Tensor) -> float:
-    """Largest difference over the largest magnitude of the reference; infinite where a value is NaN or infinite.
+def error(result: Tensor, reference: Tensor, magnitude: float | None = None) -> float:
+    """Largest difference over `magnitude`, by default the reference's largest; infinite where a value is not finite.
 
     Raises ValueError where the shapes differ.
     """
@@ -27,9 +27,9 @@ def error(result: Tensor, reference: Tensor) -> float:
         raise ValueError(f"the result has shape {tuple(result.shape)}, the reference {tuple(reference.shape)}")
     if result.numel() == 0:
         return 0.0
-    expected = reference.double()
+    expected = reference.detach().double()
     found = result.detach().to(expected.device).double()
     if not bool(torch.isfinite(found).all()):
         return math.inf
-    magnitude = float(expected.abs().max())
-    return float((found - expected).abs().max()) / (magnitude if magnitude > 0 else 1.0)
+    scale = float(expected.abs().max()) if magnitude is None else magnitude
+    return float((found - expected).abs().max()) / (scale if scale > 0 else 1.0)
