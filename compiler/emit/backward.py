@@ -18,7 +18,7 @@ from attnc.compiler.emit.kernel import Kernel, StreamedKernel
 from attnc.compiler.emit.ranges import Loop, emit_ranges, table_line
 from attnc.compiler.emit.rows import emit_rows
 from attnc.compiler.emit.streamed import emit_heads
-from attnc.compiler.ir import Node
+from attnc.compiler.ir import Graph, Node
 from attnc.compiler.plan import Branch, Diagonals, Domain, KeySet, Plan
 
 
@@ -33,8 +33,9 @@ class BackwardKernel(StreamedKernel):
         self.numbers = leaves
         self.leaves: list[Leaf] = [self.gradient.leaves[number] for number in leaves]
         adjoints = [leaf.adjoint for leaf in self.leaves]
-        self.adjoint = self.gradient.dot
-        extra = [*adjoints, *([self.adjoint] if self.adjoint else []), *(leaf.value for leaf in self.leaves)]
+        # A score without q @ k, or that rounds it, sends nothing back to q and k.
+        self.adjoint = Graph().literal(0.0) if self.gradient.dot is None else self.gradient.dot
+        extra = [*adjoints, self.adjoint, *(leaf.value for leaf in self.leaves)]
         self.signature = Signature(
             self.tensors, ("lse", "delta", *(f"leaf_{number}" for number in leaves)), self.row_tensors, self.streams
         )
@@ -49,20 +50,19 @@ class BackwardKernel(StreamedKernel):
         """What does not vary over the streamed side."""
         masks = [key_set.mask for key_set in self.domain.key_sets]
         adjoints = [leaf.adjoint for leaf in self.leaves]
-        self.expressions.hoist([self.branch.score, *masks, *adjoints, *([self.adjoint] if self.adjoint else [])])
+        self.expressions.hoist([self.branch.score, *masks, *adjoints, self.adjoint])
         if self.factor is not None:
             self.writer.let("factor", f"({self.expressions.text(self.factor, PAIRS)}) * LOG2E", self.factor.span)
 
     def outside(self) -> bool:
         """Whether the derivative by q @ k is one number, applied once at the end."""
-        return self.adjoint is not None and not self.adjoint.type.indices
+        return not self.adjoint.type.indices
 
     def weights(self, key_set: KeySet, loop: Loop, view: View) -> None:
         """`weights`: the softmax weights of this tile, from its scores `s` and the rows' log-sum-exps."""
         writer = self.writer
-        roots: list[Node] = [self.branch.score, *(leaf.adjoint for leaf in self.leaves)]
+        roots: list[Node] = [self.branch.score, *(leaf.adjoint for leaf in self.leaves), self.adjoint]
         roots += [key_set.mask] if loop.masked else []
-        roots += [self.adjoint] if self.adjoint is not None else []
         self.expressions.share(roots, view)
         statistic = f"statistic{view.i}"
         if self.factor is not None:
@@ -76,14 +76,13 @@ class BackwardKernel(StreamedKernel):
     def score_gradient(self, view: View) -> None:
         """`g`, and `ds`, the gradient of q @ k, from `weights` and `dp` = dO V^T."""
         self.writer.let("g", f"weights * (dp - delta_rows{view.i})")
-        if self.adjoint is not None and not self.outside():
+        if not self.outside():
             self.writer.let("ds", f"g * ({self.expressions.text(self.adjoint, view)})", self.adjoint.span)
         else:
             self.writer.let("ds", "g")
 
     def scaled(self, name: str) -> None:
         if self.outside():
-            assert self.adjoint is not None
             self.writer.let(name, f"{name} * ({self.expressions.text(self.adjoint, PAIRS)})")
 
     def load_statistics(self, place: str, ok: str) -> None:

@@ -54,3 +54,22 @@ def test_values_and_derivatives(backend: str, dtype: torch.dtype) -> None:
     torch.testing.assert_close(out.double(), exact, atol=most, rtol=most)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one.double(), other.double(), atol=most, rtol=most)
+
+
+@pytest.mark.parametrize("score", ["floor(3 * (q @ k)) * x", "x * (j - i)"])
+@pytest.mark.parametrize(("backend", "dtype"), [("executor", torch.float64), ("triton", torch.float32)])
+def test_queries_that_a_score_rounds_or_leaves_out_have_gradient_zero(
+    score: str, backend: str, dtype: torch.dtype
+) -> None:
+    text = f"pattern p:\n    input x: real[h]\n    out = softmax[j]({score} where j <= i) @ v\n"
+    pattern = attnc.compile(text).p
+    q, k, v = (tokens(1, 2, 9, 4, seed=seed).to(dtype).requires_grad_() for seed in range(3))
+    x = torch.tensor([0.5, 1.0], dtype=dtype, requires_grad=True)
+    out, _ = pattern.outputs(q, k, v, {"x": x}, backend)
+    by_q, by_k, by_v, by_x = torch.autograd.grad(out.square().sum(), (q, k, v, x), allow_unused=True)
+    exact = pattern.reference(q, k, v, x=x)
+    expected = torch.autograd.grad(exact.square().sum(), (v, x))
+    assert not any(part.any() for part in (by_q, by_k) if part is not None)
+    torch.testing.assert_close(
+        (by_v.double(), by_x.double()), tuple(part.double() for part in expected), atol=1e-4, rtol=1e-4
+    )
