@@ -26,20 +26,15 @@ def tile_shape(width: int, itemsize: int, kind: str) -> TileShape:
     (by a step, a grid or a list). Measured on an H200, see benchmarks/results/.
     """
     if itemsize > 2:
-        return (
-            TileShape(128, 64, 8, 2)
-            if width <= 64
-            else TileShape(128, 32, 8, 2)
-            if width <= 128
-            else TileShape(64, 16, 8, 2)
-        )
-    if width > 128:
-        return TileShape(64, 32, 4, 3)
-    if kind == "sparse":
+        return WIDE[min(width, 256)] if width > 64 else TileShape(128, 64, 8, 2)
+    if width > 128 or kind == "sparse":
         return TileShape(64, 32, 4, 3)
     if kind == "local":
         return TileShape(64, 64, 4, 2 if width <= 64 else 3)
-    return TileShape(128, 64, 4, 3) if width <= 64 else TileShape(128, 128, 8, 3)
+    return TileShape(64, 128, 4, 2) if width <= 64 else TileShape(128, 128, 8, 3)
+
+
+WIDE = {128: TileShape(128, 32, 8, 2), 256: TileShape(64, 16, 8, 2)}  # four-byte elements
 
 
 def backward_shape(width: int, itemsize: int, side: str, kind: str) -> TileShape:
@@ -48,11 +43,13 @@ def backward_shape(width: int, itemsize: int, side: str, kind: str) -> TileShape
         return TileShape(64, 32, 4, 1) if width <= 64 else TileShape(32, 32, 4, 1)
     if width > 128:
         return TileShape(64, 32, 8, 1)
-    if kind == "sparse":
-        return TileShape(64, 32, 4, 2)
-    if width <= 64:
-        return TileShape(128, 64, 8, 2)
-    return TileShape(64, 64, 4, 2) if kind == "local" else TileShape(128, 64, 8, 2)
+    if side == "rows":
+        if kind == "sparse":
+            return TileShape(64, 32, 4, 2)
+        if width <= 64:
+            return TileShape(64, 64, 4, 3)
+        return TileShape(64, 64, 4, 2) if kind == "local" else TileShape(128, 64, 8, 3)
+    return TileShape(64, 128, 4, 2) if width <= 64 and kind == "long" else TileShape(64, 32, 4, 3)
 
 
 @dataclass(frozen=True)
