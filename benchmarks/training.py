@@ -41,7 +41,7 @@ def main() -> int:
         return 2
     lines = [*heading(), *TABLE]
     wrong = 0
-    for work in (one for one in fixed.works("cuda") if one.name in AIMS):
+    for work in (one for one in fixed.gpu_works() if one.name in AIMS):
         line, agrees = row(work)
         wrong += not agrees
         lines.append(line)
@@ -67,8 +67,8 @@ def heading() -> list[str]:
     return [
         f"# Backward, bfloat16: {place}, {datetime.date.today()}",
         "",
-        "`python -m benchmarks.training`. Medians of interleaved samples, milliseconds. `error`: the largest difference",
-        "of a gradient from the float64 reference's (small size) and from the peer's (timed size), relative.",
+        "`python -m benchmarks.training`. Medians of interleaved samples, milliseconds. `error`: the largest",
+        "difference of a gradient from the float64 reference's (small size) and from the peer's (timed size), relative.",
         "`bits`: whether two steps are equal to the bit.",
         "",
     ]
@@ -147,11 +147,10 @@ def summed(step: Step) -> Tensor:
 def memory() -> list[str]:
     """Peak of a window training step beyond its inputs, as the length doubles."""
     pattern = attnc.load(EXAMPLES / "sliding_window.attn").sliding_window
-    lines = ["Peak memory of a step of sliding_window(1024), B1 H8 D128 bf16, beyond q, k, v (gradients included):", ""]
+    lines = ["Peak memory of a step of sliding_window(1024), B1 H8 D128 bf16, beyond q, k, v:", ""]
     for length in LENGTHS:
-        leaves = [
-            torch.randn(1, 8, length, 128, device="cuda", dtype=torch.bfloat16).requires_grad_() for _ in range(3)
-        ]
+        shape = (1, 8, length, 128)
+        leaves = [torch.randn(shape, device="cuda", dtype=torch.bfloat16).requires_grad_() for _ in "qkv"]
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
