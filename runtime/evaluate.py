@@ -288,8 +288,16 @@ def _take(at: Environment, node: Node) -> Tensor:
         found = vector.reshape(length, *tail)[held]
     else:
         shape = torch.broadcast_shapes(vector.shape[: at.rank], held.shape)
-        index = held.expand(shape).reshape(*shape, 1, *(1,) * len(tail)).expand(*shape, 1, *tail)
-        found = torch.gather(vector.expand(*shape, length, *tail), at.rank, index).squeeze(at.rank)
+        vector = vector.expand(*shape, length, *tail)
+        if vector.requires_grad:  # the gradient of a gather sums in any order on a GPU, that of a read in one
+            places = [
+                torch.arange(size, device=vector.device).view(-1, *(1,) * (at.rank - n - 1))
+                for n, size in enumerate(shape)
+            ]
+            found = vector[(*places, held.expand(shape))]
+        else:
+            index = held.expand(shape).reshape(*shape, 1, *(1,) * len(tail)).expand(*shape, 1, *tail)
+            found = torch.gather(vector, at.rank, index).squeeze(at.rank)
     if source.op == "derived":
         return found
     inside = ((position >= 0) & (position < length))[(..., *(None,) * len(tail))]
