@@ -43,7 +43,7 @@ def find_branches(graph: Graph, out: Node) -> Outline:
         if is_branch(node):
             found[node] = branch_output(graph, len(found))
     epilogue = substitute(graph, out, found)
-    for node in walk(epilogue):
+    for node in sorted(walk(epilogue), key=telling):
         check_epilogue(node)
     if not found:
         raise unlowered(out, "a result without a softmax over the keys")
@@ -96,6 +96,13 @@ def check_score(score: Node) -> None:
         if node.op == "input" and node.attribute in ("q", "k", "v"):
             raise unlowered(node, f"the vector `{node.attribute}` outside of `q @ k` in a score")
         stack.extend(node.args)
+
+
+def telling(node: Node) -> int:
+    """Rank of a node as the place of an error: a reduction says more than the products and inputs inside it."""
+    if node.op == "dot":
+        return 1
+    return 2 if OPS[node.op].pointwise or node.op in LEAVES else 0
 
 
 def check_epilogue(node: Node) -> None:
