@@ -140,6 +140,8 @@ class Algebra:
             return graph.make(op, *(self.node(arg) for arg in expression.args))
         if isinstance(expression, sympy.Pow) and expression.exp.is_Integer and 0 < int(expression.exp) <= 8:
             return self._reduce("mul", [expression.base] * int(expression.exp))
+        if isinstance(expression, sympy.Mul) and expression.as_coeff_Mul()[0] == -1:
+            return graph.make("neg", self.node(-expression))
         if isinstance(expression, sympy.Mul):
             return self._reduce("mul", list(expression.args))
         if isinstance(expression, sympy.Add):

@@ -176,7 +176,7 @@ def is_natural(node: Node) -> bool:
     if node.op in ("index", "size"):
         return True
     if node.op == "mod":
-        return True
+        return not node.args[1].type.indices or is_natural(node.args[1])
     if node.op in ("add", "mul", "minimum"):
         return all(is_natural(arg) for arg in node.args)
     if node.op == "floordiv":
