@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -135,6 +136,24 @@ def batches(tiles: Iterable[Tile], elements: int) -> Iterator[Batch]:
             shifts = moved
     if pending:
         yield join(pending)
+
+
+_remembered: OrderedDict[tuple[object, ...], tuple[object, list[Batch]]] = OrderedDict()
+REMEMBERED = 32
+
+
+def remembered(owner: object, key: tuple[object, ...], make: Callable[[], Iterable[Batch]]) -> list[Batch]:
+    """What `make` gave last time for this owner and key. Only views are kept: lists of positions would take memory."""
+    full = (id(owner), *key)
+    if full in _remembered:
+        _remembered.move_to_end(full)
+        return _remembered[full][1]
+    made = list(make())
+    if all(isinstance(places, Shifted) for one in made for places in (one.rows, *(step.keys for step in one.steps))):
+        _remembered[full] = (owner, made)  # the owner is held, so that its id stays its own
+        if len(_remembered) > REMEMBERED:
+            _remembered.popitem(last=False)
+    return made
 
 
 def room(tile: Tile, elements: int) -> int:

@@ -7,7 +7,7 @@ factor goes into q), sums in float32 (float64 for float64). Memory is that of on
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from attnc.compiler.plan import Branch, Plan
-from attnc.runtime.batches import Batch, Places, Shifted, Step, batches
+from attnc.runtime.batches import Batch, Places, Shifted, Step, batches, remembered
 from attnc.runtime.branches import alone, join
 from attnc.runtime.call import Call
 from attnc.runtime.distances import Line, by_distance
@@ -23,6 +23,7 @@ from attnc.runtime.evaluate import Environment
 from attnc.runtime.masks import Masks
 from attnc.runtime.scores import read_score
 from attnc.runtime.tiles import Group, Tiling
+from attnc.runtime.work import closed_form
 
 ELEMENTS = 2**20  # scores in one step: they stay in the cache
 SMALLEST = 64  # rows of a tile
@@ -147,12 +148,20 @@ class BranchRun:
         """
         shared = lanes.q.shape[1]
         few = len(lanes) * SMALLEST < self.call.sizes["i"]
-        for batch in batches(self.tiling.tiles(group), ELEMENTS // shared if few else 0):
+        for batch in self.batches(group, ELEMENTS // shared if few else 0):
             cost = batch.tiles * batch.rows.count * shared * batch.widest
             step = max(1, ELEMENTS // cost) if batch.tiles == 1 else 1
             dead: dict[tuple[int, int], Tensor] = {}
             for start in range(0, len(lanes), step):
                 yield Work(self.plan, self.call, lanes.part(start, start + step), batch, dead)
+
+    def batches(self, group: Group, elements: int) -> Sequence[Batch]:
+        """The batches of a group, remembered where sizes and parameters alone decide them."""
+        if not closed_form(self.branch):
+            return list(batches(self.tiling.tiles(group), elements))
+        sizes = tuple(self.call.sizes[index] for index in ("b", "h", "i", "j"))
+        key = (*sizes, self.tiling.shared, self.tiling.columns, elements, *sorted(self.call.parameters.items()))
+        return remembered(self.branch, key, lambda: batches(self.tiling.tiles(group), elements))
 
     # One batch
 

@@ -77,8 +77,8 @@ def branch_backward(
     }
     for at, leaf in enumerate(leaves):
         if leaf.side == "key":
-            shape = (sizes["b"], sizes["h"], sizes["j"])
-            results[at] = outputs[f"leaf_{at}"] = torch.zeros(shape, dtype=torch.float32, device=call.q.device)
+            by_key = (sizes["b"], sizes["h"], sizes["j"])
+            results[at] = outputs[f"leaf_{at}"] = torch.zeros(by_key, dtype=torch.float32, device=call.q.device)
     for kernel in passes:
         shape = INTERPRETED if interpreting() else backward_shape(*widths(call, v), "keys", kind_of(kernel.domain))
         run = KernelCall(call, shared | outputs, shape)

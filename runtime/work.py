@@ -55,12 +55,17 @@ def program_list(plan: Plan, branch: Branch, call: Call, shape: TileShape, proce
 @lru_cache(maxsize=1024)
 def splits(branch: Branch) -> bool:
     """Whether the work of consecutive row tiles follows from sizes and parameters alone."""
-    steered = any(
+    rows = branch.domain.rows
+    return closed_form(branch) and rows.period is None and rows.step is None and bool(branch.domain.key_sets)
+
+
+@lru_cache(maxsize=1024)
+def closed_form(branch: Branch) -> bool:
+    """Whether no tensor, batch row or head steers which keys a row visits."""
+    return not any(
         node.op in FIXED_OPS or (node.op == "index" and node.attribute in ("b", "h"))
         for node in walk(*bounds_of(branch))
     )
-    rows = branch.domain.rows
-    return not steered and rows.period is None and rows.step is None and bool(branch.domain.key_sets)
 
 
 def bounds_of(branch: Branch) -> list[Node]:
@@ -96,8 +101,8 @@ def key_set_work(environment: Environment, key_set: KeySet, shape: TileShape, ti
     if isinstance(walk, Diagonals):
         return torch.full((tiles,), call.derived[walk.table].shape[-1])
     if isinstance(walk, Listed):
-        keys = call.derived[walk.table].shape[-1] * int(environment.value(walk.width))
-        return torch.full((tiles,), -(-keys // shape.block_n))
+        listed = call.derived[walk.table].shape[-1] * int(environment.value(walk.width))
+        return torch.full((tiles,), -(-listed // shape.block_n))
     work = torch.zeros(tiles, dtype=torch.int64)
     for run in key_set.runs:
         lo, hi = of(run.outer.lo), of(run.outer.hi)
