@@ -18,8 +18,19 @@ from attnc.compiler.emit.kernel import Kernel, StreamedKernel
 from attnc.compiler.emit.ranges import Loop, emit_ranges, table_line
 from attnc.compiler.emit.rows import emit_rows
 from attnc.compiler.emit.streamed import emit_heads
-from attnc.compiler.ir import Graph, Node
+from attnc.compiler.ir import Graph, Node, walk
 from attnc.compiler.plan import Branch, Diagonals, Domain, KeySet, Plan
+
+# Ops that may not be finite where their operands are.
+FRAGILE = frozenset({"exp", "log", "sqrt", "pow", "div"})
+
+
+def fragile(adjoint: Node) -> bool:
+    """Whether a derivative may not be finite on some pair. A divisor that is the same for all pairs is harmless."""
+    return any(
+        node.op in FRAGILE and (node.op != "div" or bool({"i", "j"} & node.args[1].type.indices))
+        for node in walk(adjoint)
+    )
 
 
 class BackwardKernel(StreamedKernel):
@@ -77,9 +88,14 @@ class BackwardKernel(StreamedKernel):
         """`g`, and `ds`, the gradient of q @ k, from `weights` and `dp` = dO V^T."""
         self.writer.let("g", f"weights * (dp - delta_rows{view.i})")
         if not self.outside():
-            self.writer.let("ds", f"g * ({self.expressions.text(self.adjoint, view)})", self.adjoint.span)
+            self.writer.let("ds", self.carried(self.adjoint, view), self.adjoint.span)
         else:
             self.writer.let("ds", "g")
+
+    def carried(self, adjoint: Node, view: View) -> str:
+        """g times a derivative; 0 on a pair without weight, where the derivative may not be finite."""
+        product = f"g * ({self.expressions.text(adjoint, view)})"
+        return f"tl.where(weights > 0.0, {product}, 0.0)" if fragile(adjoint) else product
 
     def scaled(self, name: str) -> None:
         if self.outside():
@@ -148,7 +164,7 @@ class BackwardRows(BackwardKernel):
 
     def sum_leaf(self, number: int, leaf: Leaf, view: View, pairs: bool) -> None:
         writer = self.writer
-        writer.let("part_sum", f"g * ({self.expressions.text(leaf.adjoint, view)})", leaf.value.span)
+        writer.let("part_sum", self.carried(leaf.adjoint, view), leaf.value.span)
         if leaf.side == "row":
             writer.let(f"sum_{number}", f"sum_{number} + " + ("part_sum" if pairs else "tl.sum(part_sum, 1)"))
             return
@@ -269,7 +285,7 @@ class BackwardKeys(BackwardKernel):
             writer.let("dv_rows", "tl.dot(weights.to(cotangent.dtype), cotangent, dv_rows, input_precision=PRECISION)")
             writer.let("dk_rows", "tl.dot(ds.to(query.dtype), query, dk_rows, input_precision=PRECISION)")
         for number, leaf in zip(self.numbers, self.leaves, strict=True):
-            part = f"g * ({self.expressions.text(leaf.adjoint, view)})"
+            part = self.carried(leaf.adjoint, view)
             writer.let(f"sum_{number}", f"sum_{number} + " + (part if pairs else f"tl.sum({part}, 1)"), leaf.value.span)
 
     def finish(self) -> None:

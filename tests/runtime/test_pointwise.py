@@ -73,3 +73,26 @@ def test_queries_that_a_score_rounds_or_leaves_out_have_gradient_zero(
     torch.testing.assert_close(
         (by_v.double(), by_x.double()), tuple(part.double() for part in expected), atol=1e-4, rtol=1e-4
     )
+
+
+@pytest.mark.parametrize(
+    ("score", "condition"),
+    [
+        ("q @ k * x - log(i - j)", "j < i"),
+        ("q @ k + sqrt(x * (i - j))", "j < i"),
+        ("q @ k + exp(200 * x * (j - i))", "j <= i"),
+        ("exp(200 * (j - i) * x * (2 + tanh(q @ k)))", "j <= i"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, from Triton's interpreter: what is asked for here
+@pytest.mark.parametrize("backend", ["executor", "triton"])
+def test_derivatives_that_are_not_finite_on_dead_pairs_do_no_harm(score: str, condition: str, backend: str) -> None:
+    text = f"pattern p:\n    input x: real[h]\n    out = softmax[j]({score} where {condition}) @ v\n"
+    pattern = attnc.compile(text).p
+    q, k, v = (tokens(1, 2, 21, 4, seed=seed).float().requires_grad_() for seed in range(3))
+    x = torch.tensor([0.5, 1.0], requires_grad=True)
+    out, _ = pattern.outputs(q, k, v, {"x": x}, backend)
+    found, expected = (
+        torch.autograd.grad(result.square().sum(), (q, k, v, x)) for result in (out, pattern.reference(q, k, v, x=x))
+    )
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
