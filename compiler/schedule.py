@@ -26,7 +26,7 @@ def tile_shape(width: int, itemsize: int, kind: str) -> TileShape:
     (by a step, a grid or a list). Measured on an H200, see benchmarks/results/.
     """
     if itemsize > 2:
-        return WIDE[min(width, 256)] if width > 64 else TileShape(128, 64, 8, 2)
+        return WIDE[128 if width <= 128 else 256] if width > 64 else TileShape(128, 64, 8, 2)
     if width > 128 or kind == "sparse":
         return TileShape(64, 32, 4, 3)
     if kind == "local":

@@ -73,9 +73,13 @@ def plan(made: plans.Plan) -> None:
     names = {f"{derived.name}.{part}" for derived in tables for part in derived.parts}
     for one in made.branches:
         for key_set in (key_set for domain in (one.domain, *one.transposed) for key_set in domain.key_sets):
-            for node in walk(one.score, key_set.mask, *(run.outer.lo for run in key_set.runs)):
+            bounds = [side for run in key_set.runs for side in (run.outer, run.inner) if side is not None]
+            for node in walk(one.score, key_set.mask, *(bound for side in bounds for bound in (side.lo, side.hi))):
                 if node.op == "derived" and node.attribute not in names:
                     fail("plan", f"table {node.attribute} is read and not made", node)
+            for table in (getattr(key_set.walk, part, None) for part in ("table", "rank", "starts")):
+                if table is not None and table not in names:
+                    fail("plan", f"table {table} is walked and not made", key_set.mask)
 
 
 def fail(stage: str, message: str, node: Node) -> None:

@@ -186,7 +186,13 @@ class Maker:
             literals = [self.graph.literal(x) for x in (0.0, 1.0, 2.0, -1.5)]
             return self.draw(st.sampled_from([slope, *literals, self.read_token(0), self.scores(0)]))
         return self.choose(
-            self._real_pair, self._real_pair, self._real_unary, self.read_token, self.scores, self._real_int, depth=depth
+            self._real_pair,
+            self._real_pair,
+            self._real_unary,
+            self.read_token,
+            self.scores,
+            self._real_int,
+            depth=depth,
         )
 
     def _real_pair(self, depth: int) -> Node:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -40,13 +42,18 @@ class Written:
         self.names = {name: Operand(self.graph, node) for name, node in names.items()}
 
     def read(self, text: str) -> Node:
-        calls = {"min": self.call("minimum"), "max": self.call("maximum"), "abs": self.call("abs"), "eq": self.call("eq")}
+        calls = {
+            "min": self.call("minimum"),
+            "max": self.call("maximum"),
+            "abs": self.call("abs"),
+            "eq": self.call("eq"),
+        }
         made = eval(text, {**self.names, **calls})
         assert isinstance(made, Operand)
         return made.node
 
-    def call(self, op: str):  # type: ignore[no-untyped-def]
-        def make(*args):  # type: ignore[no-untyped-def]
+    def call(self, op: str) -> Callable[..., Operand]:
+        def make(*args: Operand | int) -> Operand:
             return Operand(self.graph, self.graph.make(op, *(Operand.lift(self.graph, arg) for arg in args)))
 
         return make
