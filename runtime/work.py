@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from attnc.compiler.emit.arguments import walk_nodes
 from attnc.compiler.ir import Node, walk
 from attnc.compiler.plan import Branch, Diagonals, Grid, KeySet, Listed, Plan, Stepped
 from attnc.compiler.schedule import Split, TileShape, split_rows
@@ -56,16 +58,19 @@ def program_list(plan: Plan, branch: Branch, call: Call, shape: TileShape, proce
 def splits(branch: Branch) -> bool:
     """Whether the work of consecutive row tiles follows from sizes and parameters alone."""
     rows = branch.domain.rows
-    return closed_form(branch) and rows.period is None and rows.step is None and bool(branch.domain.key_sets)
+    return not steered(bounds_of(branch)) and rows.period is None and rows.step is None and bool(branch.domain.key_sets)
 
 
 @lru_cache(maxsize=1024)
 def closed_form(branch: Branch) -> bool:
-    """Whether no tensor, batch row or head steers which keys a row visits."""
-    return not any(
-        node.op in FIXED_OPS or (node.op == "index" and node.attribute in ("b", "h"))
-        for node in walk(*bounds_of(branch))
-    )
+    """Whether no tensor, batch row or head steers which keys a row visits, nor in which order."""
+    listed = any(isinstance(key_set.walk, Listed | Diagonals) for key_set in branch.domain.key_sets)
+    return not listed and not steered([*bounds_of(branch), *walk_nodes(branch.domain)])
+
+
+def steered(nodes: Sequence[Node]) -> bool:
+    """Whether a tensor, a batch row or a head is among what nodes depend on."""
+    return any(node.op in FIXED_OPS or (node.op == "index" and node.attribute in ("b", "h")) for node in walk(*nodes))
 
 
 def bounds_of(branch: Branch) -> list[Node]:
