@@ -31,7 +31,7 @@ class ProgramList:
     slots: int
 
 
-_remembered: OrderedDict[tuple[object, ...], ProgramList | None] = OrderedDict()
+_remembered: OrderedDict[tuple[object, ...], tuple[Branch, ProgramList | None]] = OrderedDict()
 
 
 def program_list(plan: Plan, branch: Branch, call: Call, shape: TileShape, processors: int) -> ProgramList | None:
@@ -48,10 +48,11 @@ def program_list(plan: Plan, branch: Branch, call: Call, shape: TileShape, proce
     key = (id(branch), parameters, sizes, shape, processors, str(call.q.device))
     if key not in _remembered:
         split = split_rows(work_of(plan, branch, call, shape), heads, processors)
-        _remembered[key] = tensors(split, call, shape) if split else None
+        made = tensors(split, call, shape) if split else None
+        _remembered[key] = branch, made  # the branch is held, so that its id stays its own
         if len(_remembered) > REMEMBERED:
             _remembered.popitem(last=False)
-    return _remembered[key]
+    return _remembered[key][1]
 
 
 @lru_cache(maxsize=1024)

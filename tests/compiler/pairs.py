@@ -88,6 +88,10 @@ class Case:
 
     def truth(self) -> Tensor:
         """(B, H, N, M): each live key's share of its row."""
+        return reference(self.pattern, *self.tensors(), self.arguments(), self.inputs())
+
+    def arguments(self) -> dict[str, object]:
+        """The parameters as a caller gives them: tuples whole."""
         given: dict[str, object] = {}
         for name, value in self.parameters().items():
             stem, dot, _ = name.partition(".")
@@ -95,10 +99,7 @@ class Case:
                 given[stem] = (*given.get(stem, ()), value)  # type: ignore[misc]
             else:
                 given[name] = value
-        declared = {one.name for one in self.pattern.parameters} | {"scale"}
-        return reference(
-            self.pattern, *self.tensors(), {n: v for n, v in given.items() if n in declared}, self.inputs()
-        )
+        return given
 
 
 def pattern_of(text: str, name: str = "p.attn") -> Pattern:
@@ -278,3 +279,18 @@ def check_execution(case: Case, execute: Execute, plan: Plan | None = None) -> N
     if len(plan.branches) == 1 and plan.branches[0].sink is None:
         count = (truth > 0).sum(-1).double()
         assert torch.allclose(lse[0].double().exp(), count, rtol=1e-5), "the statistic counts other pairs"
+
+
+def check_values(case: Case, execute: Execute, plan: Plan | None = None) -> None:
+    """A back end agrees with the reference on random scores, values and real inputs."""
+    plan = plan or lower(case.pattern)
+    generator = torch.Generator().manual_seed(0)
+
+    def random(tensor: Tensor) -> Tensor:
+        return torch.randn(tensor.shape, generator=generator) if tensor.is_floating_point() else tensor
+
+    q, k, v = (random(tensor) for tensor in case.tensors())
+    inputs = {name: random(tensor) for name, tensor in case.inputs().items()}
+    out, _ = execute(plan, make_call(plan, 4.0 * q, k, v, case.parameters(), inputs))
+    expected = reference(case.pattern, 4.0 * q, k, v, case.arguments(), inputs)
+    assert torch.allclose(out.double(), expected, atol=1e-4), "results differ from the reference"
