@@ -68,7 +68,7 @@ def heading() -> list[str]:
         f"# Backward, bfloat16: {place}, {datetime.date.today()}",
         "",
         "`python -m benchmarks.training`. Medians of interleaved samples, milliseconds. `error`: the largest",
-        "difference of a gradient from the float64 reference's (small size) and from the peer's (timed size), relative.",
+        "relative difference of a gradient from the float64 reference's (small size) and from the peer's (timed size).",
         "`bits`: whether two steps are equal to the bit.",
         "",
     ]
