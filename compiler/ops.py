@@ -66,6 +66,6 @@ OPS: dict[str, OpInfo] = {
     **POINTWISE,
     # `derived`: a table that a prologue step makes, by name (see plan.Derived)
     "derived": OpInfo(),
-    # `branch`: the output of a streamed branch, by number
-    "branch": OpInfo(),
+    # `unmatrix`: the first vector axis as the index named by attribute, the inverse of `matrix`
+    "unmatrix": OpInfo(),
 }
