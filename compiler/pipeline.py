@@ -9,7 +9,7 @@ from attnc.compiler import verify
 from attnc.compiler.algebra import Algebra
 from attnc.compiler.attention import attend
 from attnc.compiler.build import build, unlowered
-from attnc.compiler.composition import Attend, Composition, Compute, Step
+from attnc.compiler.composition import Attend, Composition, Step
 from attnc.compiler.decompose import Decomposer, Rule
 from attnc.compiler.describe import describe_domain, describe_passes, describe_step
 from attnc.compiler.ir import Graph, Node, text, walk
