@@ -43,7 +43,7 @@ def build_term(graph: Graph, root: Term, known: Mapping[int, Node] | None = None
 def owned(root: Term, found: dict[int, bool]) -> bool:
     """Whether a term of a block reads a state or an earlier step."""
     if id(root) not in found:
-        inside = root.form in ("state", "local") or any([owned(arg, found) for arg in root.args])
+        inside = root.form in ("state", "local") or any(owned(arg, found) for arg in root.args)
         found[id(root)] = inside
     return found[id(root)]
 
