@@ -68,4 +68,10 @@ OPS: dict[str, OpInfo] = {
     "derived": OpInfo(),
     # `branch`: the output of a streamed branch, by number
     "branch": OpInfo(),
+    # `features`: vectors and scalars end to end; `kronecker`: all products of elements of two vectors, the first's
+    # outermost; `symmetric`: the monomials of a vector of the degree `attribute`, times the square root of how many
+    # orders each has
+    "features": OpInfo(),
+    "kronecker": OpInfo(),
+    "symmetric": OpInfo(),
 }
