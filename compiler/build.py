@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from attnc.compiler.blocks import Names, build_scan
 from attnc.compiler.ir import Graph, Node
 from attnc.compiler.ops import OPS
 from attnc.dsl.diagnostics import AttnError, Diagnostic
-from attnc.dsl.terms import Pattern, Term
+from attnc.dsl.terms import Pattern, Scan, Term
 
 
 def build(graph: Graph, pattern: Pattern) -> Node:
@@ -15,14 +16,24 @@ def build(graph: Graph, pattern: Pattern) -> Node:
 
 def build_term(graph: Graph, root: Term) -> Node:
     """The graph of one term."""
-    done: dict[int, Node] = {}
+    return _build(graph, root, {}, None)
+
+
+def _build(graph: Graph, root: Term, done: dict[int, Node], names: Names | None) -> Node:
+    """The graph of a term outside (no names) or inside of a block."""
     stack = [(root, False)]
     while stack:
         term, expanded = stack.pop()
         if id(term) in done:
             continue
+        if isinstance(term.block, Scan):
+            done[id(term)] = build_scan(graph, term, done, lambda step, done, names: _build(graph, step, done, names))
+            continue
         if term.block is not None:
             raise unlowered(term, f"a `{term.form}` block")
+        if names is not None and term.form in ("state", "local"):
+            done[id(term)] = names.read(term)
+            continue
         if not expanded:
             stack.append((term, True))
             stack.extend((arg, False) for arg in reversed(term.args))
