@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from attnc.compiler.algebra import Algebra
-from attnc.compiler.extents import Reach, Reaches
+from attnc.compiler.extents import Reach, Reaches, looks_ahead
 from attnc.compiler.features import end_to_end, features
 from attnc.compiler.ir import Graph, Node, walk
 from attnc.compiler.separate import Inseparable, Separator, Term, is_mixed
@@ -119,15 +119,16 @@ def parts(graph: Graph, body: Node, value: Node | None, reach: Reach) -> list[Pa
 
 def check_decay(reach: Reach, body: Node) -> None:
     """A decay runs from the key up to the row: keys behind the row would grow."""
-    amount = reach.amount
-    ahead = amount is not None and amount.op == "literal" and int(amount.attribute) < 0  # type: ignore[call-overload]
-    if reach.kind == "all" or ahead:
+    if reach.kind == "all" or looks_ahead(reach.amount):
         raise Inseparable("its decay has no bound where keys lie behind the row; let the condition hold j <= i", body)
 
 
 def finish(graph: Graph, associated: Associated, sums: Sequence[Node], totals: Sequence[Node]) -> Node:
     """The reduction, from each part's sum (b, h, i; e) and, under a normaliser, its weights' total (b, h, i)."""
-    node, result = associated.node, _added(graph, [_times(graph, *pair) for pair in zip(associated.parts, sums, strict=True)])
+    node, result = (
+        associated.node,
+        _added(graph, [_times(graph, *pair) for pair in zip(associated.parts, sums, strict=True)]),
+    )
     if not node.type.axes:  # the weights were summed alone
         axis = result.type.axes[0]
         type = Type(Base.REAL, result.type.indices)

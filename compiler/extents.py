@@ -56,6 +56,8 @@ class Reaches:
             else:
                 limits[self.limit(atom)] = atom
         kind, amount = self.extent(list(limits), condition)
+        if same is not None and (kind == "all" or looks_ahead(amount)):
+            raise Inseparable("packed rows that see keys behind them; let the condition hold j <= i", condition)
         return Reach(kind, amount, same, tuple(masks))
 
     def agreement(self, atom: Node) -> Node | None:
@@ -91,6 +93,16 @@ class Reaches:
             if amount is not None and not any(self.algebra.contains(amount, name) for name in "bhij"):
                 return kind, self.algebra.node(amount)
         raise Inseparable("the keys that a row sees do not grow with it in equal steps", condition)
+
+
+def looks_ahead(amount: Node | None) -> bool:
+    """Whether a lag lets rows see keys behind them."""
+    return amount is not None and amount.op in ("literal", "neg") and not is_literal_at_least_0(amount)
+
+
+def is_literal_at_least_0(node: Node) -> bool:
+    """Whether a node is a number that is not negative."""
+    return node.op == "literal" and node.attribute is not None and float(node.attribute) >= 0  # type: ignore[arg-type]
 
 
 def _period(bound: sympy.Expr, i: sympy.Expr) -> sympy.Expr | None:

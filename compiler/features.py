@@ -99,5 +99,3 @@ def end_to_end(graph: Graph, parts: Sequence[Node]) -> Node:
     axis = "+".join(part.type.axes[0] if part.type.axes else "1" for part in parts)
     indices = frozenset[str]().union(*(part.type.indices for part in parts))
     return graph.make("features", *parts, type=Type(Base.REAL, indices, (axis,)))
-
-

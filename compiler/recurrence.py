@@ -154,7 +154,9 @@ class Reader:
             writes = [(graph.make("mul", key, value), one) for key, value in writes]
         arrays = [self.at_keys(one, after=after) for write in writes for one in write]
         place = graph.make(
-            "branch", type=Type(Base.REAL, frozenset("bhi"), axes or ("1",)), attribute=f"{name}{len(self.reads)}"
+            "input",
+            type=Type(Base.REAL, frozenset("bhi"), axes or ("1",)),
+            attribute=f"read {len(self.reads)} of {name}",
         )
         found = Read(
             place,

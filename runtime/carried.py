@@ -95,9 +95,7 @@ def carry_backward(
     return plan.backward(query, key, value, decay, state, grad_out, grad_state)
 
 
-def advance(
-    query: Tensor, key: Tensor, value: Tensor, decay: Tensor | None, state: Tensor
-) -> tuple[Tensor, Tensor]:
+def advance(query: Tensor, key: Tensor, value: Tensor, decay: Tensor | None, state: Tensor) -> tuple[Tensor, Tensor]:
     """One more token: S = exp(g) S + k v^T, read by q^T S. query, key (b, h, f), value (b, h, e), state (b, h, f, e),
     decay None, (b, h) or (b, h, f). Gives the result (b, h, e) and the new state."""
     if decay is not None:
@@ -195,6 +193,8 @@ class Carried:
         found = query[:, :, self.skipped :]
         if decay is not None and self.reach.kind == "lag" and self.reach.amount:
             found = found * self.elapsed(decay).to(self.shapes.dtype)
+        if self.reach.same is not None and self.reach.kind == "lag" and self.reach.amount:
+            found = found * self.stayed(self.reach.same)
         return pad(found, (0, 0, self.lead, 0)) if self.lead else found
 
     def elapsed(self, decay: Tensor) -> Tensor:
@@ -209,6 +209,13 @@ class Carried:
             factor = (prefix[:, :, ends] - prefix[:, :, starts]).exp()
         factor = factor if decay.dim() == 4 else factor.unsqueeze(-1)
         return _by_heads(factor, self.shapes.heads) if factor.shape[1] not in (1,) else factor
+
+    def stayed(self, same: Tensor) -> Tensor:
+        """1 where the position that a row reads the state at belongs to the row's run, else 0: (b, 1, i, 1)."""
+        rows = torch.arange(self.reach.offset + self.skipped, self.reach.offset + self.shapes.rows, device=same.device)
+        rows = rows.clamp(max=self.shapes.keys - 1)
+        agree = same[:, rows] == same[:, (rows - self.reach.amount).clamp(min=0)]
+        return agree[:, None, :, None].to(self.shapes.dtype)
 
     # Backward
 

@@ -170,7 +170,9 @@ class Recurred:
         sides = torch.cat([scores(y, k, before, rows, earlier) @ v, decayed(y, before)], -1)
         solved = torch.linalg.solve_triangular(solve, sides, upper=False, unitriangular=True)
         own, through = solved.split([s.width, s.features], -1)
-        states, reads, after = self.advance(state, own, through, to_end(x, rows), to_end(k, rows).mT @ v, kept(rows, s.dtype))
+        states, reads, after = self.advance(
+            state, own, through, to_end(x, rows), to_end(k, rows).mT @ v, kept(rows, s.dtype)
+        )
         if query is None:
             return None, after
         q = cut(query)

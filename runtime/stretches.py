@@ -48,9 +48,7 @@ class Recurrence:
         for start, stop in bounds[:-1]:
             states.append(self.advance(part(arrays, start, stop), states[-1])[1])
         states = states[: len(bounds)]
-        gradients = [
-            torch.zeros_like(one) if one is not None and one.is_floating_point() else None for one in arrays
-        ]
+        gradients = [torch.zeros_like(one) if one is not None and one.is_floating_point() else None for one in arrays]
         for (start, stop), before in zip(reversed(bounds), reversed(states), strict=True):
             given = None if grad_output is None else grad_output.narrow(POSITIONS, start, stop - start)
             found, grad_state = self.differentiate(part(arrays, start, stop), before, given, grad_state)
