@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from attnc.compiler.ir import Graph, Node, substitute, walk
-
 from attnc.dsl.types import Base, Type
 
 MOST_TERMS = 64

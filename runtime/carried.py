@@ -189,7 +189,7 @@ class Carried:
         return pad(found, (*(0, 0) * (array.dim() - 3), 0, missing))
 
     def rows(self, query: Tensor, decay: Tensor | None) -> Tensor:
-        """The rows that see something, at the positions that they read the state at, decayed from there to themselves."""
+        """The rows that see something, at the positions that they read the state at, with the decay from there on."""
         found = query[:, :, self.skipped :]
         if decay is not None and self.reach.kind == "lag" and self.reach.amount:
             found = found * self.elapsed(decay).to(self.shapes.dtype)
@@ -208,7 +208,7 @@ class Carried:
             ends, starts = (at.clamp(max=self.shapes.keys) for at in (rows, rows - amount))
             factor = (prefix[:, :, ends] - prefix[:, :, starts]).exp()
         factor = factor if decay.dim() == 4 else factor.unsqueeze(-1)
-        return _by_heads(factor, self.shapes.heads) if factor.shape[1] not in (1,) else factor
+        return _by_heads(factor, self.shapes.heads) if factor.shape[1] != 1 else factor
 
     def stayed(self, same: Tensor) -> Tensor:
         """1 where the position that a row reads the state at belongs to the row's run, else 0: (b, 1, i, 1)."""

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 FORGOTTEN = -1e5  # exp of it is 0 in every type; a log decay of -infinity would give NaN in a difference
-SUB = 16  # rows and keys whose decays by channel are formed pair by pair
+SUB = 16  # rows and keys of a sub-chunk, for decays by channel
+MILD = 60.0  # exp of it and of minus it, and products of sums of them, are far from overflow and underflow in float32
 
 
 def chunked(array: Tensor, batch: int, heads: int, chunk: int, *, length: int, value: float = 0.0) -> Tensor:
@@ -36,9 +37,9 @@ def sums(decay: Tensor) -> Tensor:
 
 
 def spans(rows: Tensor, keys: Tensor, live: Tensor) -> Tensor:
-    """exp(rows_i - keys_j) where `live`, else 0: (.., r), (.., c) -> (.., r, c)."""
+    """rows_i - keys_j where `live`, else -infinity: (.., r), (.., c) -> (.., r, c)."""
     difference = rows.unsqueeze(-1) - keys.unsqueeze(-2)
-    return difference.masked_fill(~live, -torch.inf).exp()
+    return difference.masked_fill(~live, -torch.inf)
 
 
 def scores(query: Tensor, key: Tensor, rows: Tensor | None, keys: Tensor | None, live: Tensor) -> Tensor:
@@ -50,33 +51,34 @@ def scores(query: Tensor, key: Tensor, rows: Tensor | None, keys: Tensor | None,
     if rows is None or keys is None:
         return (query @ key.mT).masked_fill(~live, 0)
     if rows.dim() == 3:
-        return (query @ key.mT) * spans(rows, keys, live).to(query.dtype)
+        return (query @ key.mT) * spans(rows, keys, live).to(query.dtype).exp()
     return channel_scores(query, key, rows, keys, live)
 
 
 def channel_scores(query: Tensor, key: Tensor, rows: Tensor, keys: Tensor, live: Tensor) -> Tensor:
     """`scores` with a decay for each channel.
 
-    Rows of a sub-chunk reach keys before it by way of the sub-chunk's start: both factors are at most 1. Within the
-    sub-chunk every pair has its own exponent.
+    Rows of a sub-chunk reach keys before it by way of the sub-chunk's start: both factors are at most 1. So do they
+    reach keys of the sub-chunk itself where it decays little; where it decays much, every pair has its own exponent.
     """
     size = query.shape[2]
     bands = []
     for start in range(0, size, SUB):
         stop = min(start + SUB, size)
         own, sums_of_rows = query[:, :, start:stop], rows[:, :, start:stop]
-        near = slice(start, stop)
-        difference = sums_of_rows.unsqueeze(3) - keys[:, :, near].unsqueeze(2)
-        here = live[..., start:stop, near].unsqueeze(-1)
-        factors = difference.masked_fill(~here, -torch.inf).to(query.dtype).exp()
-        band = [((own.unsqueeze(3) * factors) * key[:, :, near].unsqueeze(2)).sum(-1)]
-        if start:
-            middle = keys[:, :, start - 1 : start]
-            left = own * (sums_of_rows - middle).exp().to(query.dtype)
-            right = key[:, :, :start] * (middle - keys[:, :, :start]).exp().to(query.dtype)
-            band.insert(0, (left @ right.mT).masked_fill(~live[..., start:stop, :start], 0))
-        if stop < size:
-            band.append(query.new_zeros(*query.shape[:2], stop - start, size - stop))
+        middle = keys[:, :, start - 1 : start] if start else torch.zeros_like(keys[:, :, :1])
+        mild = bool((middle - keys[:, :, stop - 1 : stop] <= MILD).all())
+        reached = stop if mild else start
+        left = own * (sums_of_rows - middle).to(query.dtype).exp()
+        right = key[:, :, :reached] * (middle - keys[:, :, :reached]).to(query.dtype).exp()
+        band = [(left @ right.mT).masked_fill(~live[..., start:stop, :reached], 0)]
+        if not mild:
+            near = slice(start, stop)
+            difference = sums_of_rows.unsqueeze(3) - keys[:, :, near].unsqueeze(2)
+            dead = ~live[..., near, near].unsqueeze(-1)
+            factors = difference.masked_fill(dead, -torch.inf).to(query.dtype).exp()
+            band.append((own.unsqueeze(3) * factors * key[:, :, near].unsqueeze(2)).sum(-1))
+        band.append(query.new_zeros(*query.shape[:2], stop - start, size - stop))
         bands.append(torch.cat(band, -1))
     return torch.cat(bands, 2)
 
@@ -85,7 +87,7 @@ def decayed(array: Tensor, rows: Tensor | None) -> Tensor:
     """(z, n, c, f) times the decay from the chunk's start to each position."""
     if rows is None:
         return array
-    factor = rows.exp().to(array.dtype)
+    factor = rows.to(array.dtype).exp()
     return array * (factor if rows.dim() == 4 else factor.unsqueeze(-1))
 
 
@@ -93,7 +95,7 @@ def to_end(array: Tensor, rows: Tensor | None) -> Tensor:
     """(z, n, c, f) times the decay from each position to the chunk's end."""
     if rows is None:
         return array
-    factor = (rows[:, :, -1:] - rows).exp().to(array.dtype)
+    factor = (rows[:, :, -1:] - rows).to(array.dtype).exp()
     return array * (factor if rows.dim() == 4 else factor.unsqueeze(-1))
 
 
@@ -101,5 +103,5 @@ def kept(rows: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """What a chunk keeps of the state before it, (z, n, f or 1, 1)."""
     if rows is None:
         return None
-    factor = rows[:, :, -1].exp().to(dtype)
+    factor = rows[:, :, -1].to(dtype).exp()
     return factor.unsqueeze(-1) if rows.dim() == 4 else factor[..., None, None]

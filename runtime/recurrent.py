@@ -2,8 +2,8 @@
 
     S_t = diag(exp g_t) S_{t-1} + x_t (y_t^T S_{t-1}) + k_t v_t^T,   out_t = q_t^T S_t
 
-Within a chunk the reads w_t = y_t^T S_{t-1} depend on one another through a strictly triangular matrix; solving with it
-(the WY form of DeltaNet, arXiv 2406.06484, with decays as in Kimi Linear, arXiv 2510.26692) leaves products of matrices:
+Within a chunk the reads w_t = y_t^T S_{t-1} depend on one another through a strictly triangular matrix; solving with
+it (the WY form of DeltaNet, arXiv 2406.06484, with decays as in Kimi Linear, arXiv 2510.26692) leaves products:
 
     w = (I - A_yx)^-1 (A_yk V + (y exp G) S),   A_yx[t, j] = sum_c y_tc x_jc exp(G_{t-1, c} - G_jc) for j < t
 
