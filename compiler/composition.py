@@ -7,6 +7,7 @@ not vary over is 1 long, and h may be as long as the key heads. No step makes an
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from attnc.compiler.ir import Graph, Node
@@ -83,8 +84,8 @@ class Recur:
 
     S_t = diag(exp g_t) S_{t-1} + x_t (y_t^T S_{t-1}) + k_t v_t^T,   out_t = q_t^T S_t
 
-    `query`, `key` (b, h, t; d), `value` (b, h, t; e), `decay` g: None, (b, h, t) or (b, h, t; d); `left` x and `right`
-    y: (b, h, t; d). A read before the update is the read of the position before.
+    `query` (b, h, i; d), `key` (b, h, j; d), `value` (b, h, j; e), `decay` g: None, (b, h, t) or (b, h, t; d); `left` x
+    and `right` y: (b, h, j; d). A read before the update is the read of the position before.
     """
 
     name: str
@@ -110,7 +111,10 @@ Step = Compute | Attend | Carry | Recur | Sequential
 
 @dataclass(frozen=True)
 class Composition:
-    """The steps of a pattern; the last one's array is the result, over the layout `output_axes`."""
+    """The steps of a pattern; the last one's array is the result, over the layout `output_axes`.
+
+    `arrays`: every array by name with its layout; q, k, v and the declared inputs among them.
+    """
 
     name: str
     source: Source
@@ -118,8 +122,22 @@ class Composition:
     inputs: tuple[Input, ...]
     axes: tuple[Axis, ...]
     steps: tuple[Step, ...]
+    arrays: Mapping[str, Input]
     requirements: tuple[Requirement, ...]
     output_axes: tuple[str, ...]
     uses_value: bool
     notes: tuple[str, ...] = ()
     graph: Graph | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def attention(self) -> Attend | None:
+        """The step that is all of the pattern: one attention over q, k and v as they are given."""
+        (step, *others) = self.steps
+        if others or not isinstance(step, Attend) or (step.query, step.key, step.value) != ("q", "k", "v"):
+            return None
+        return step if self.output_axes == ("b", "h", "i", "e") else None
+
+    @property
+    def is_one_softmax(self) -> bool:
+        """Whether the result is one softmax over keys, or a merge: its rows have a log-sum-exp."""
+        return isinstance(self.steps[-1], Attend) and self.output_axes == ("b", "h", "i", "e")

@@ -23,12 +23,6 @@ from attnc.runtime.scores import read_score
 from attnc.runtime.tiles import Group
 
 
-def branch_outputs(plan: Plan, call: Call) -> list[tuple[Tensor, Tensor]]:
-    """(out, lse) of every branch, out in the dtype of sums."""
-    with torch.no_grad():
-        return [BranchRun(plan, branch, call).run(call.compute_dtype) for branch in plan.branches]
-
-
 def branch_backward(
     plan: Plan, number: int, call: Call, grad_out: Tensor, lse: Tensor, delta: Tensor
 ) -> BranchGradients:

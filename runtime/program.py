@@ -12,8 +12,10 @@ from attnc.dsl.check import check
 from attnc.dsl.source import Source, Span
 from attnc.dsl.terms import Parameter, Pattern, Term
 from attnc.dsl.types import Base
+from attnc.runtime.statics import specialised, static_parameters
 
 if TYPE_CHECKING:
+    from attnc.compiler.composition import Composition
     from attnc.compiler.plan import Plan
 
 PROGRAMS: dict[str, Program] = {}
@@ -28,13 +30,30 @@ class Program:
         self.key = f"{pattern.name}-{fingerprint(pattern)[:24]} of {pattern.source.name}"
         self.parameters = with_scale(pattern)
         self._variants: dict[tuple[tuple[str, int], ...], Program] = {}
+        self._numbered: dict[tuple[tuple[str, int], ...], Program] = {}
 
     @cached_property
-    def plan(self) -> Plan:
+    def composition(self) -> Composition:
         """What the back ends execute. Raises AttnError where the pattern uses a form that is not lowered yet."""
-        from attnc.compiler.pipeline import lower  # imports sympy, which a reader of files does not need
+        from attnc.compiler.pipeline import compose  # imports sympy, which a reader of files does not need
 
-        return lower(self.pattern)
+        known = {p.name: p.default for p in self.parameters if p.name in self.statics}
+        return compose(specialised(self.pattern, {n: value for n, value in known.items() if isinstance(value, int)}))
+
+    @property
+    def plans(self) -> list[Plan]:
+        """The plans of the steps that stream keys."""
+        from attnc.compiler.pipeline import plans
+
+        return plans(self.composition.steps)
+
+    @property
+    def plan(self) -> Plan:
+        """The plan of a pattern that is one attention over q, k and v as they are given; LookupError for others."""
+        step = self.composition.attention
+        if step is None:
+            raise LookupError(f"{self.pattern.name} is more than one attention over q, k and v")
+        return step.plan
 
     @cached_property
     def lengths(self) -> dict[str, int]:
@@ -53,6 +72,20 @@ class Program:
         found = [(term.args[1], term.span) for term in terms(self.pattern) if term.form in ("floordiv", "mod")]
         found += [(term, axis.span) for axis in self.pattern.axes for term in (axis.size, axis.stride) if term]
         return tuple((term, span) for term, span in found if term.form != "literal" and not term.type.indices)
+
+    @cached_property
+    def statics(self) -> tuple[str, ...]:
+        """Parameters that a call must give a number to before the pattern compiles: see `with_numbers`."""
+        return static_parameters(self.pattern)
+
+    def with_numbers(self, numbers: Mapping[str, int]) -> Program:
+        """The program for these values of the parameters that are `statics`."""
+        chosen = tuple((name, numbers[name]) for name in self.statics)
+        if not chosen:
+            return self
+        if chosen not in self._numbered:
+            self._numbered[chosen] = register(specialised(self.pattern, dict(chosen)), self.root)
+        return self._numbered[chosen]
 
     def with_lengths(self, lengths: Mapping[str, int]) -> Program:
         """The same pattern for tuple parameters of other lengths; its text is checked again, once a combination."""

@@ -7,12 +7,12 @@ came before it: (name, count). Locals are nothing but names, and are gone.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from attnc.compiler.ir import Graph, Node
 from attnc.dsl.terms import Scan, Term
 
-BuildTerm = Callable[[Term, dict[int, Node], "Names"], Node]
+Build = Callable[[Graph, Term, dict[int, Node]], Node]
 
 
 class Names:
@@ -20,8 +20,7 @@ class Names:
 
     def __init__(self, graph: Graph, block: Scan) -> None:
         self.graph = graph
-        self.states = dict(block.states)
-        self.counts = dict.fromkeys(self.states, 0)
+        self.counts = {name: 0 for name, _ in block.states}
         self.locals: dict[str, Node] = {}
 
     def read(self, term: Term) -> Node:
@@ -29,17 +28,16 @@ class Names:
         name = str(term.attribute)
         if name in self.locals:
             return self.locals[name]
-        attribute = (name, self.counts[name])
-        return self.graph.make("state", type=term.type, attribute=attribute, span=term.span)
+        return self.graph.make("state", type=term.type, attribute=(name, self.counts[name]), span=term.span)
 
     def assign(self, name: str, value: Node) -> None:
-        if name in self.states:
+        if name in self.counts:
             self.counts[name] += 1
         else:
             self.locals[name] = value
 
 
-def build_scan(graph: Graph, term: Term, done: dict[int, Node], build: BuildTerm) -> Node:
+def build_scan(graph: Graph, term: Term, done: dict[int, Node], build: Build) -> Node:
     """The node of a scan. A term that two steps share is read once, where it comes first."""
     block = term.block
     assert isinstance(block, Scan)
@@ -47,11 +45,26 @@ def build_scan(graph: Graph, term: Term, done: dict[int, Node], build: BuildTerm
     assigned: list[tuple[str, Node]] = []
     last: dict[str, Node] = {}
     for name, step in block.steps:
-        value = build(step, done, names)
+        for inner in terms_of(step, done):
+            if inner.form in ("state", "local"):
+                done[id(inner)] = names.read(inner)
+        value = build(graph, step, done)
         names.assign(name, value)
         last[name] = value
-        if name in names.states:
+        if name in names.counts:
             assigned.append((name, value))
     attribute = (block.index, *(name for name, _ in assigned))
     args = (*(value for _, value in assigned), last[block.result])
     return graph.make("scan", *args, type=term.type, attribute=attribute, span=term.span)
+
+
+def terms_of(root: Term, done: dict[int, Node]) -> Iterator[Term]:
+    """The terms below one that have no node yet."""
+    seen: set[int] = set()
+    stack = [root]
+    while stack:
+        term = stack.pop()
+        if id(term) not in seen and id(term) not in done:
+            seen.add(id(term))
+            yield term
+            stack.extend(term.args)
