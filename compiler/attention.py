@@ -50,7 +50,7 @@ def is_attention(at: Decomposer, node: Node) -> bool:
     rows = rows_of(weights, key)
     if len(rows) != 1 or depends(value, rows[0]) or len(value.type.axes) - (key in value.type.axes) != 1:
         return False
-    return key in at.long(weights) or bool(at.long(weights)) and is_scored(weights.args[0], rows[0], key)
+    return key in at.long(weights) or (bool(at.long(weights)) and is_scored(weights.args[0], rows[0], key))
 
 
 def rows_of(weights: Node, key: str) -> list[str]:

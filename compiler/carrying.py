@@ -32,6 +32,10 @@ def carry_sums(at: Decomposer, node: Node) -> Node | None:
 
 def carried(at: Decomposer, found: Associated) -> Node:
     """The steps of a separated sum; the node that reads its result."""
+    where = f"`{found.node.span.text}`: " if found.node.span else ""
+    at.notes.append(
+        f"{where}the weights separate into products of a value of the row and one of the key, so no pair is formed"
+    )
     sums, totals = [], []
     for part in found.parts:
         names = [at.array(one) for one in (part.query, part.key, part.value)]
@@ -59,6 +63,12 @@ def run_scans(at: Decomposer, node: Node) -> Node | None:
         found = recognise(at.graph, scan)
     except Unrecognised as reason:
         return sequential(at, scan, reason)
+    change = any(read.left is not None for read in found.reads)
+    at.notes.append(
+        "the scan is linear in its state, with a decay and a change of rank one: it runs in chunks of positions"
+        if change
+        else "the scan is linear in its state, and a position only decays it and adds to it: it is a sum over the keys"
+    )
     places = {read.place: state_reads(at, read) for read in found.reads}
     return at.lower(substitute(at.graph, found.result, places))
 

@@ -18,6 +18,7 @@ from attnc.compiler.membership import Tables
 from attnc.compiler.plan import Plan, Requirement
 from attnc.compiler.reassociate import reassociate
 from attnc.compiler.simplify import simplify
+from attnc.compiler.statics import by_default
 from attnc.compiler.transpose import Transposer
 from attnc.dsl.terms import Pattern
 
@@ -44,6 +45,7 @@ def compose(pattern: Pattern, observe: Observe | None = None) -> Composition:
     after every stage.
     """
     report = observe or (lambda stage: None)
+    pattern = by_default(pattern)
     graph = Graph()
 
     out = build(graph, pattern)

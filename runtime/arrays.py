@@ -298,9 +298,7 @@ def _take(at: Arrays, node: Node) -> Tensor:
     return _gathered(at, node, at.value(source).movedim(place, len(own)), own, position, 0)
 
 
-def _gathered(
-    at: Arrays, node: Node, tensor: Tensor, rest: Sequence[str], position: Node, origin: int
-) -> Tensor:
+def _gathered(at: Arrays, node: Node, tensor: Tensor, rest: Sequence[str], position: Node, origin: int) -> Tensor:
     """`tensor`: dimensions `rest`, then the one that is read at a position, then vector axes."""
     indices = layout((*rest, *position.type.indices))
     for place, name in enumerate(indices):
@@ -326,7 +324,9 @@ def _gathered(
         for n, size in enumerate(shape)
     ]
     taken = tensor[(*places, found.clamp(0, length - 1).expand(shape))]
-    return torch.where(inside[(..., *(None,) * len(tail))], taken, torch.zeros((), dtype=taken.dtype, device=taken.device))
+    return torch.where(
+        inside[(..., *(None,) * len(tail))], taken, torch.zeros((), dtype=taken.dtype, device=taken.device)
+    )
 
 
 # Products and structure
@@ -349,7 +349,9 @@ def _contract(at: Arrays, node: Node, left: list[str], right: list[str], kept: l
 
 def _labels(node: Node) -> tuple[list[str], list[str]]:
     """A label for every vector axis of both operands."""
-    return [f"x.{n}" for n in range(len(node.args[0].type.axes))], [f"y.{n}" for n in range(len(node.args[1].type.axes))]
+    return [f"x.{n}" for n in range(len(node.args[0].type.axes))], [
+        f"y.{n}" for n in range(len(node.args[1].type.axes))
+    ]
 
 
 def _dot(at: Arrays, node: Node) -> Tensor:

@@ -106,7 +106,9 @@ class Recurring:
     def operands(self, step: Recur, frame: Frame) -> Operands:
         """query, key, value, decay, left and right."""
         query, key, value = sides(frame, step.query, step.key, step.value)
-        left, right = (whole(placed(frame, name, "j", vector=True), frame.sizes["j"]) for name in (step.left, step.right))
+        left, right = (
+            whole(placed(frame, name, "j", vector=True), frame.sizes["j"]) for name in (step.left, step.right)
+        )
         return [query, key, value, decay_of(frame, step.decay), left, right]
 
 

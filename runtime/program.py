@@ -8,11 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from attnc.compiler.statics import specialised, static_parameters
 from attnc.dsl.check import check
 from attnc.dsl.source import Source, Span
 from attnc.dsl.terms import Parameter, Pattern, Term
 from attnc.dsl.types import Base
-from attnc.runtime.statics import specialised, static_parameters
 
 if TYPE_CHECKING:
     from attnc.compiler.composition import Composition
@@ -37,8 +37,7 @@ class Program:
         """What the back ends execute. Raises AttnError where the pattern uses a form that is not lowered yet."""
         from attnc.compiler.pipeline import compose  # imports sympy, which a reader of files does not need
 
-        known = {p.name: p.default for p in self.parameters if p.name in self.statics}
-        return compose(specialised(self.pattern, {n: value for n, value in known.items() if isinstance(value, int)}))
+        return compose(self.pattern)
 
     @property
     def plans(self) -> list[Plan]:

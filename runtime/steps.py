@@ -184,9 +184,7 @@ def gradients(
         results, given = [out], [grad_out.to(out.dtype)]
         if grad_lse is not None:
             results, given = [*results, last], [*given, grad_lse.to(last.dtype)]
-        made = torch.autograd.grad(
-            results, list(leaves.values()), given, allow_unused=True, materialize_grads=True
-        )
+        made = torch.autograd.grad(results, list(leaves.values()), given, allow_unused=True, materialize_grads=True)
     return {name: gradient.contiguous() for name, gradient in zip(leaves, made, strict=True)}
 
 

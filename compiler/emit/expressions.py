@@ -106,9 +106,7 @@ class Expressions:
             name = parameter_name(str(node.attribute))
             return f"({name} != 0)" if node.type.base is Base.BOOL else name  # bools are passed as ints
         if node.op == "size":
-            return SIZES.get(
-                str(node.attribute), f"size_{node.attribute}"
-            )
+            return SIZES.get(str(node.attribute), f"size_{node.attribute}")
         if node.op == "index":
             return {"i": f"i{view.i}", "j": f"j{view.j}"}.get(str(node.attribute), str(node.attribute))
         if node.op == "dot":

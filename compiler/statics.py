@@ -23,6 +23,12 @@ def static_parameters(pattern: Pattern) -> tuple[str, ...]:
     return tuple(found)
 
 
+def by_default(pattern: Pattern) -> Pattern:
+    """The pattern for the default values of its static parameters."""
+    known = {p.name: p.default for p in pattern.parameters if p.name in static_parameters(pattern)}
+    return specialised(pattern, {name: value for name, value in known.items() if isinstance(value, int)})
+
+
 def specialised(pattern: Pattern, values: Mapping[str, int]) -> Pattern:
     """The pattern with numbers in the place of some int parameters; they stay declared."""
     done: dict[int, Term] = {}
