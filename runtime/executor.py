@@ -20,6 +20,7 @@ from attnc.runtime.branches import alone, join
 from attnc.runtime.call import Call
 from attnc.runtime.distances import Line, by_distance
 from attnc.runtime.evaluate import Environment
+from attnc.runtime.listed_executor import ListedRun
 from attnc.runtime.masks import Masks
 from attnc.runtime.scores import read_score
 from attnc.runtime.tiles import Group, Tiling
@@ -37,9 +38,15 @@ def execute(plan: Plan, call: Call) -> tuple[Tensor, Tensor]:
     """
     with torch.no_grad():
         dtype = call.q.dtype if alone(plan) else call.compute_dtype
-        results = [BranchRun(plan, branch, call).run(dtype) for branch in plan.branches]
+        results = [branch_output(plan, branch, call, dtype) for branch in plan.branches]
         lse = torch.stack([statistic for _, statistic in results])
         return join(plan, call, [out for out, _ in results], lse), lse
+
+
+def branch_output(plan: Plan, branch: Branch, call: Call, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """out (B, H, N, E) of `dtype` and lse (B, H, N) of one branch."""
+    run = BranchRun(plan, branch, call) if branch.selected is None else ListedRun(plan, branch, call)
+    return run.run(dtype)
 
 
 @dataclass

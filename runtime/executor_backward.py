@@ -17,8 +17,9 @@ from attnc.runtime.backward import BranchGradients, score_gradient
 from attnc.runtime.batches import Step
 from attnc.runtime.call import Call
 from attnc.runtime.evaluate import Environment
-from attnc.runtime.executor import LOG2E, BranchRun, Lanes, Work
+from attnc.runtime.executor import LOG2E, BranchRun, Lanes, Work, branch_output
 from attnc.runtime.leaf_sums import Derivative, LeafSum
+from attnc.runtime.listed_executor import ListedBackward
 from attnc.runtime.scores import read_score
 from attnc.runtime.tiles import Group
 
@@ -26,7 +27,7 @@ from attnc.runtime.tiles import Group
 def branch_outputs(plan: Plan, call: Call) -> list[tuple[Tensor, Tensor]]:
     """(out, lse) of every branch, out in the dtype of sums."""
     with torch.no_grad():
-        return [BranchRun(plan, branch, call).run(call.compute_dtype) for branch in plan.branches]
+        return [branch_output(plan, branch, call, call.compute_dtype) for branch in plan.branches]
 
 
 def branch_backward(
@@ -34,7 +35,9 @@ def branch_backward(
 ) -> BranchGradients:
     """The gradients of one branch; see `backward.Engine`. All of them in the dtype of sums."""
     with torch.no_grad():
-        return BackwardRun(plan, plan.branches[number], call, grad_out, lse, delta).gradients()
+        branch = plan.branches[number]
+        made = BackwardRun if branch.selected is None else ListedBackward
+        return made(plan, branch, call, grad_out, lse, delta).gradients()
 
 
 @dataclass
