@@ -91,6 +91,9 @@ def transpose(plan: Plan, observe: Observe | None = None) -> Plan:
     tables = Tables(plan.graph, algebra, plan.blocks, plan.derived)
     branches = []
     for branch in plan.branches:
+        if branch.selected is not None:  # its lists are turned around in the call
+            branches.append(branch)
+            continue
         passes = Transposer(plan.graph, algebra, tables).passes(branch.condition)
         branches.append(replace(branch, transposed=passes))
         notes = tuple(note for domain in passes for note in domain.notes)

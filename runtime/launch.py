@@ -23,6 +23,7 @@ from attnc.runtime.kernel_call import (
     refuse_unfit,
     stride,
 )
+from attnc.runtime.launch_listed import listed_outputs
 from attnc.runtime.work import ProgramList, program_list
 
 _loaded: dict[int, tuple[Plan, Kernels]] = {}
@@ -47,8 +48,10 @@ def branch_outputs(plan: Plan, call: Call, dtype: torch.dtype = torch.float32) -
     refuse_unfit(call)
     kernels = kernels_of(plan)
     return [
-        run_branch(plan, branch, kernels, kernel, call, dtype)
-        for branch, kernel in zip(plan.branches, kernels.kernels, strict=True)
+        run_branch(plan, branch, kernels, kernels.kernels[number], call, dtype)
+        if branch.selected is None
+        else listed_outputs(plan, branch, kernels, number, call, dtype)
+        for number, branch in enumerate(plan.branches)
     ]
 
 

@@ -56,16 +56,9 @@ class ListedRun:
         return out.view(*shape, -1), lse.view(shape)
 
     def chunks(self, width: int) -> Iterator[tuple[int, int, int]]:
-        """(set of heads, first line, last line): rows whose parts, of so many numbers each, are held together."""
-        members = self.lines.members
-        lanes, count, entries = members[0].shape
-        if not entries or not self.keys or not self.rows:
-            return
-        row = lanes * self.lines.shared * self.lines.block * entries * max(width, 1)
-        step = count if self.lines.rows_stay else max(1, CHUNK // max(row, 1))
-        for member in range(len(members)):
-            for first in range(0, count, step):
-                yield member, first, min(first + step, count)
+        """Lines to work on together; none where there is no pair."""
+        if self.lines.members[0].numel() and self.keys and self.rows:
+            yield from self.lines.chunks(width, CHUNK)
 
     def join(self, member: int, first: int, last: int, out: Tensor, lse: Tensor) -> None:
         """The parts of a chunk's rows, one an entry, joined by log-sum-exp."""

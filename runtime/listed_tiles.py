@@ -1,8 +1,8 @@
 """Tiles of listed pairs on a CPU: rows with the keys that a selection lists for them.
 
-Two ways to gather the same pairs. Where rows stay, a tile is the rows that share a line of the selection, all heads of a
-key head that share it among them, with every key of the line: one softmax. Where keys stay, a tile is a block of keys
-with the rows whose lines name it, found by sorting the entries (stable, so that the order never changes): each pair of
+Two ways to gather the same pairs. Where rows stay, a tile is the rows that share a line of the selection, of all heads
+of a key head that share it, with every key of the line: one softmax. Where keys stay, a tile is a block of keys with
+the rows whose lines name it, found by sorting the entries (stable, so that the order never changes): each pair of
 a row and an entry has a slot of its own, and a row's slots are joined by log-sum-exp.
 """
 
@@ -36,11 +36,19 @@ class Lines:
     width: int
     block: int  # rows of a line
     skipped: int  # rows before row 0 in the first line
+    rows_stay: bool
 
-    @property
-    def rows_stay(self) -> bool:
-        """The rule: rows stay where enough of them share a line, or where blocks of keys are narrow."""
-        return self.shared * self.block >= SHARED_ROWS or self.width < WIDE
+    def chunks(self, width: int, numbers: int) -> Iterator[tuple[int, int, int]]:
+        """(set of heads, first line, last line): rows whose parts, of `width` numbers, are `numbers` together at most.
+
+        Where rows stay there are no parts, and one chunk is all rows.
+        """
+        lanes, count, entries = self.members[0].shape
+        row = lanes * self.shared * self.block * entries * max(width, 1)
+        step = max(count, 1) if self.rows_stay else max(1, numbers // max(row, 1))
+        for member in range(len(self.members)):
+            for first in range(0, count, step):
+                yield member, first, min(first + step, count)
 
 
 def lines_of(plan: Plan, call: Call, selected: Selected) -> Lines:
@@ -52,11 +60,29 @@ def lines_of(plan: Plan, call: Call, selected: Selected) -> Lines:
     block = 1 if selected.row_block is None else int(scalar(plan, call, selected.row_block))
     members = members.expand(batch, *members.shape[1:])
     if group == 1 or members.shape[1] != heads:
-        held = (members.expand(-1, key_heads, -1, -1).flatten(0, 1),)
-        return Lines(held, group, width, block, call.offset % block)
-    split = members.unflatten(1, (key_heads, group))
-    held = tuple(split[:, :, member].flatten(0, 1) for member in range(group))
-    return Lines(held, 1, width, block, call.offset % block)
+        held, shared = (members.expand(-1, key_heads, -1, -1).flatten(0, 1),), group
+    else:
+        split = members.unflatten(1, (key_heads, group))
+        held, shared = tuple(split[:, :, member].flatten(0, 1) for member in range(group)), 1
+    return Lines(held, shared, width, block, call.offset % block, rows_stay(shared * block, width))
+
+
+def rows_stay(rows: int, width: int) -> bool:
+    """The rule: rows stay where enough of them share a line, or where blocks of keys are narrow."""
+    return rows >= SHARED_ROWS or width < WIDE
+
+
+def turned(members: Tensor, blocks: int) -> tuple[Tensor, Tensor]:
+    """Lists (lanes, lines, entries) turned around: which entries name each of `blocks` blocks.
+
+    (order, starts), int64: entries order[starts[n] : starts[n + 1]], as places in `members` and ascending, name block
+    n % blocks in lane n // blocks. After the last group come the entries that name nothing.
+    """
+    groups = members.shape[0] * blocks
+    lane = torch.arange(members.shape[0], device=members.device).view(-1, 1, 1)
+    place = (lane * blocks + members).masked_fill(members < 0, groups).flatten()
+    ordered, order = place.sort(stable=True)
+    return order, torch.searchsorted(ordered, torch.arange(groups + 1, device=members.device))
 
 
 @dataclass(frozen=True)
@@ -108,14 +134,11 @@ class Tiler:
     def keys_stay(self, member: int, first: int, last: int) -> Iterator[Tile]:
         """Tiles of the blocks of keys that lines first .. last of one set of heads name."""
         members = self.lines.members[member][:, first:last]
-        lanes, count, entries = members.shape
+        _, count, entries = members.shape
         width, shared, block = self.lines.width, self.lines.shared, self.lines.block
         blocks = -(-self.keys // width)
-        lane = torch.arange(lanes).view(-1, 1, 1)
-        place = (lane * blocks + members).masked_fill(members < 0, lanes * blocks).flatten()
-        order = place.sort(stable=True).indices
-        totals = torch.bincount(place, minlength=lanes * blocks + 1)[:-1]
-        starts = totals.cumsum(0) - totals
+        order, starts = turned(members, blocks)
+        totals = starts.diff()
         groups = totals.argsort(descending=True, stable=True)
         groups = groups[: int((totals > 0).sum())]
         lengths = totals[groups].tolist()

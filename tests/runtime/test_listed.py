@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor
 
+from attnc.compiler.plan import Plan
+from attnc.runtime import launch, launch_backward, launch_listed, listed_executor, listed_tiles
 from attnc.runtime.backward import Engine, Gradients, differentiable
+from attnc.runtime.call import Call
 from attnc.runtime.executor import execute
 from attnc.runtime.executor_backward import branch_backward, branch_outputs
+from tests.runtime.listed_cases import Case, Made, listed_plan, sources
 
-SPEC = importlib.util.spec_from_file_location("listed_cases", Path(__file__).with_name("listed.py"))
-assert SPEC is not None and SPEC.loader is not None
-import sys
-listed = importlib.util.module_from_spec(SPEC)
-sys.modules["listed_cases"] = listed
-SPEC.loader.exec_module(listed)
-Case = listed.Case
+Execute = Callable[[Plan, Call], tuple[Tensor, Tensor]]
 
 CASES = {
     "own_heads": Case(2, 4, 2, 13, 13, 5, 3, 4, 1, 3, 4),
@@ -37,42 +35,87 @@ TEXTS = {
     "union": dict(condition="PICKED and j <= i", score="q @ k * scale", near="0 <= i - j and i - j < 3"),
     "leaves": dict(
         condition="PICKED and j <= i",
-        score="2 * tanh(q @ k * scale * r[h] + x[j] - slope * (i - j)) + table[min(abs(i - j), 4)]",
+        score="2 * tanh(q @ k * scale * r[h] + x[j] - slope * (i - j) / 16) + table[min(abs(i - j), 4)]",
         inputs="    input r: real[h]\n    input slope: real[b, h, i]\n    input x: real[b, h, t]\n"
         "    input table: real[h, y]\n",
     ),
 }
 
 
-def extras(name: str, case: Case) -> dict[str, torch.Tensor]:  # type: ignore[valid-type]
-    if name != "leaves":
+def extras(text: str, case: Case) -> dict[str, Tensor]:
+    """The inputs of a text."""
+    if text != "leaves":
         return {}
-    g = torch.Generator().manual_seed(7)
-    b, h, n, m = case.batch, case.heads, case.rows, case.keys
-    shapes = {"r": (h,), "slope": (b, h, n), "x": (b, h, m), "table": (h, 5)}
-    return {key: torch.randn(shape, generator=g, dtype=torch.float64) for key, shape in shapes.items()}
+    generator = torch.Generator().manual_seed(7)
+    b, h = case.batch, case.heads
+    shapes = {"r": (h,), "slope": (b, h, case.rows), "x": (b, h, case.keys), "table": (h, 5)}
+    return {name: torch.randn(shape, generator=generator, dtype=torch.float64) for name, shape in shapes.items()}
+
+
+def made(name: str, text: str) -> Made:
+    case = CASES[name]
+    dense, pattern = sources(**TEXTS[text])
+    plan = listed_plan(pattern, blocks=case.block > 1, lines=case.lines > 1)
+    return Made(case, dense, plan, case.members(3), {**case.tensors(), **extras(text, case)})
+
+
+def check(one: Made, run: Execute, engine: Engine, dtype: torch.dtype) -> None:
+    """Result and gradients against the reference."""
+    case, call = one.case, one.call(dtype)
+    shape = (case.batch, case.heads, case.rows, case.value)
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    expected, gradients = one.expected(weight.double())
+    out, lse = run(one.plan, call)
+    close(out, expected)
+    assert set(gradients) == set(differentiable(one.plan))
+    whole = lse.logsumexp(0, keepdim=True) if one.plan.merged else lse
+    found = Gradients(one.plan, call, engine, list(gradients)).of(out, whole, weight, None)
+    for name, gradient in gradients.items():
+        close(found[name], gradient)
+
+
+def close(found: Tensor, expected: Tensor) -> None:
+    if found.dtype == torch.float64:
+        torch.testing.assert_close(found, expected)
+    else:
+        torch.testing.assert_close(found.double(), expected, rtol=2e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize("text", TEXTS)
 @pytest.mark.parametrize("name", CASES)
-def test_result_and_gradients_are_those_of_dense_softmax(name: str, text: str) -> None:
-    case = CASES[name]
-    dense, pattern = listed.sources(**TEXTS[text])
-    plan = listed.listed_plan(pattern, case.block > 1, case.lines > 1)
-    members = case.members(3)
-    qkv = tuple(x.requires_grad_() for x in case.tensors(torch.float64))
-    extra = {key: value.requires_grad_() for key, value in extras(text, case).items()}
-    want = listed.expected(dense, case, members, qkv, extra)
-    weight = torch.randn(want.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    given = [*qkv, *extra.values()]
-    wanted = torch.autograd.grad((want * weight).sum(), given, allow_unused=True, materialize_grads=True)
-    call = listed.listed_call(plan, case, members, tuple(x.detach() for x in qkv), {k: v.detach() for k, v in extra.items()})
-    out, lse = execute(plan, call)
-    torch.testing.assert_close(out, want.detach())
-    names = ["q", "k", "v", *extra]
-    assert set(names) == set(differentiable(plan))
-    engine = Engine(branch_outputs, branch_backward)
-    whole = lse.logsumexp(0, keepdim=True) if plan.merged else lse
-    made = Gradients(plan, call, engine, names).of(out, whole, weight, None)
-    for key, gradient in zip(names, wanted, strict=True):
-        torch.testing.assert_close(made[key], gradient, msg=lambda m, key=key: f"{key}: {m}")
+def test_executor(name: str, text: str) -> None:
+    check(made(name, text), execute, Engine(branch_outputs, branch_backward), torch.float64)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_executor_in_small_steps(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listed_tiles, "ELEMENTS", 64)
+    monkeypatch.setattr(listed_executor, "CHUNK", 500)
+    check(made(name, "leaves"), execute, Engine(branch_outputs, branch_backward), torch.float64)
+
+
+KERNELS = Engine(launch.branch_outputs, launch_backward.branch_backward)
+
+
+# The interpreter is slow: each case with one text, each text with both ways of gathering.
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("own_heads", "plain"),
+        ("group", "leaves"),
+        ("all_heads", "causal"),
+        ("wide", "leaves"),
+        ("wide_group", "union"),
+        ("row_blocks", "union"),
+        ("wide_rows", "leaves"),
+        ("more_rows", "plain"),
+        ("one", "union"),
+    ],
+)
+def test_kernels(name: str, text: str) -> None:
+    check(made(name, text), launch.execute, KERNELS, torch.float32)
+
+
+def test_kernels_in_small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch_listed, "PARTS", 500)
+    check(made("wide_rows", "union"), launch.execute, KERNELS, torch.float32)
