@@ -7,6 +7,7 @@ not vary over is 1 long, and h may be as long as the key heads. No step makes an
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from attnc.compiler.ir import Graph, Node
@@ -100,14 +101,15 @@ class Recur:
 class Choose:
     """A selection by scores: which members of `axis` each row takes (see `runtime.choices`).
 
-    `form` is topk, threshold, mass or argmax; `amount` its count, bound or share (argmax has none). `score`, `condition`
-    (which are candidates) and `force` (which of them come first; None: none) are over b, h, `rows` and `axis`: i or
-    a declared axis of i, and a declared axis of j, or j, t or h. They are evaluated for some rows at a time: memory is
-    that of a chunk of rows times the members. Nothing of it has a gradient.
+    `form` is topk, threshold or mass; `amount` its count, bound or share. `score`, `condition` (which are candidates)
+    and `force` (which of them come first; None: none) are over b, h, `rows` and `axis`: i or a declared axis of i, and
+    a declared axis of j, or j. They are evaluated for some rows at a time: memory is that of a chunk of rows times the
+    members. Nothing of it has a gradient.
 
     Leaves `name` (b, heads, lines; entries), int32: each row's members, ascending, -1 at the end. `heads` are all query
-    heads, the first of each key head (`group`), or 1 (`one`); lines are the rows, or the members of the axis `rows` from
-    the first that holds a query on. Entries: the count, or for a threshold and a mass the most that a row takes.
+    heads (`each`), the first of each key head (`group`), or 1 (`one`); lines are the rows, or the members of the axis
+    `rows` from the first that holds a query on. Entries: the count, or for a threshold and a mass the most that a row
+    takes.
     """
 
     name: str
@@ -135,7 +137,10 @@ Step = Compute | Attend | Carry | Recur | Choose | Sequential
 
 @dataclass(frozen=True)
 class Composition:
-    """The steps of a pattern; the last one's array is the result, over the layout `output_axes`."""
+    """The steps of a pattern; the last one's array is the result, over the layout `output_axes`.
+
+    `arrays`: every array by name with its layout; q, k, v and the declared inputs among them.
+    """
 
     name: str
     source: Source
@@ -143,8 +148,22 @@ class Composition:
     inputs: tuple[Input, ...]
     axes: tuple[Axis, ...]
     steps: tuple[Step, ...]
+    arrays: Mapping[str, Input]
     requirements: tuple[Requirement, ...]
     output_axes: tuple[str, ...]
     uses_value: bool
     notes: tuple[str, ...] = ()
     graph: Graph | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def attention(self) -> Attend | None:
+        """The step that is all of the pattern: one attention over q, k and v as they are given."""
+        (step, *others) = self.steps
+        if others or not isinstance(step, Attend) or (step.query, step.key, step.value) != ("q", "k", "v"):
+            return None
+        return step if self.output_axes == ("b", "h", "i", "e") else None
+
+    @property
+    def is_one_softmax(self) -> bool:
+        """Whether the result is one softmax over keys, or a merge: its rows have a log-sum-exp."""
+        return isinstance(self.steps[-1], Attend) and self.output_axes == ("b", "h", "i", "e")

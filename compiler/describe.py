@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from attnc.compiler.ir import Node
+from attnc.compiler.composition import Attend, Carry, Choose, Compute, Recur, Sequential, Step
+from attnc.compiler.ir import Node, text
 from attnc.compiler.plan import Diagonals, Domain, Grid, KeySet, Listed, Rows, Stepped
 
-SIZES = {"b": "B", "h": "H", "i": "N", "j": "M", "t": "M", "d": "D", "e": "E"}
+SIZES = {"b": "B", "h": "H", "i": "N", "j": "M", "t": "M", "d": "D", "e": "E", "offset": "offset"}
 INFIX = {
     "or": ("or", 1),
     "and": ("and", 2),
@@ -126,3 +127,28 @@ def describe_keys(key_set: KeySet, key: str = "j") -> list[str]:
         lines.append(written)
     lines.append(f"mask on partial tiles: {formula(key_set.mask)}")
     return lines
+
+
+def describe_step(step: Step) -> str:
+    """One step for people."""
+    match step:
+        case Compute(name, node):
+            return f"{name}: {node.type} = {text(node).removeprefix('return ')}"
+        case Attend():
+            return (
+                f"{step.name}, {step.lse}: softmax over {step.keys} of rows {step.rows}; "
+                f"q = {step.query}, k = {step.key}, v = {step.value}; score {text(*(b.score for b in step.plan.branches))}"
+            )
+        case Carry():
+            decay = "" if step.decay is None else f", decay {step.decay}"
+            return f"{step.name}: carried sum; q = {step.query}, k = {step.key}, v = {step.value}{decay}"
+        case Recur():
+            return f"{step.name}: state of rank-one changes; q = {step.query}, k = {step.key}, v = {step.value}"
+        case Choose():
+            amount = "" if step.amount is None else f", {formula(step.amount)}"
+            return (
+                f"{step.name}: {step.form} of {step.axis}{amount} a row of {step.rows}, heads: {step.heads}; "
+                f"candidates {formula(step.condition)}; score {text(step.score).removeprefix('return ')}"
+            )
+        case Sequential():
+            return f"{step.name}: one position after the other: {step.reason}"

@@ -18,6 +18,21 @@ from attnc.dsl.types import Base, Type
 
 
 @dataclass(frozen=True, eq=False)
+class Block:
+    """The steps of a `repeat` (or, with `index`, of a `scan`), in order: each assigns a state or a local.
+
+    A block is closed: steps read `state` and `local` nodes only. The node that holds it has as last args the initial
+    states (of a repeat) and the values of `captured`, which the steps read as locals of these names.
+    """
+
+    index: str | None
+    states: tuple[str, ...]
+    captured: tuple[str, ...]
+    steps: tuple[tuple[str, Node], ...]
+    result: str
+
+
+@dataclass(frozen=True, eq=False)
 class Node:
     """One value: `op` is a key of `OPS`; `attribute` is what the op table says it holds."""
 
@@ -25,6 +40,7 @@ class Node:
     args: tuple[Node, ...]
     type: Type
     attribute: Attribute = None
+    block: Block | None = field(default=None, kw_only=True, repr=False)
     span: Span | None = field(default=None, kw_only=True, repr=False)
 
     def depends_on(self, index: str) -> bool:
@@ -38,17 +54,23 @@ class Graph:
         self._nodes: dict[tuple[object, ...], Node] = {}
 
     def make(
-        self, op: str, *args: Node, type: Type | None = None, attribute: Attribute = None, span: Span | None = None
+        self,
+        op: str,
+        *args: Node,
+        type: Type | None = None,
+        attribute: Attribute = None,
+        block: Block | None = None,
+        span: Span | None = None,
     ) -> Node:
         """The node of this value. A pointwise op needs no type: its operands give it."""
         if op not in OPS:
             raise KeyError(f"unknown op {op!r}")
         result = type or pointwise_type(op, args)
-        key = (op, tuple(id(arg) for arg in args), result, attribute.__class__, attribute)
+        key = (op, tuple(id(arg) for arg in args), result, attribute.__class__, attribute, id(block))
         node = self._nodes.get(key)
         if node is None:
             span = span or next((arg.span for arg in args if arg.span), None)
-            node = self._nodes[key] = Node(op, args, result, attribute, span=span)
+            node = self._nodes[key] = Node(op, args, result, attribute, block=block, span=span)
         return node
 
     def literal(self, value: bool | int | float) -> Node:
@@ -84,7 +106,7 @@ class Graph:
         if args == node.args:
             return node
         type = None if OPS[node.op].pointwise else node.type
-        return self.make(node.op, *args, type=type, attribute=node.attribute, span=node.span)
+        return self.make(node.op, *args, type=type, attribute=node.attribute, block=node.block, span=node.span)
 
 
 def pointwise_type(op: str, args: tuple[Node, ...]) -> Type:

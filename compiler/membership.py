@@ -39,10 +39,8 @@ class Roles:
 
     @staticmethod
     def transposed(graph: Graph) -> Roles:
-        """Keys are seen by queries offset .. offset + N, offset = max(M - N, 0)."""
-        queries, keys = graph.size("i"), graph.size("j")
-        offset = graph.make("maximum", graph.make("sub", keys, queries), graph.literal(0))
-        return Roles("j", "i", offset, graph.make("maximum", keys, queries))
+        """Keys are seen by queries offset .. offset + N."""
+        return Roles("j", "i", graph.size("offset"), graph.make("add", graph.size("offset"), graph.size("i")))
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,4 +200,5 @@ class Tables:
     @property
     def length(self) -> Node:
         """The longer side: every position is below it."""
-        return self.graph.make("maximum", self.graph.size("i"), self.graph.size("j"))
+        rows = self.graph.make("add", self.graph.size("offset"), self.graph.size("i"))
+        return self.graph.make("maximum", rows, self.graph.size("j"))

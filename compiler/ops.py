@@ -66,6 +66,8 @@ OPS: dict[str, OpInfo] = {
     **POINTWISE,
     # `derived`: a table that a prologue step makes, by name (see plan.Derived)
     "derived": OpInfo(),
-    # `branch`: the output of a streamed branch, by number
-    "branch": OpInfo(),
+    # `unmatrix`: the first vector axis as the index named by attribute, the inverse of `matrix`
+    "unmatrix": OpInfo(),
+    # `fold`: the vectors of each block end to end: attribute (index, its axis of blocks, last first); 0 where none is
+    "fold": OpInfo(),
 }

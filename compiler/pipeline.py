@@ -1,4 +1,4 @@
-"""The stages that turn a checked pattern into a plan, in order. This file is the table of contents."""
+"""The stages that turn a checked pattern into steps and plans, in order. This file is the table of contents."""
 
 from __future__ import annotations
 
@@ -7,17 +7,21 @@ from dataclasses import dataclass, replace
 
 from attnc.compiler import verify
 from attnc.compiler.algebra import Algebra
-from attnc.compiler.branches import Outline, Softmax, find_branches
-from attnc.compiler.build import build, build_term
-from attnc.compiler.describe import describe_domain, describe_passes
-from attnc.compiler.domains import DomainBuilder
+from attnc.compiler.attention import attend
+from attnc.compiler.build import build, unlowered
+from attnc.compiler.composition import Attend, Composition, Step
+from attnc.compiler.decompose import Decomposer, Rule
+from attnc.compiler.describe import describe_domain, describe_passes, describe_step
 from attnc.compiler.ir import Graph, Node, text, walk
 from attnc.compiler.membership import Tables
-from attnc.compiler.plan import Blocks, Branch, Plan, Requirement
+from attnc.compiler.plan import Plan, Requirement
+from attnc.compiler.reassociate import reassociate
 from attnc.compiler.simplify import simplify
-from attnc.compiler.tabulate import tabulate
 from attnc.compiler.transpose import Transposer
 from attnc.dsl.terms import Pattern
+
+# What `decompose` tries on a value, in order: the first rule that knows it makes its steps.
+RULES: tuple[Rule, ...] = (attend,)
 
 
 @dataclass(frozen=True)
@@ -32,8 +36,8 @@ class Stage:
 Observe = Callable[[Stage], None]
 
 
-def lower(pattern: Pattern, observe: Observe | None = None) -> Plan:
-    """Compile a checked pattern to a plan.
+def compose(pattern: Pattern, observe: Observe | None = None) -> Composition:
+    """Compile a checked pattern to its steps.
 
     Raises AttnError, located in the pattern's text, for a form that has no lowering yet. `observe` is called
     after every stage.
@@ -49,40 +53,53 @@ def lower(pattern: Pattern, observe: Observe | None = None) -> Plan:
     verify.graph(out)
     report(Stage("simplify", text(out)))
 
-    outline = find_branches(graph, out)
-    verify.outline(outline)
-    report(Stage("branches", outline_text(outline), outline_notes(outline)))
+    needs = tuple(requirements(walk(out)))
+    out = reassociate(graph, out)
+    verify.graph(out)
 
-    algebra = Algebra(graph)
-    tables = Tables(graph, algebra, axis_blocks(graph, pattern))
-    branches = tuple(lower_branch(graph, algebra, tables, softmax) for softmax in outline.branches)
-    for branch in branches:
-        verify.branch(branch)
-        report(Stage("domains", describe_domain(branch.domain), branch.domain.notes))
+    parts = Decomposer(graph, pattern, RULES)
+    parts.finish(out)
+    verify.steps(parts.steps, parts.inputs)
+    report(Stage("steps", "\n".join(describe_step(step) for step in parts.steps), tuple(parts.notes)))
+    for plan in plans(parts.steps):
+        for branch in plan.branches:
+            report(Stage("domains", describe_domain(branch.domain), branch.domain.notes))
 
-    plan = Plan(
+    return Composition(
         name=pattern.name,
         source=pattern.source,
         parameters=pattern.parameters,
         inputs=pattern.inputs,
-        branches=branches,
-        merged=outline.merged,
-        epilogue=outline.epilogue,
-        derived=tuple(tables.derived),
-        requirements=tuple(requirements(walk(out))),
+        axes=pattern.axes,
+        steps=tuple(parts.steps),
+        arrays=parts.inputs,
+        requirements=needs,
         output_axes=pattern.output_axes,
         uses_value=pattern.uses_value,
         graph=graph,
-        blocks=tables.axes,
     )
-    verify.plan(plan)
-    return plan
+
+
+def plans(steps: Iterable[Step]) -> list[Plan]:
+    """The plans of the steps that stream keys."""
+    return [step.plan for step in steps if isinstance(step, Attend)]
+
+
+def lower(pattern: Pattern) -> Plan:
+    """The plan of a pattern that is one attention over q, k and v as they are given.
+
+    Raises AttnError, located, for any other pattern.
+    """
+    step = compose(pattern).attention
+    if step is None:
+        raise unlowered(pattern.out, "a pattern of several steps, where one attention is asked for,")
+    return step.plan
 
 
 def transpose(plan: Plan, observe: Observe | None = None) -> Plan:
     """The plan with the transposed domains of its branches, which the gradients of k and v stream over.
 
-    Apart from `lower`, so that a call without gradients does not pay for it. Raises AttnError, located, for a
+    Apart from `compose`, so that a call without gradients does not pay for it. Raises AttnError, located, for a
     condition that can't be turned around.
     """
     assert plan.graph is not None
@@ -108,29 +125,9 @@ def transpose(plan: Plan, observe: Observe | None = None) -> Plan:
 def trace(pattern: Pattern) -> list[Stage]:
     """Every stage of a compilation."""
     stages: list[Stage] = []
-    transpose(lower(pattern, stages.append), stages.append)
+    for plan in plans(compose(pattern, stages.append).steps):
+        transpose(plan, stages.append)
     return stages
-
-
-def lower_branch(graph: Graph, algebra: Algebra, tables: Tables, softmax: Softmax) -> Branch:
-    """One branch: tables for what a kernel should not compute, then the domain of its condition."""
-    score = tables.readable(tabulate(graph, softmax.score, tables))
-    condition = tabulate(graph, softmax.condition, tables)
-    domain = DomainBuilder(graph, algebra, tables).build(condition)
-    return Branch(score, condition, domain, softmax.sink)
-
-
-def axis_blocks(graph: Graph, pattern: Pattern) -> dict[str, Blocks]:
-    """The declared axes of blocks."""
-    return {
-        axis.name: Blocks(
-            axis.over,
-            simplify(graph, build_term(graph, axis.size)),
-            simplify(graph, build_term(graph, axis.stride)) if axis.stride else None,
-        )
-        for axis in pattern.axes
-        if axis.kind == "blocks"
-    }
 
 
 def requirements(nodes: Iterable[Node]) -> Iterable[Requirement]:
@@ -143,18 +140,3 @@ def requirements(nodes: Iterable[Node]) -> Iterable[Requirement]:
                 continue
             seen.add(divisor)
             yield Requirement(divisor, divisor.span or node.span)
-
-
-def outline_text(outline: Outline) -> str:
-    """The branches and the epilogue as graphs."""
-    parts = [f"branch {n}:\n{text(branch.score, branch.condition)}" for n, branch in enumerate(outline.branches)]
-    return "\n".join([*parts, f"epilogue:\n{text(outline.epilogue)}"])
-
-
-def outline_notes(outline: Outline) -> tuple[str, ...]:
-    """What the outline means for execution."""
-    if outline.merged:
-        return (f"{len(outline.branches)} branches, one kernel each, joined by log-sum-exp",)
-    if outline.epilogue.op == "branch":
-        return ("one softmax over keys: the streamed skeleton",)
-    return (f"{len(outline.branches)} branches, one kernel each; the pointwise epilogue runs as torch operators",)

@@ -213,7 +213,7 @@ class Branch:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a pattern compiles to. `epilogue` combines the outputs of the branches (`branch` nodes).
+    """One softmax of queries over keys, or several (`merged`) that are joined by log-sum-exp.
 
     `derived`: tables of the forward; `transposed_derived`: those that only transposed domains read.
     """
@@ -223,13 +223,8 @@ class Plan:
     parameters: tuple[Parameter, ...]
     inputs: tuple[Input, ...]
     branches: tuple[Branch, ...]
-    merged: bool  # branches are joined by log-sum-exp; else `epilogue` says how
-    epilogue: Node
+    merged: bool
     derived: tuple[Derived, ...]
-    requirements: tuple[Requirement, ...]
-    output_axes: tuple[str, ...]
-    uses_value: bool
-    notes: tuple[str, ...] = ()
     transposed_derived: tuple[Derived, ...] = ()
     graph: Graph | None = field(default=None, repr=False, compare=False)  # that made the nodes
     blocks: Mapping[str, Blocks] = field(default_factory=dict, repr=False, compare=False)

@@ -1,8 +1,8 @@
 """Selections by scores that steer which keys a softmax sees: each becomes a `Choose` step and a listed branch.
 
-The condition of a softmax is split. Conjunctions without a selection stay in closed form; those with `j in picked` become
-one branch over the keys that the selection lists, masked by the rest of the conjunction and without the pairs of the
-closed form. The two parts share no pair, so joining them by log-sum-exp is the one softmax over both.
+The condition of a softmax is split. Conjunctions without a selection stay in closed form; those with `j in picked`
+become one branch over the keys that the selection lists, masked by the rest of the conjunction and without the pairs of
+the closed form. The two parts share no pair, so joining them by log-sum-exp is the one softmax over both.
 """
 
 from __future__ import annotations
@@ -33,6 +33,12 @@ def steered(collection: Node) -> bool:
 
 def choose(at: Decomposer, selection: Node) -> Node:
     """Adds the step of a selection over blocks of keys or keys; gives the node that reads its lists."""
+    if selection not in at.chosen:
+        at.chosen[selection] = _choose(at, selection)
+    return at.chosen[selection]
+
+
+def _choose(at: Decomposer, selection: Node) -> Node:
     axis = str(selection.attribute)
     if axis != "j":
         declared = at.axes.get(axis)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from attnc.compiler import plan as plans
-from attnc.compiler.branches import LEAVES, Outline
+from attnc.compiler.composition import Attend, Carry, Choose, Compute, Recur, Sequential, Step
 from attnc.compiler.ir import Node, pointwise_type, text, walk
 from attnc.compiler.ops import OPS
 from attnc.dsl.diagnostics import InternalError
+from attnc.dsl.terms import Input
 from attnc.dsl.types import Base
+
+LEAVES = frozenset({"literal", "parameter", "size", "index", "input", "derived"})
 
 
 def graph(root: Node) -> None:
@@ -21,19 +26,37 @@ def graph(root: Node) -> None:
             )
 
 
-def outline(found: Outline) -> None:
-    """Scores are real, conditions bool; the epilogue has no key index."""
-    for branch in found.branches:
-        if branch.score.type.base is not Base.REAL:
-            fail("branches", f"a score of type {branch.score.type}", branch.score)
-        if branch.condition.type.base is not Base.BOOL:
-            fail("branches", f"a condition of type {branch.condition.type}", branch.condition)
-    if found.epilogue.depends_on("j"):
-        fail("branches", "the epilogue varies over j", found.epilogue)
+def steps(made: Sequence[Step], arrays: Mapping[str, Input]) -> None:
+    """Steps read what is there, and nothing that torch computes is over pairs of positions."""
+    for step in made:
+        for name in step_reads(step):
+            if name not in arrays:
+                raise InternalError(f"after steps: {step.name} reads {name}, which no step left")
+
+
+def step_reads(step: Step) -> list[str]:
+    """Names of the arrays that a step reads."""
+    match step:
+        case Compute(_, node) | Sequential(_, node):
+            return [str(one.attribute) for one in walk(node) if one.op == "input"]
+        case Attend():
+            return [step.query, step.key, step.value, *(entry.name for entry in step.plan.inputs)]
+        case Choose():
+            parts = [step.score, step.condition, *(part for part in (step.amount, step.force) if part is not None)]
+            return [str(one.attribute) for one in walk(*parts) if one.op == "input"]
+        case Carry():
+            read = [step.query, step.key, step.value, step.decay, step.extent.same]
+        case Recur():
+            read = [step.query, step.key, step.value, step.decay, step.left, step.right]
+    return [name for name in read if name is not None]
 
 
 def branch(lowered: plans.Branch) -> None:
     """The domain is one that a kernel can walk, the score one that it can evaluate."""
+    if lowered.score.type.base is not Base.REAL:
+        fail("domains", f"a score of type {lowered.score.type}", lowered.score)
+    if lowered.condition.type.base is not Base.BOOL:
+        fail("domains", f"a condition of type {lowered.condition.type}", lowered.condition)
     domain("domains", lowered.domain, "j")
     readable("domains", lowered.score)
 

@@ -12,7 +12,7 @@ q, k, v and of the score's leaves (see `compiler.differentiate`); torch carries 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -45,11 +45,11 @@ class BranchGradients:
 
 @dataclass(frozen=True)
 class Engine:
-    """The back end. `outputs(plan, call)`: every branch's (out, lse). `backward(plan, number, call, do, lse, delta)`:
+    """The back end. `execute(plan, call, dtype)`: (out, lse) of the plan. `backward(plan, number, call, do, lse, delta)`:
     do (B, H, N, E) of any real dtype and strides; lse and delta (B, H, N) of the dtype of sums, lse natural and +inf
     where a row has no key, so that exp(score - lse) is 0 there."""
 
-    outputs: Callable[[Plan, Call], Sequence[tuple[Tensor, Tensor]]]
+    execute: Callable[[Plan, Call, torch.dtype], tuple[Tensor, Tensor]]
     backward: Callable[[Plan, int, Call, Tensor, Tensor, Tensor], BranchGradients]
     products: Callable[[Plan, Tensor, Tensor], Tensor] | None = None  # row sums of x * y, where torch's take longer
 
@@ -77,9 +77,9 @@ def real_inputs(root: Node) -> frozenset[str]:
     return frozenset(found)
 
 
-def differentiable(plan: Plan) -> frozenset[str]:
+def differentiable(plan: Plan) -> set[str]:
     """Names of the inputs that have a gradient, q, k and v among them. Raises as `score_gradient` does."""
-    found = real_inputs(plan.epilogue) | {"q", "k", "v"}
+    found = {"q", "k", "v"}
     for branch in plan.branches:
         for leaf in score_gradient(branch.score).leaves:
             found |= real_inputs(leaf.value)
@@ -120,26 +120,15 @@ class Gradients:
         self.wanted = wanted
         self.found: dict[str, Tensor] = {}
 
-    def of(self, out: Tensor | None, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None) -> dict[str, Tensor]:
+    def of(self, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None) -> dict[str, Tensor]:
         """Gradients in the shapes and dtypes of the inputs, zero where nothing flows.
 
-        out and grad_out in the plan's layout; lse and grad_lse (softmaxes, B, H, N), a merge being one softmax. A plan
-        with an epilogue needs no `out`: its branches are run again.
+        out and grad_out (B, H, N, E), lse and grad_lse (B, H, N).
         """
-        order = ("b", "h", "i", *self.plan.epilogue.type.axes)
-        turned = [self.plan.output_axes.index(axis) for axis in order]
-        grad_out = grad_out.permute(turned)
         lse = lse.masked_fill(lse == -math.inf, math.inf)
-        if self.plan.merged or self.plan.epilogue.op == "branch":
-            assert out is not None
-            delta = self.delta(out.permute(turned), grad_out, None if grad_lse is None else grad_lse[0])
-            for number in range(len(self.plan.branches)):
-                self.branch(number, grad_out, lse[0], delta)
-        else:
-            outputs, cotangents = self.epilogue(grad_out)
-            for number, (own, cotangent) in enumerate(zip(outputs, cotangents, strict=True)):
-                delta = self.delta(own, cotangent, None if grad_lse is None else grad_lse[number])
-                self.branch(number, cotangent, lse[number], delta)
+        delta = self.delta(out, grad_out, grad_lse)
+        for number in range(len(self.plan.branches)):
+            self.branch(number, grad_out, lse, delta)
         return {name: self.finished(name) for name in self.wanted}
 
     def delta(self, out: Tensor, grad_out: Tensor, grad_lse: Tensor | None) -> Tensor:
@@ -150,23 +139,6 @@ class Gradients:
         else:
             product = (grad_out.to(dtype) * out.to(dtype)).sum(-1)
         return product if grad_lse is None else product - grad_lse.to(dtype)
-
-    def epilogue(self, grad_out: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """The branches' outputs, made again, and their cotangents; the inputs of the epilogue get their gradients."""
-        call = self.given
-        outputs = [out for out, _ in self.engine.outputs(self.plan, call)]
-        with recording():
-            leaves = [out.detach().to(self.real).requires_grad_() for out in outputs]
-            value = self.environment("b", "h", "i", branches=leaves).value(self.plan.epilogue)
-            value = value.expand(grad_out.shape)
-            inputs = [name for name in sorted(real_inputs(self.plan.epilogue)) if name in self.wanted]
-            targets = [*leaves, *(self.inputs[name] for name in inputs)]
-            made = torch.autograd.grad(
-                [value], targets, [grad_out.to(self.real)], allow_unused=True, materialize_grads=True
-            )
-        for name, gradient in zip(inputs, made[len(leaves) :], strict=True):
-            self.add(name, gradient)
-        return outputs, [gradient.to(call.compute_dtype) for gradient in made[: len(leaves)]]
 
     def branch(self, number: int, grad_out: Tensor, lse: Tensor, delta: Tensor) -> None:
         """Adds what one branch gives."""
@@ -208,8 +180,8 @@ class Gradients:
         for name, part in zip(names, made, strict=True):
             self.add(name, part)
 
-    def environment(self, *indices: str, branches: Sequence[Tensor] = ()) -> Environment:
-        return Environment(self.plan, self.call, self.call.positions(*indices), self.real, branches=branches)
+    def environment(self, *indices: str) -> Environment:
+        return Environment(self.plan, self.call, self.call.positions(*indices), self.real)
 
     def add(self, name: str, gradient: Tensor) -> None:
         held = self.found.get(name)

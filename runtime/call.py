@@ -58,7 +58,9 @@ def make_call(
     inputs: Mapping[str, Tensor],
 ) -> Call:
     """A call with its sizes and the plan's derived tables. Raises ValueError where a token input is too short."""
+    offset = max(k.shape[2] - q.shape[2], 0)
     sizes = {"b": q.shape[0], "h": q.shape[1], "i": q.shape[2], "d": q.shape[3], "j": k.shape[2], "t": k.shape[2]}
+    sizes["offset"] = offset
     if v is not None:
         sizes["e"] = v.shape[3]
     for declared in plan.inputs:
@@ -66,9 +68,14 @@ def make_call(
             continue  # q, k or v with other axes
         for axis, length in zip(declared.axes, inputs[declared.name].shape, strict=True):
             sizes.setdefault(axis, length)
-    call = Call(q, k, v, dict(parameters), dict(inputs), sizes, offset=max(sizes["j"] - sizes["i"], 0))
+    call = Call(q, k, v, dict(parameters), dict(inputs), sizes, offset=offset)
     if sizes["i"] > sizes["j"]:
         check_token_reads(plan, sizes)
+    return with_derived(plan, call)
+
+
+def with_derived(plan: Plan, call: Call) -> Call:
+    """The call with the plan's derived tables."""
     derived: dict[str, Tensor] = {}
     for table in plan.derived:
         derived |= derive(plan, table, call)
@@ -77,7 +84,7 @@ def make_call(
 
 def check_token_reads(plan: Plan, sizes: Mapping[str, int]) -> None:
     """With more queries than keys, a token input has no value at the last queries."""
-    roots = [plan.epilogue, *(node for table in plan.derived for node in table.args)]
+    roots = [node for table in plan.derived for node in table.args]
     for branch in plan.branches:
         roots += [branch.score, branch.condition, *([branch.sink] if branch.sink else [])]
     for node in walk(*roots):

@@ -74,7 +74,7 @@ def listing(plan: Plan, table: Derived, call: Call) -> dict[str, Tensor]:
     Entries outside of 0 .. last are dropped, the end is padded with a number past every position.
     """
     (vector,) = table.args
-    last = int(table.attribute or 1) * max(call.sizes["i"], call.sizes["j"])
+    last = int(table.attribute or 1) * max(call.offset + call.sizes["i"], call.sizes["j"])
     entries = without(whole(plan, call, vector), vector.type.indices).contiguous()
     entries = torch.where((entries < 0) | (entries > last), PADDING, entries).sort(-1).values
     repeated = torch.zeros_like(entries, dtype=torch.bool)
@@ -88,7 +88,7 @@ def tabulated(plan: Plan, table: Derived, call: Call) -> dict[str, Tensor]:
     """An int of i - j, in float64, for -M <= i - j <= max(M, N); place 0 is -M."""
     (node,) = table.args
     keys = call.sizes["j"]
-    distance = torch.arange(-keys, max(keys, call.sizes["i"]) + 1, device=call.q.device)
+    distance = torch.arange(-keys, max(keys, call.offset + call.sizes["i"]) + 1, device=call.q.device)
     value = Environment(plan, call, {"i": distance, "j": torch.zeros_like(distance)}, torch.float64).value(node)
     return {"table": value.to(torch.int64).expand(distance.shape)}
 

@@ -86,7 +86,7 @@ class Environment:
 
     `positions`: index -> int64 tensor, all of one rank and broadcastable; `i` is global. A value is a scalar
     tensor, or has that rank and then its vector axes. Reals are of type `real`. `dot`: q @ k at these positions.
-    `branches`: outputs of the plan's branches at these positions. `blocks`: width of a declared axis of blocks.
+    `blocks`: width of a declared axis of blocks.
     """
 
     def __init__(
@@ -97,7 +97,6 @@ class Environment:
         real: torch.dtype,
         *,
         dot: Tensor | None = None,
-        branches: Sequence[Tensor] = (),
         blocks: Mapping[str, int] | None = None,
     ) -> None:
         self.plan = plan
@@ -105,7 +104,6 @@ class Environment:
         self.positions = dict(positions)
         self.real = real
         self.dot = dot
-        self.branches = branches
         self.blocks = dict(blocks or {})
         self.rank = next(iter(self.positions.values())).dim()
         self._values: dict[Node, Tensor] = {}
@@ -133,7 +131,6 @@ class Environment:
             self.positions | positions,
             self.real,
             dot=self.dot,
-            branches=self.branches,
             blocks=self.blocks,
         )
 
@@ -251,11 +248,6 @@ def _dot(at: Environment, node: Node) -> Tensor:
     return at.dot
 
 
-def _branch(at: Environment, node: Node) -> Tensor:
-    assert isinstance(node.attribute, int)
-    return at.branches[node.attribute]
-
-
 def _rename(at: Environment, node: Node) -> Tensor:
     assert isinstance(node.attribute, tuple)
     source, target = node.attribute
@@ -318,7 +310,6 @@ RULES: dict[str, Callable[[Environment, Node], Tensor]] = {
     "input": _input,
     "derived": _derived,
     "dot": _dot,
-    "branch": _branch,
     "rename": _rename,
     "shift": _shift,
     "take": _take,

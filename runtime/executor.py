@@ -16,7 +16,7 @@ from torch import Tensor
 
 from attnc.compiler.plan import Branch, Plan
 from attnc.runtime.batches import Batch, Places, Shifted, Step, batches, remembered
-from attnc.runtime.branches import alone, join
+from attnc.runtime.branches import join
 from attnc.runtime.call import Call
 from attnc.runtime.distances import Line, by_distance
 from attnc.runtime.evaluate import Environment
@@ -31,16 +31,16 @@ SMALLEST = 64  # rows of a tile
 LOG2E = math.log2(math.e)
 
 
-def execute(plan: Plan, call: Call) -> tuple[Tensor, Tensor]:
-    """The result in the plan's layout and type of q, and lse (branches, B, H, N), natural, -inf where there is none.
+def execute(plan: Plan, call: Call, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+    """The result (B, H, N, E), of `dtype` or that of q, and lse (B, H, N), natural, -inf where there is no key.
 
     Sinks are part of lse. float32, or float64 where q is.
     """
+    dtype = dtype or call.q.dtype
     with torch.no_grad():
-        dtype = call.q.dtype if alone(plan) else call.compute_dtype
-        results = [branch_output(plan, branch, call, dtype) for branch in plan.branches]
-        lse = torch.stack([statistic for _, statistic in results])
-        return join(plan, call, [out for out, _ in results], lse), lse
+        # Branches are rounded once, after they are joined.
+        own = dtype if len(plan.branches) == 1 else call.compute_dtype
+        return join([branch_output(plan, branch, call, own) for branch in plan.branches], dtype)
 
 
 def branch_output(plan: Plan, branch: Branch, call: Call, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -166,7 +166,7 @@ class BranchRun:
         """The batches of a group, remembered where sizes and parameters alone decide them."""
         if not closed_form(self.branch):
             return list(batches(self.tiling.tiles(group), elements))
-        sizes = tuple(self.call.sizes[index] for index in ("b", "h", "i", "j"))
+        sizes = tuple(sorted(self.call.sizes.items()))
         key = (*sizes, self.tiling.shared, self.tiling.columns, elements, *sorted(self.call.parameters.items()))
         return remembered(self.branch, key, lambda: batches(self.tiling.tiles(group), elements))
 

@@ -17,17 +17,11 @@ from attnc.runtime.backward import BranchGradients, score_gradient
 from attnc.runtime.batches import Step
 from attnc.runtime.call import Call
 from attnc.runtime.evaluate import Environment
-from attnc.runtime.executor import LOG2E, BranchRun, Lanes, Work, branch_output
+from attnc.runtime.executor import LOG2E, BranchRun, Lanes, Work
 from attnc.runtime.leaf_sums import Derivative, LeafSum
 from attnc.runtime.listed_executor import ListedBackward
 from attnc.runtime.scores import read_score
 from attnc.runtime.tiles import Group
-
-
-def branch_outputs(plan: Plan, call: Call) -> list[tuple[Tensor, Tensor]]:
-    """(out, lse) of every branch, out in the dtype of sums."""
-    with torch.no_grad():
-        return [branch_output(plan, branch, call, call.compute_dtype) for branch in plan.branches]
 
 
 def branch_backward(

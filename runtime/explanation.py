@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,26 +13,31 @@ from attnc.compiler.pipeline import trace
 from attnc.runtime.comparison import defaults, filled
 from attnc.runtime.executor import live_pairs, visited_pairs
 from attnc.runtime.inputs import Shape, made_inputs
-from attnc.runtime.program import Program
 from attnc.runtime.settings import Setting
+from attnc.runtime.steps import attended_steps
 
 if TYPE_CHECKING:
+    from attnc.compiler.plan import Plan
     from attnc.runtime.call import Call
+    from attnc.runtime.operator import Prepared
     from attnc.runtime.pattern import CompiledPattern
 
 # Stages whose text is the answer to a user's question; the others' is shown on demand.
-SHOWN = ("domains",)
+SHOWN = ("steps", "domains")
 
 
-def explain(program: Program, call: Call, *, verbose: bool = False) -> str:
+def explain(prepared: Prepared, *, verbose: bool = False) -> str:
     """The text, every stage with its notes, and the cost of one call. `verbose`: also the graph after each stage."""
-    lines = [program.pattern.span.text.rstrip(), ""]
-    for stage in trace(program.pattern):
+    pattern = prepared.program.pattern
+    lines = [pattern.span.text.rstrip(), ""]
+    for stage in trace(pattern):
         lines.append(stage.name)
         if verbose or stage.name in SHOWN:
             lines += [f"    {line}" for line in stage.text.splitlines()]
         lines += [f"    - {note}" for note in stage.notes]
-    lines += ["", *cost_formulas(program.plan), "", *cost(program, call)]
+    for plan in prepared.program.plans:
+        lines += ["", *cost_formulas(plan)]
+    lines += ["", *cost(prepared)]
     return "\n".join(lines)
 
 
@@ -42,29 +49,65 @@ def explain_at(
     all_parameters = defaults(pattern) | parameters
     made = made_inputs(pattern.pattern, shape, all_parameters, dtype=dtype or torch.float32, ranges=setting.ranges)
     settings: dict[str, Any] = {**parameters, **made.inputs}
-    found, call = pattern.prepared(made.q, made.k, made.v, settings)
-    return explain(found, call, verbose=verbose)
+    return explain(pattern.prepared(made.q, made.k, made.v, settings), verbose=verbose)
 
 
-def cost(program: Program, call: Call) -> list[str]:
+@dataclass(frozen=True)
+class Pairs:
+    """What the steps that stream keys do in one call: (row, key) pairs, and their work and traffic."""
+
+    live: int
+    visited: int
+    flops: int
+    moved: int
+
+
+def streamed_pairs(prepared: Prepared) -> Pairs:
+    """The sums over all steps that stream keys. Runs the steps before them."""
+    live = visited = flops = moved = 0
+    for plan, call in attended(prepared):
+        sizes, element = call.sizes, call.q.element_size()
+        rows, keys = call.q.shape[:3].numel(), call.k.shape[:3].numel()
+        width, value_width = sizes["d"], sizes.get("e", sizes["d"])
+        own = live_pairs(plan, call)
+        live, visited = live + own, visited + visited_pairs(plan, call)
+        flops += 2 * (width + value_width) * own
+        branches = len(plan.branches)
+        moved += element * (rows * (width + branches * value_width) + keys * (width + value_width)) + 4 * branches * rows
+    return Pairs(live, visited, flops, moved)
+
+
+def attended(prepared: Prepared) -> Iterator[tuple[Plan, Call]]:
+    """Every plan of a call with its own call."""
+    step = prepared.composition.attention
+    if step is not None:
+        yield step.plan, prepared.call(step.plan)
+        return
+    from attnc.runtime.operator import choose_engine
+
+    frame = prepared.frame()
+    with torch.no_grad():
+        yield from attended_steps(prepared.composition, frame, choose_engine("auto", frame.device))
+
+
+def cost(prepared: Prepared) -> list[str]:
     """Live pairs, floating point operations and bytes of a call; `cost_formulas` says where they come from."""
-    sizes = call.sizes
+    sizes = prepared.sizes
     batch, heads, rows, keys = sizes["b"], sizes["h"], sizes["i"], sizes["j"]
-    width, value_width = sizes["d"], sizes.get("e", sizes["d"])
-    key_heads, element = call.k.shape[1], call.q.element_size()
-    branches = len(program.plan.branches)
-    live, visited = live_pairs(program.plan, call), visited_pairs(program.plan, call)
+    k = prepared.tensors["k"]
+    assert k is not None
+    found = streamed_pairs(prepared)
     pairs = batch * heads * rows * keys
-    flops = 2 * (width + value_width) * live
-    rows_moved = batch * heads * rows * (width + branches * value_width)
-    moved = element * (rows_moved + batch * key_heads * keys * (width + value_width))
-    moved += 4 * branches * batch * heads * rows
+    widths = f"D={sizes['d']} E={sizes.get('e', sizes['d'])}"
     table = [
-        ("call", f"B={batch} H={heads} Hk={key_heads} N={rows} M={keys} D={width} E={value_width}"),
-        ("live pairs", f"{live:,} of B*H*N*M = {pairs:,}: {live / pairs:.4%}"),
-        ("visited pairs", f"{visited:,}: {visited / max(live, 1):.2f} for each live one, in the CPU back end's tiles"),
-        ("FLOPs", f"{flops:,}"),
-        ("bytes", f"{moved:,}: q, k, v, results and row statistics once"),
-        ("FLOPs a byte", f"{flops / moved:.1f}"),
+        ("call", f"B={batch} H={heads} Hk={k.shape[1]} N={rows} M={keys} {widths}"),
+        ("live pairs", f"{found.live:,} of B*H*N*M = {pairs:,}: {found.live / pairs:.4%}"),
+        (
+            "visited pairs",
+            f"{found.visited:,}: {found.visited / max(found.live, 1):.2f} for each live one, in the CPU back end's tiles",
+        ),
+        ("FLOPs", f"{found.flops:,}"),
+        ("bytes", f"{found.moved:,}: q, k, v, results and row statistics once"),
+        ("FLOPs a byte", f"{found.flops / max(found.moved, 1):.1f}"),
     ]
     return [f"{name:<14}{value}" for name, value in table]

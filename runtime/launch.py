@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -9,7 +11,7 @@ from attnc.compiler.emit.kernel import Kernel
 from attnc.compiler.emit.streamed import forward_kernels
 from attnc.compiler.plan import Branch, Plan
 from attnc.compiler.schedule import tile_shape
-from attnc.runtime.branches import alone, join
+from attnc.runtime.branches import join
 from attnc.runtime.call import Call
 from attnc.runtime.kernel_call import (
     INTERPRETED,
@@ -36,23 +38,19 @@ def kernels_of(plan: Plan) -> Kernels:
     return _loaded[id(plan)][1]
 
 
-def execute(plan: Plan, call: Call) -> tuple[Tensor, Tensor]:
-    """Run every branch, then join them. Returns the result and the branches' log-sum-exps."""
-    outputs = branch_outputs(plan, call, call.q.dtype if alone(plan) else torch.float32)
-    lse = outputs[0][1].unsqueeze(0) if len(outputs) == 1 else torch.stack([lse for _, lse in outputs])
-    return join(plan, call, [out for out, _ in outputs], lse), lse
-
-
-def branch_outputs(plan: Plan, call: Call, dtype: torch.dtype = torch.float32) -> list[tuple[Tensor, Tensor]]:
-    """(out, lse) of every branch, out in `dtype`."""
+def execute(plan: Plan, call: Call, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+    """The result (B, H, N, E), of `dtype` or that of q, and lse (B, H, N), float32: every branch, then their join."""
     refuse_unfit(call)
+    dtype = dtype or call.q.dtype
     kernels = kernels_of(plan)
-    return [
-        run_branch(plan, branch, kernels, kernels.kernels[number], call, dtype)
+    own = dtype if len(plan.branches) == 1 else torch.float32
+    outputs = [
+        run_branch(plan, branch, kernels, kernels.kernels[number], call, own)
         if branch.selected is None
-        else listed_outputs(plan, branch, kernels, number, call, dtype)
+        else listed_outputs(plan, branch, kernels, number, call, own)
         for number, branch in enumerate(plan.branches)
     ]
+    return join(outputs, dtype)
 
 
 def run_branch(
@@ -103,6 +101,7 @@ def combine(kernels: Kernels, listed: ProgramList, run: KernelCall) -> None:
         )
 
 
-def kernel_texts(plan: Plan) -> dict[str, str]:
-    """Generated modules by name, for people."""
-    return {plan.name: kernels_of(plan).text}
+def kernel_texts(name: str, plans: Sequence[Plan]) -> dict[str, str]:
+    """Generated modules by name, for people: one a step that streams keys."""
+    texts = [kernels_of(plan).text for plan in plans]
+    return dict(zip([name] if len(texts) == 1 else [f"{name}_{n}" for n in range(len(texts))], texts, strict=True))

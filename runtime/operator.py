@@ -6,7 +6,8 @@ of tuples in place, so that a changed window or length is an ordinary argument a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
@@ -19,17 +20,19 @@ from attnc.runtime.refusal import extra_inputs, refuse
 from attnc.runtime.scalars import of_node, of_term
 
 if TYPE_CHECKING:
+    from attnc.compiler.composition import Composition
     from attnc.compiler.plan import Plan
+    from attnc.runtime.arrays import Frame
     from attnc.runtime.backward import Engine
     from attnc.runtime.call import Call
 
 SCHEMA = (
     "attention(str plan, Tensor q, Tensor k, Tensor? v, Tensor[] inputs, SymInt[] ints, float[] floats, str backend)"
-    " -> (Tensor, Tensor)"
+    " -> (Tensor, Tensor, Tensor[])"
 )
 GRADIENT_SCHEMA = (
-    "attention_backward(str plan, Tensor grad_out, Tensor? grad_lse, Tensor? out, Tensor lse, Tensor q, Tensor k,"
-    " Tensor? v, Tensor[] inputs, SymInt[] ints, float[] floats, str backend, bool[] needed) -> Tensor[]"
+    "attention_backward(str plan, Tensor grad_out, Tensor? grad_lse, Tensor out, Tensor lse, Tensor[] saved, Tensor q,"
+    " Tensor k, Tensor? v, Tensor[] inputs, SymInt[] ints, float[] floats, str backend, bool[] needed) -> Tensor[]"
 )
 BACKENDS = ("auto", "executor", "triton")
 
@@ -71,7 +74,7 @@ def sizes_of(
 ) -> dict[str, int]:
     """Length of every axis but the declared ones (blocks, segments)."""
     sizes: dict[str, int] = {"b": q.shape[0], "h": q.shape[1], "i": q.shape[2], "d": q.shape[3]}
-    sizes |= {"j": k.shape[2], "t": k.shape[2]}
+    sizes |= {"j": k.shape[2], "t": k.shape[2], "offset": max(k.shape[2] - q.shape[2], 0)}
     if v is not None:
         sizes["e"] = v.shape[3]
     sizes |= fixed_sizes(program.pattern, parameters, sizes)
@@ -96,7 +99,7 @@ def require(program: Program, parameters: dict[str, Any], sizes: dict[str, int])
             refuse(pattern, "not-positive", f"`{name}` is {value} in this call", span=span, help=help)
 
 
-def prepare(
+def checked(
     plan: str,
     q: Tensor,
     k: Tensor,
@@ -104,20 +107,48 @@ def prepare(
     inputs: Sequence[Tensor],
     ints: Sequence[int],
     floats: Sequence[float],
-) -> tuple[Program, Call]:
-    """The program and the call that the operator's arguments stand for, with what can only be checked on values."""
-    from attnc.runtime.call import make_call  # late: it brings the compiler, which reading a file does not need
-
+) -> Prepared:
+    """What the operator's arguments stand for, with what can only be checked on values."""
     found = program(plan)
     parameters = unpack(found, ints, floats)
     sizes = sizes_of(found, q, k, v, inputs, parameters)
     require(found, parameters, sizes)
-    for need in found.plan.requirements:
+    for need in found.composition.requirements:
         value = of_node(need.node, parameters, sizes)
         if value is not None and value <= 0:
             refuse(found.pattern, "not-positive", f"`{need.span.text}` is {value} in this call", span=need.span)
     given = dict(zip((declared.name for declared in extra_inputs(found.pattern)), inputs, strict=True))
-    return found, make_call(found.plan, q, k, v, parameters, given)
+    return Prepared(found, {"q": q, "k": k, "v": v}, given, parameters, sizes)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A call of the operator, unpacked: q, k and v, the declared inputs, parameters, and the length of every axis."""
+
+    program: Program
+    tensors: dict[str, Tensor | None]
+    inputs: dict[str, Tensor]
+    parameters: dict[str, Any]
+    sizes: dict[str, int]
+
+    @property
+    def composition(self) -> Composition:
+        return self.program.composition
+
+    def call(self, plan: Plan) -> Call:
+        """The call of a plan over q, k and v as they are given."""
+        from attnc.runtime.call import make_call  # late: it brings the compiler, which reading a file does not need
+
+        q, k, v = (self.tensors[name] for name in "qkv")
+        assert q is not None
+        assert k is not None
+        return make_call(plan, q, k, v, self.parameters, self.inputs)
+
+    def frame(self) -> Frame:
+        """The frame of the steps."""
+        from attnc.runtime.steps import frame_of
+
+        return frame_of(self.composition, {**self.tensors, **self.inputs}, self.parameters, self.sizes)
 
 
 def _run(
@@ -129,37 +160,44 @@ def _run(
     ints: list[int],
     floats: list[float],
     backend: str,
-) -> tuple[Tensor, Tensor]:
-    """The result, and lse of every softmax of it: (branches, B, H, N), or (1, B, H, N) of branches that are merged."""
-    found, call = prepare(plan, q, k, v, inputs, ints, floats)
-    out, lse = choose(backend, q.device)(found.plan, call)
-    return out, lse.logsumexp(0, keepdim=True) if found.plan.merged else lse
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """The result, lse (B, H, N) of a pattern that is one softmax (else empty), and what its heavy steps left."""
+    prepared = checked(plan, q, k, v, inputs, ints, floats)
+    engine = choose_engine(backend, q.device)
+    step = prepared.composition.attention
+    if step is not None:
+        out, lse = engine.execute(step.plan, prepared.call(step.plan), q.dtype)
+        return out, lse, []
+    from attnc.runtime.steps import run
+
+    with torch.no_grad():
+        made = run(prepared.composition, prepared.frame(), engine)
+    statistics = torch.float64 if q.dtype == torch.float64 else torch.float32
+    lse = made.saved[-1] if prepared.composition.is_one_softmax else q.new_empty(0, dtype=statistics)
+    return _own(made.out.to(q.dtype), [q, k, v, *inputs, *made.saved]), lse.clone(), made.saved
 
 
-def choose(backend: str, device: torch.device) -> Callable[[Plan, Call], tuple[Tensor, Tensor]]:
-    """The `execute` of a back end."""
-    if _on_triton(backend, device):
-        from attnc.runtime.launch import execute as launch
-
-        return launch
-    from attnc.runtime.executor import execute
-
-    return execute
+def _own(out: Tensor, others: Sequence[Tensor | None]) -> Tensor:
+    """A result that shares no memory, which an operator's may not."""
+    place = out.untyped_storage().data_ptr()
+    shared = any(other is not None and other.untyped_storage().data_ptr() == place for other in others)
+    return out.clone(memory_format=torch.contiguous_format) if shared else out.contiguous()
 
 
 def choose_engine(backend: str, device: torch.device) -> Engine:
-    """What a back end does for gradients."""
+    """What a back end does."""
     from attnc.runtime.backward import Engine
 
     if _on_triton(backend, device):
-        from attnc.runtime.launch import branch_outputs as launch_outputs
+        from attnc.runtime.launch import execute as launch
         from attnc.runtime.launch_backward import branch_backward as launch_backward
         from attnc.runtime.launch_backward import row_products
 
-        return Engine(launch_outputs, launch_backward, row_products)
-    from attnc.runtime.executor_backward import branch_backward, branch_outputs
+        return Engine(launch, launch_backward, row_products)
+    from attnc.runtime.executor import execute
+    from attnc.runtime.executor_backward import branch_backward
 
-    return Engine(branch_outputs, branch_backward)
+    return Engine(execute, branch_backward)
 
 
 def _on_triton(backend: str, device: torch.device) -> bool:
@@ -182,14 +220,22 @@ def _fake(
     ints: list[int],
     floats: list[float],
     backend: str,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Shapes and types of the results, for tracing."""
     found = program(plan)
-    sizes = sizes_of(found, q, k, v, inputs, unpack(found, ints, floats))
+    parameters = unpack(found, ints, floats)
+    sizes = sizes_of(found, q, k, v, inputs, parameters)
     out = q.new_empty(_shape(found, sizes))
     statistics = torch.float64 if q.dtype == torch.float64 else torch.float32
-    rows = [1 if found.plan.merged else len(found.plan.branches), q.shape[0], q.shape[1], q.shape[2]]
-    return out, q.new_empty(rows, dtype=statistics)
+    rows = [q.shape[0], q.shape[1], q.shape[2]] if found.composition.is_one_softmax else [0]
+    lse = q.new_empty(rows, dtype=statistics)
+    if found.composition.attention is not None:
+        return out, lse, []
+    from attnc.runtime.steps import run
+
+    given = dict(zip((declared.name for declared in extra_inputs(found.pattern)), inputs, strict=True))
+    prepared = Prepared(found, {"q": q, "k": k, "v": v}, given, parameters, sizes)
+    return out, lse, run(found.composition, prepared.frame(), None).saved
 
 
 def _shape(found: Program, sizes: dict[str, int]) -> list[int]:
@@ -197,24 +243,24 @@ def _shape(found: Program, sizes: dict[str, int]) -> list[int]:
     return [int(axis) if axis.isdigit() else sizes[axis] for axis in found.pattern.output_axes]
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, list[Tensor]]) -> None:
     """Keeps what the backward reads; torch notices where one of them is changed in place."""
     key, q, k, v, extra, ints, floats, backend = inputs
-    out, lse = output
+    out, lse, saved = output
     found = program(key)
     ctx.gradients = _differentiable(found)
     ctx.arguments = key, list(ints), list(floats), backend
-    ctx.recomputed = not found.plan.merged and found.plan.epilogue.op != "branch"
     ctx.optional = v is not None
-    ctx.save_for_backward(q, k, lse, *([] if ctx.recomputed else [out]), *([] if v is None else [v]), *extra)
+    ctx.count = len(saved)
+    ctx.save_for_backward(q, k, out, lse, *saved, *([] if v is None else [v]), *extra)
     ctx.set_materialize_grads(False)
 
 
 def _differentiable(found: Program) -> list[bool]:
     """Which of q, k, v and the extra inputs have a gradient: not those that steer conditions and selections only."""
-    from attnc.runtime.backward import differentiable
+    from attnc.runtime.steps import differentiable
 
-    names = differentiable(found.plan)
+    names = differentiable(found.composition)
     return [name in names for name in _tensor_names(found)]
 
 
@@ -222,20 +268,18 @@ def _tensor_names(found: Program) -> list[str]:
     return ["q", "k", "v", *(declared.name for declared in extra_inputs(found.pattern))]
 
 
-def _backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Any, ...]:
-    """The gradients of the operator's arguments."""
+def _backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None, grad_saved: Any = None) -> tuple[Any, ...]:
+    """The gradients of the operator's arguments. What steps saved is nobody's to use, so it has no cotangent."""
     key, ints, floats, backend = ctx.arguments
-    q, k, lse, *rest = ctx.saved_tensors
-    out = None if ctx.recomputed else rest.pop(0)
+    q, k, out, lse, *rest = ctx.saved_tensors
+    saved, rest = rest[: ctx.count], rest[ctx.count :]
     v = rest.pop(0) if ctx.optional else None
     _, *asked, in_list = ctx.needs_input_grad[:5]
     needed = [a and b for a, b in zip([*asked, *in_list], ctx.gradients, strict=True)]
     if grad_out is None:
-        found = program(key)
-        sizes = sizes_of(found, q, k, v, rest, unpack(found, ints, floats))
-        grad_out = q.new_zeros(_shape(found, sizes))
+        grad_out = torch.zeros_like(out)
     given = torch.ops.attnc.attention_backward(
-        key, grad_out, grad_lse, out, lse, q, k, v, rest, ints, floats, backend, needed
+        key, grad_out, grad_lse, out, lse, saved, q, k, v, rest, ints, floats, backend, needed
     )
     made = iter(given)
     found_gradients = [next(made) if need else None for need in needed]
@@ -248,8 +292,9 @@ def _run_backward(
     plan: str,
     grad_out: Tensor,
     grad_lse: Tensor | None,
-    out: Tensor | None,
+    out: Tensor,
     lse: Tensor,
+    saved: list[Tensor],
     q: Tensor,
     k: Tensor,
     v: Tensor | None,
@@ -259,13 +304,19 @@ def _run_backward(
     backend: str,
     needed: list[bool],
 ) -> list[Tensor]:
-    """The gradients that are needed, in the order of q, k, v and the inputs. `out` as `_setup` keeps it."""
-    from attnc.runtime.backward import Gradients
-
-    found, call = prepare(plan, q, k, v, inputs, ints, floats)
-    wanted = [name for name, need in zip(_tensor_names(found), needed, strict=True) if need]
+    """The gradients that are needed, in the order of q, k, v and the inputs."""
+    prepared = checked(plan, q, k, v, inputs, ints, floats)
+    wanted = [name for name, need in zip(_tensor_names(prepared.program), needed, strict=True) if need]
     engine = choose_engine(backend, q.device)
-    made = Gradients(found.plan, call, engine, wanted).of(out, lse, grad_out, grad_lse)
+    step = prepared.composition.attention
+    if step is not None:
+        from attnc.runtime.backward import Gradients
+
+        made = Gradients(step.plan, prepared.call(step.plan), engine, wanted).of(out, lse, grad_out, grad_lse)
+    else:
+        from attnc.runtime.steps import gradients
+
+        made = gradients(prepared.composition, prepared.frame(), engine, saved, (grad_out, grad_lse), wanted)
     return [made[name] for name in wanted]
 
 
@@ -273,8 +324,9 @@ def _fake_backward(
     plan: str,
     grad_out: Tensor,
     grad_lse: Tensor | None,
-    out: Tensor | None,
+    out: Tensor,
     lse: Tensor,
+    saved: list[Tensor],
     q: Tensor,
     k: Tensor,
     v: Tensor | None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,12 +13,9 @@ from attnc.dsl.source import Source
 from attnc.dsl.terms import Input, Parameter, Pattern
 from attnc.dsl.types import Base
 from attnc.runtime.binding import Bound, bind, flat
-from attnc.runtime.operator import pack, prepare, require
+from attnc.runtime.operator import Prepared, checked, pack, require
 from attnc.runtime.program import Program, program, register
 from attnc.runtime.refusal import extra_inputs, refuse
-
-if TYPE_CHECKING:
-    from attnc.runtime.call import Call
 
 PYTHON_TYPES = {Base.BOOL: bool, Base.INT: int, Base.REAL: float}
 
@@ -30,8 +27,7 @@ def _key_for_lengths(key: str, names: tuple[str, ...], lengths: tuple[int, ...])
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # nor compiling it
 def _is_one_softmax(key: str) -> bool:
-    found = program(key)
-    return found.pattern.out.form in ("dot", "merge") and (found.plan.merged or found.plan.epilogue.op == "branch")
+    return program(key).composition.is_one_softmax
 
 
 class CompiledPattern:
@@ -66,8 +62,7 @@ class CompiledPattern:
         for a pattern whose result is not one softmax (a merge is one), which has no such sum.
         """
         self._require_one_softmax()
-        out, statistics = self.outputs(q, k, v, settings)
-        return out, statistics[0]
+        return self.outputs(q, k, v, settings)
 
     @property
     def is_one_softmax(self) -> bool:
@@ -83,7 +78,7 @@ class CompiledPattern:
     def outputs(
         self, q: Tensor, k: Tensor, v: Tensor | None, settings: dict[str, Any], backend: str = "auto"
     ) -> tuple[Tensor, Tensor]:
-        """The result and the rows' statistics: the natural log of every softmax's sum, (softmaxes, B, H, N).
+        """The result and, where it is one softmax, the natural log of each row's sum (B, H, N); else an empty tensor.
 
         A merge is one softmax. A row without a live key gives 0 and -inf. `backend`: "auto", "executor" (CPU) or
         "triton" (CUDA; on a CPU where TRITON_INTERPRET=1).
@@ -92,7 +87,7 @@ class CompiledPattern:
         bound = bind(self._pattern, self._parameters, q, k, v, settings)
         key, ints, floats = self._packed(bound)
         inputs = list(bound.inputs.values())
-        out, statistics = torch.ops.attnc.attention(key, q, k, v, inputs, ints, floats, backend)
+        out, statistics, _ = torch.ops.attnc.attention(key, q, k, v, inputs, ints, floats, backend)
         return out, statistics
 
     def reference(self, q: Tensor, k: Tensor, v: Tensor | None = None, **settings: Any) -> Tensor:
@@ -121,34 +116,34 @@ class CompiledPattern:
         return program.pattern, bound
 
     def live_fraction(self, q: Tensor, k: Tensor, v: Tensor | None = None, **settings: Any) -> float:
-        """Share of the query-key pairs that the text gives a weight, over all heads; branches count each."""
-        from attnc.runtime.executor import live_pairs
+        """Pairs of rows and keys that softmaxes of the text give a weight, as a share of all query-key pairs.
 
-        found, call = self.prepared(q, k, v, settings)
+        Every branch counts, and one over summary keys counts those. Runs the steps, on q's device.
+        """
+        from attnc.runtime.explanation import streamed_pairs
+
         pairs = q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2]
-        return live_pairs(found.plan, call) / pairs
+        return streamed_pairs(self.prepared(q, k, v, settings)).live / pairs
 
     def explain(self, q: Tensor, k: Tensor, v: Tensor | None = None, *, verbose: bool = False, **settings: Any) -> str:
         """What each stage of the compiler did and declined and why, and what this call costs."""
         from attnc.runtime.explanation import explain
 
-        found, call = self.prepared(q, k, v, settings)
-        return explain(found, call, verbose=verbose)
+        return explain(self.prepared(q, k, v, settings), verbose=verbose)
 
-    def prepared(self, q: Tensor, k: Tensor, v: Tensor | None, settings: dict[str, Any]) -> tuple[Program, Call]:
-        """The program and the call that the back ends would get."""
+    def prepared(self, q: Tensor, k: Tensor, v: Tensor | None, settings: dict[str, Any]) -> Prepared:
+        """The call that the back ends would get."""
         bound = bind(self._pattern, self._parameters, q, k, v, settings)
         key, ints, floats = self._packed(bound)
-        return prepare(
-            key, q, k, v, [bound.inputs[declared.name] for declared in extra_inputs(self._pattern)], ints, floats
-        )
+        inputs = [bound.inputs[declared.name] for declared in extra_inputs(self._pattern)]
+        return checked(key, q, k, v, inputs, ints, floats)
 
     @property
     def kernels(self) -> dict[str, str]:
         """Text of the generated Triton modules, by name."""
         from attnc.runtime.launch import kernel_texts
 
-        return kernel_texts(self._program.plan)
+        return kernel_texts(self._program.pattern.name, self._program.plans)
 
     @property
     def pattern(self) -> Pattern:

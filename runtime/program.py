@@ -14,6 +14,7 @@ from attnc.dsl.terms import Parameter, Pattern, Term
 from attnc.dsl.types import Base
 
 if TYPE_CHECKING:
+    from attnc.compiler.composition import Composition
     from attnc.compiler.plan import Plan
 
 PROGRAMS: dict[str, Program] = {}
@@ -30,11 +31,26 @@ class Program:
         self._variants: dict[tuple[tuple[str, int], ...], Program] = {}
 
     @cached_property
-    def plan(self) -> Plan:
+    def composition(self) -> Composition:
         """What the back ends execute. Raises AttnError where the pattern uses a form that is not lowered yet."""
-        from attnc.compiler.pipeline import lower  # imports sympy, which a reader of files does not need
+        from attnc.compiler.pipeline import compose  # imports sympy, which a reader of files does not need
 
-        return lower(self.pattern)
+        return compose(self.pattern)
+
+    @property
+    def plans(self) -> list[Plan]:
+        """The plans of the steps that stream keys."""
+        from attnc.compiler.pipeline import plans
+
+        return plans(self.composition.steps)
+
+    @property
+    def plan(self) -> Plan:
+        """The plan of a pattern that is one attention over q, k and v as they are given; LookupError for others."""
+        step = self.composition.attention
+        if step is None:
+            raise LookupError(f"{self.pattern.name} is more than one attention over q, k and v")
+        return step.plan
 
     @cached_property
     def lengths(self) -> dict[str, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from attnc.compiler.emit.expressions import array_name, parameter_name
+from attnc.compiler.emit.expressions import SIZES, array_name, parameter_name
 from attnc.compiler.emit.rows import row_nodes
 from attnc.compiler.ir import Node, walk
 from attnc.compiler.plan import Derived, Diagonals, Domain, Grid, Listed, Plan, Stepped
@@ -75,7 +75,7 @@ def kernel_arguments(
     sizes += [Argument("MEMBER", "size", "MEMBER")] if domain.rows.listed is not None else []
     nodes = list(walk(*expressions, *walk_nodes(domain)))
     used = {str(node.attribute) for node in nodes if node.op == "parameter"}
-    others = sorted({str(node.attribute) for node in nodes if node.op == "size"} - set("bhijtde"))
+    others = sorted({str(node.attribute) for node in nodes if node.op == "size"} - set(SIZES))
     sizes += [Argument(f"size_{name}", "size", name) for name in others]
     parameters = [Argument(parameter_name(name), "parameter", name) for name in sorted(used)]
     arrays = [one for array in array_layouts(plan, nodes, domain) for one in array_arguments(*array)]

@@ -23,6 +23,8 @@ class View:
     j: str = ""
 
 
+SIZES = {"b": "B", "h": "H", "i": "N", "j": "M", "t": "M", "d": "D", "e": "E", "offset": "OFFSET"}
+
 ROWS = View()  # vectors over the rows of the tile
 TILE = View(i="[:, None]", j="[None, :]")  # rows are queries, keys stream by
 TURNED = View(i="[None, :]", j="[:, None]")  # rows are keys, queries stream by
@@ -107,9 +109,7 @@ class Expressions:
             name = parameter_name(str(node.attribute))
             return f"({name} != 0)" if node.type.base is Base.BOOL else name  # bools are passed as ints
         if node.op == "size":
-            return {"b": "B", "h": "H", "i": "N", "j": "M", "t": "M", "d": "D", "e": "E"}.get(
-                str(node.attribute), f"size_{node.attribute}"
-            )
+            return SIZES.get(str(node.attribute), f"size_{node.attribute}")
         if node.op == "index":
             own = {"i": f"i{view.i}", "j": f"j{view.j}", "h": self.head(view)}
             return own.get(str(node.attribute), str(node.attribute))

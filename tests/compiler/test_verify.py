@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 
 from attnc.compiler import pipeline, verify
-from attnc.compiler.branches import Outline, Softmax, branch_output
 from attnc.compiler.domains import DomainBuilder
 from attnc.compiler.ir import Graph, Node
 from attnc.compiler.pipeline import lower, transpose
-from attnc.compiler.plan import Bounds, Branch, Domain, KeySet, Plan, Run, Stepped
+from attnc.compiler.plan import Bounds, Branch, Domain, KeySet, Plan, Rows, Run, Stepped
 from attnc.dsl.diagnostics import InternalError
 from attnc.dsl.types import Base, Type
 from tests.compiler.pairs import example, names
@@ -54,12 +53,10 @@ def test_ops_are_in_the_table() -> None:
 
 
 def test_scores_are_real_and_conditions_bool() -> None:
-    out = branch_output(GRAPH, 0)
-    good = Softmax(SCORE, TRUE, None)
-    verify.outline(Outline((good,), False, out))
-    fails(verify.outline, Outline((Softmax(ROW, TRUE, None),), False, out), "a score of type int")
-    fails(verify.outline, Outline((Softmax(SCORE, ROW, None),), False, out), "a condition of type int")
-    fails(verify.outline, Outline((good,), False, GRAPH.make("to_real", KEY)), "varies over j")
+    domain = Domain((), Rows())
+    verify.branch(Branch(SCORE, TRUE, domain, None))
+    fails(verify.branch, Branch(ROW, TRUE, domain, None), "a score of type int")
+    fails(verify.branch, Branch(SCORE, ROW, domain, None), "a condition of type int")
 
 
 def branch_with(key_set: KeySet, score: Node = SCORE) -> Branch:

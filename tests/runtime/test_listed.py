@@ -13,7 +13,7 @@ from attnc.runtime import launch, launch_backward, launch_listed, listed_executo
 from attnc.runtime.backward import Engine, Gradients, differentiable
 from attnc.runtime.call import Call
 from attnc.runtime.executor import execute
-from attnc.runtime.executor_backward import branch_backward, branch_outputs
+from attnc.runtime.executor_backward import branch_backward
 from tests.runtime.listed_cases import Case, Made, listed_plan, sources
 
 Execute = Callable[[Plan, Call], tuple[Tensor, Tensor]]
@@ -68,8 +68,7 @@ def check(one: Made, run: Execute, engine: Engine, dtype: torch.dtype) -> None:
     out, lse = run(one.plan, call)
     close(out, expected)
     assert set(gradients) == set(differentiable(one.plan))
-    whole = lse.logsumexp(0, keepdim=True) if one.plan.merged else lse
-    found = Gradients(one.plan, call, engine, list(gradients)).of(out, whole, weight, None)
+    found = Gradients(one.plan, call, engine, list(gradients)).of(out, lse, weight, None)
     for name, gradient in gradients.items():
         close(found[name], gradient)
 
@@ -84,17 +83,17 @@ def close(found: Tensor, expected: Tensor) -> None:
 @pytest.mark.parametrize("text", TEXTS)
 @pytest.mark.parametrize("name", CASES)
 def test_executor(name: str, text: str) -> None:
-    check(made(name, text), execute, Engine(branch_outputs, branch_backward), torch.float64)
+    check(made(name, text), execute, Engine(execute, branch_backward), torch.float64)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_executor_in_small_steps(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listed_tiles, "ELEMENTS", 64)
     monkeypatch.setattr(listed_executor, "CHUNK", 500)
-    check(made(name, "leaves"), execute, Engine(branch_outputs, branch_backward), torch.float64)
+    check(made(name, "leaves"), execute, Engine(execute, branch_backward), torch.float64)
 
 
-KERNELS = Engine(launch.branch_outputs, launch_backward.branch_backward)
+KERNELS = Engine(launch.execute, launch_backward.branch_backward)
 
 
 # The interpreter is slow: each case with one text, each text with both ways of gathering.

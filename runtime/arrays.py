@@ -1,0 +1,495 @@
+"""Values of whole arrays with torch: what a `Compute` step does, differentiable.
+
+A value is laid out by its node's type: the indices in layout order, then the vector axes. An index that a value does not
+vary over is 1 long; h is as long as the key heads where only they are read. Nothing here is over pairs of positions:
+`compiler.decompose` sees to that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from string import ascii_letters
+
+import torch
+from torch import Tensor
+
+from attnc.compiler.ir import Node
+from attnc.dsl.diagnostics import InternalError
+from attnc.dsl.terms import Axis
+from attnc.dsl.types import BUILT_IN_INDICES, Base, Type
+from attnc.runtime.evaluate import MEANING
+from attnc.runtime.gaussian import orthogonal_gaussian
+from attnc.runtime.hashing import uniform
+from attnc.runtime.scalars import of_node, of_term
+
+
+@dataclass(frozen=True)
+class Members:
+    """The members of a declared axis in one call: member n covers n * stride .. n * stride + width, up to `length`.
+
+    `first`: the number of the member at place 0, where a frame has some of the rows only.
+    """
+
+    over: str
+    count: int
+    width: int
+    stride: int
+    length: int
+    first: int = 0
+
+    def numbers(self, device: torch.device) -> Tensor:
+        return torch.arange(self.first, self.first + self.count, device=device)
+
+    def starts(self, device: torch.device) -> Tensor:
+        return (self.numbers(device) * self.stride).clamp(max=self.length)
+
+    def stops(self, device: torch.device) -> Tensor:
+        return (self.numbers(device) * self.stride + self.width).clamp(max=self.length)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One call of a composition: its tensors by name with their layouts, and the length of everything.
+
+    `sizes`: b h i j t d e and the axes of inputs. `offset`: global position of row 0. `real`: what reals are kept in.
+    """
+
+    tensors: Mapping[str, Tensor]
+    layouts: Mapping[str, tuple[str, ...]]
+    parameters: Mapping[str, int | float | bool]
+    sizes: Mapping[str, int]
+    offset: int
+    axes: Mapping[str, Axis]
+    real: torch.dtype
+    device: torch.device
+    members: dict[str, Members] = field(default_factory=dict)
+    totals: Mapping[str, int] = field(default_factory=dict)  # lengths as the text has them, where these are a part's
+
+    def axis(self, name: str) -> Members:
+        """The members of a declared axis."""
+        if name not in self.members:
+            self.members[name] = self._members(self.axes[name])
+        return self.members[name]
+
+    def _members(self, axis: Axis) -> Members:
+        size = _whole(of_term(axis.size, self.parameters, self.sizes))
+        length = self.sizes[axis.over] + (self.offset if axis.over == "i" else 0)
+        if axis.kind == "segments":
+            width = -(-length // size)
+            return Members(axis.over, size, width, width, length)
+        if axis.stride is None:
+            return Members(axis.over, -(-length // size), size, size, length)
+        stride = _whole(of_term(axis.stride, self.parameters, self.sizes))
+        return Members(axis.over, max(0, (length - size) // stride + 1), size, stride, length)
+
+    def length(self, name: str) -> int:
+        """Length of an index or of a vector axis."""
+        if name in self.axes:
+            return self.axis(name).count
+        return int(name) if name.isdigit() else self.sizes[name]
+
+    def dtype(self, base: Base) -> torch.dtype:
+        return {Base.REAL: self.real, Base.INT: torch.int64, Base.BOOL: torch.bool}[base]
+
+
+def _whole(value: float | None) -> int:
+    if not isinstance(value, int):
+        raise InternalError("the size of an axis is not an int of parameters and sizes")
+    return value
+
+
+def layout(names: Iterable[str]) -> tuple[str, ...]:
+    """Indices in layout order."""
+    return Type(Base.INT, frozenset(names)).ordered_indices()
+
+
+def is_index(name: str, frame: Frame) -> bool:
+    return name in BUILT_IN_INDICES or name in frame.axes
+
+
+class Arrays:
+    """Evaluates nodes in one frame; every node once. `rows`: only these places of the index i (for work by chunks)."""
+
+    def __init__(self, frame: Frame, rows: slice | None = None) -> None:
+        self.frame = frame
+        self.rows = rows
+        self.known: dict[Node, Tensor] = {}
+        self.names: dict[str, Tensor] = {}  # states and locals of the enclosing block
+
+    def value(self, root: Node) -> Tensor:
+        """The value of a node, in its layout."""
+        stack = [root]
+        while stack:
+            node = stack[-1]
+            missing = [] if node in self.known else [arg for arg in node.args if arg not in self.known]
+            if missing:
+                stack += missing
+                continue
+            if node not in self.known:
+                self.known[node] = self._compute(node)
+            stack.pop()
+        return self.known[root]
+
+    def _compute(self, node: Node) -> Tensor:
+        if node.op in MEANING:
+            return self._pointwise(node)
+        rule = RULES.get(node.op)
+        if rule is None:
+            raise InternalError(f"no evaluation of {node.op} over whole arrays")
+        return rule(self, node)
+
+    def _pointwise(self, node: Node) -> Tensor:
+        operands = self.aligned(node.args)
+        if node.op == "to_real" or (node.type.base is Base.REAL and node.op != "select"):
+            operands = [one if one.dtype == self.frame.real else one.to(self.frame.real) for one in operands]
+        return MEANING[node.op](*operands)
+
+    # Layout
+
+    def aligned(self, nodes: Sequence[Node]) -> list[Tensor]:
+        """The values of nodes, broadcastable: dimensions of all their indices, then of the most vector axes."""
+        indices = layout(name for node in nodes for name in node.type.indices)
+        rank = max(len(node.type.axes) for node in nodes)
+        return self.same_heads(indices, [self.over(node, indices, rank) for node in nodes])
+
+    def over(self, node: Node, indices: Sequence[str], rank: int | None = None) -> Tensor:
+        """A node's value with a dimension for each of `indices` (its own among them) and `rank` vector axes."""
+        tensor, own = self.value(node), node.type.ordered_indices()
+        for at, name in enumerate(indices):
+            if name not in own:
+                tensor = tensor.unsqueeze(at)
+        for _ in range((rank or 0) - len(node.type.axes)):
+            tensor = tensor.unsqueeze(-1)
+        return tensor
+
+    def same_heads(self, indices: Sequence[str], tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Key heads are repeated where others have every query head."""
+        if "h" not in indices:
+            return list(tensors)
+        at = indices.index("h")
+        lengths = {tensor.shape[at] for tensor in tensors if tensor.dim() > at} - {1}
+        if len(lengths) < 2:
+            return list(tensors)
+        most = max(lengths)
+        return [self.heads(tensor, at, most) for tensor in tensors]
+
+    @staticmethod
+    def heads(tensor: Tensor, at: int, count: int) -> Tensor:
+        """A tensor with `count` heads along dimension `at`, unless it has one for all."""
+        length = tensor.shape[at]
+        return tensor if length in (1, count) else tensor.repeat_interleave(count // length, at)
+
+    def full(self, tensor: Tensor, at: int, name: str) -> Tensor:
+        """A tensor that has every place of an index along dimension `at`."""
+        length = self.length(name)
+        if name == "h" and tensor.shape[at] not in (1, length):
+            return self.heads(tensor, at, length)
+        shape = list(tensor.shape)
+        shape[at] = length
+        return tensor if tensor.shape[at] == length else tensor.expand(shape)
+
+    def length(self, name: str) -> int:
+        """Length of an index here: i may be a chunk of the rows."""
+        if name == "i" and self.rows is not None:
+            return len(range(*self.rows.indices(self.frame.sizes["i"])))
+        return self.frame.length(name)
+
+    @cached_property
+    def row_positions(self) -> Tensor:
+        """Global positions of the rows."""
+        position = torch.arange(self.frame.sizes["i"], device=self.frame.device) + self.frame.offset
+        return position if self.rows is None else position[self.rows]
+
+    def positions(self, name: str) -> Tensor:
+        """Positions along an index; global for i."""
+        if name in self.frame.axes:
+            return self.frame.axis(name).numbers(self.frame.device)
+        return self.row_positions if name == "i" else torch.arange(self.length(name), device=self.frame.device)
+
+    def scalar(self, node: Node, value: object) -> Tensor:
+        return torch.tensor(value, dtype=self.frame.dtype(node.type.base), device=self.frame.device)
+
+    def integer(self, node: Node) -> int:
+        """An int of parameters and sizes."""
+        sizes = {**self.frame.sizes, **{name: self.frame.length(name) for name in self.frame.axes}, **self.frame.totals}
+        return _whole(of_node(node, self.frame.parameters, sizes))
+
+
+# Leaves
+
+
+def _literal(at: Arrays, node: Node) -> Tensor:
+    return at.scalar(node, node.attribute)
+
+
+def _parameter(at: Arrays, node: Node) -> Tensor:
+    return at.scalar(node, at.frame.parameters[str(node.attribute)])
+
+
+def _size(at: Arrays, node: Node) -> Tensor:
+    name = str(node.attribute)
+    return at.scalar(node, at.frame.totals.get(name) or at.frame.length(name))
+
+
+def _index(at: Arrays, node: Node) -> Tensor:
+    return at.positions(str(node.attribute))
+
+
+def _start(at: Arrays, node: Node) -> Tensor:
+    return at.frame.axis(str(node.attribute)).starts(at.frame.device)
+
+
+def _stop(at: Arrays, node: Node) -> Tensor:
+    return at.frame.axis(str(node.attribute)).stops(at.frame.device)
+
+
+def _input(at: Arrays, node: Node) -> Tensor:
+    """A tensor in its node's layout; a `1` among the declared indices is one that it does not vary over."""
+    name = str(node.attribute)
+    tensor, declared = at.frame.tensors[name], list(at.frame.layouts[name])
+    for place in reversed(range(len(declared))):
+        if declared[place] == "1" and any(is_index(axis, at.frame) for axis in declared[place:]):
+            tensor = tensor.select(place, 0)
+            del declared[place]
+    wanted = [*node.type.ordered_indices(), *node.type.axes]
+    tensor = tensor.permute([declared.index(axis) for axis in wanted])
+    if at.rows is not None and "i" in node.type.indices:
+        along = wanted.index("i")
+        start, stop, _ = at.rows.indices(tensor.shape[along])
+        tensor = tensor.narrow(along, start, stop - start)
+    return tensor.to(at.frame.dtype(node.type.base))
+
+
+# Reads
+
+
+def _rename(at: Arrays, node: Node) -> Tensor:
+    """An array over tokens read at the keys or at the queries, which are the last ones."""
+    assert isinstance(node.attribute, tuple)
+    source, target = (str(name) for name in node.attribute)
+    tensor, own = at.value(node.args[0]), node.args[0].type.ordered_indices()
+    place = own.index(source)
+    if tensor.shape[place] != 1 and target != "j":
+        if source != "t" or target != "i":
+            raise InternalError(f"{source} read at {target}")
+        tensor = tensor.index_select(place, at.row_positions)
+    return arranged(tensor, [target if name == source else name for name in own], len(node.type.axes))
+
+
+def arranged(tensor: Tensor, names: Sequence[str], rank: int) -> Tensor:
+    """Leading dimensions `names` (indices in any order) in layout order."""
+    order = [list(names).index(name) for name in layout(names)]
+    return tensor.permute([*order, *range(len(order), len(order) + rank)])
+
+
+def _shift(at: Arrays, node: Node) -> Tensor:
+    """A read at a computed global position along an index; what lies outside is 0."""
+    source, position = node.args
+    along = str(node.attribute)
+    own = source.type.ordered_indices()
+    place = own.index(along)
+    if at.rows is not None and along == "i":
+        raise InternalError("rows are read at other rows in a chunk")
+    tensor = at.full(at.value(source), place, along).movedim(place, len(own) - 1)
+    rest = [name for name in own if name != along]
+    origin = at.frame.offset if along == "i" else at.frame.axis(along).first if along in at.frame.axes else 0
+    return _gathered(at, node, tensor, rest, position, origin)
+
+
+def _take(at: Arrays, node: Node) -> Tensor:
+    """An element of a vector axis; what lies outside is 0."""
+    source, position = node.args
+    own = source.type.ordered_indices()
+    place = len(own) + source.type.axes.index(str(node.attribute))
+    return _gathered(at, node, at.value(source).movedim(place, len(own)), own, position, 0)
+
+
+def _gathered(at: Arrays, node: Node, tensor: Tensor, rest: Sequence[str], position: Node, origin: int) -> Tensor:
+    """`tensor`: dimensions `rest`, then the one that is read at a position, then vector axes."""
+    indices = layout((*rest, *position.type.indices))
+    for place, name in enumerate(indices):
+        if name not in rest:
+            tensor = tensor.unsqueeze(place)
+    rank, length = len(indices), tensor.shape[len(indices)]
+    tail = tensor.shape[rank + 1 :]
+    single = of_node(position, at.frame.parameters, at.frame.sizes)
+    if single is not None and length:
+        inside = 0 <= single - origin < length
+        return tensor.select(rank, int(single) - origin) if inside else torch.zeros_like(tensor.select(rank, 0))
+    found = at.over(position, indices) - origin
+    if length == 0:
+        return tensor.new_zeros(*torch.broadcast_shapes(tensor.shape[:rank], found.shape), *tail)
+    if "h" in indices:
+        head = indices.index("h")
+        most = max(tensor.shape[head], found.shape[head])
+        tensor, found = at.heads(tensor, head, most), at.heads(found, head, most)
+    shape = torch.broadcast_shapes(tensor.shape[:rank], found.shape)
+    inside = (found >= 0) & (found < length)
+    places = [
+        torch.arange(size, device=tensor.device).view(-1, *(1,) * (rank - 1 - n)) if tensor.shape[n] != 1 else 0
+        for n, size in enumerate(shape)
+    ]
+    taken = tensor[(*places, found.clamp(0, length - 1).expand(shape))]
+    return torch.where(
+        inside[(..., *(None,) * len(tail))], taken, torch.zeros((), dtype=taken.dtype, device=taken.device)
+    )
+
+
+# Products and structure
+
+
+def _contract(at: Arrays, node: Node, left: list[str], right: list[str], kept: list[str]) -> Tensor:
+    """einsum over labels of vector axes; indices are shared by name."""
+    x, y = node.args
+    mine, yours = x.type.ordered_indices(), y.type.ordered_indices()
+    letters = dict(zip(dict.fromkeys([*mine, *yours, *left, *right]), ascii_letters, strict=False))
+    both = [at.value(x), at.value(y)]
+    if "h" in mine and "h" in yours:
+        places = mine.index("h"), yours.index("h")
+        most = max(tensor.shape[place] for tensor, place in zip(both, places, strict=True))
+        both = [at.heads(tensor, place, most) for tensor, place in zip(both, places, strict=True)]
+    out = [*node.type.ordered_indices(), *kept]
+    spelt = ["".join(letters[name] for name in part) for part in ([*mine, *left], [*yours, *right], out)]
+    return torch.einsum(f"{spelt[0]},{spelt[1]}->{spelt[2]}", *(one.to(at.frame.real) for one in both))
+
+
+def _labels(node: Node) -> tuple[list[str], list[str]]:
+    """A label for every vector axis of both operands."""
+    return [f"x.{n}" for n in range(len(node.args[0].type.axes))], [
+        f"y.{n}" for n in range(len(node.args[1].type.axes))
+    ]
+
+
+def _dot(at: Arrays, node: Node) -> Tensor:
+    """Over a vector axis: the left's last of that name with the right's first. Over an index: both have it."""
+    left, right = _labels(node)
+    shared, (x, y) = str(node.attribute), (arg.type.axes for arg in node.args)
+    kept = [*left, *right]
+    if shared in x and shared in y:
+        mine = left[len(x) - 1 - x[::-1].index(shared)]
+        yours = right[y.index(shared)]
+        right[right.index(yours)] = mine
+        kept = [label for label in (*left, *right) if label != mine]
+    return _contract(at, node, left, right, kept)
+
+
+def _matmul(at: Arrays, node: Node) -> Tensor:
+    left, right = _labels(node)
+    right[0] = left[-1]
+    return _contract(at, node, left, right, [*left[:-1], *right[1:]])
+
+
+def _outer(at: Arrays, node: Node) -> Tensor:
+    left, right = _labels(node)
+    return _contract(at, node, left, right, [*left, *right])
+
+
+def _concat(at: Arrays, node: Node) -> Tensor:
+    parts = at.aligned(node.args)
+    shape = torch.broadcast_shapes(*(part.shape[:-1] for part in parts))
+    return torch.cat([part.expand(*shape, part.shape[-1]) for part in parts], -1)
+
+
+def _matrix(at: Arrays, node: Node) -> Tensor:
+    """Indices made vector axes, before those that there are."""
+    (arg,) = node.args
+    assert isinstance(node.attribute, tuple)
+    own, moved = list(arg.type.ordered_indices()), [str(name) for name in node.attribute]
+    tensor = at.value(arg)
+    for name in moved:
+        tensor = at.full(tensor, own.index(name), name)
+    order = [own.index(name) for name in (*node.type.ordered_indices(), *moved)]
+    return tensor.permute([*order, *range(len(own), tensor.dim())])
+
+
+def _unmatrix(at: Arrays, node: Node) -> Tensor:
+    """The first vector axis made an index."""
+    (arg,) = node.args
+    return arranged(at.value(arg), [*arg.type.ordered_indices(), str(node.attribute)], len(node.type.axes))
+
+
+def _transpose(at: Arrays, node: Node) -> Tensor:
+    return at.value(node.args[0]).transpose(-1, -2)
+
+
+def _identity(at: Arrays, node: Node) -> Tensor:
+    return torch.eye(at.frame.length(str(node.attribute)), dtype=at.frame.real, device=at.frame.device)
+
+
+def _projection(at: Arrays, node: Node) -> Tensor:
+    features, width, seed = (at.integer(arg) for arg in node.args)
+    return orthogonal_gaussian(features, width, seed, dtype=at.frame.real, device=at.frame.device)
+
+
+def _detach(at: Arrays, node: Node) -> Tensor:
+    return at.value(node.args[0]).detach()
+
+
+def _uniform(at: Arrays, node: Node) -> Tensor:
+    return uniform(at.aligned(node.args)).to(at.frame.real)
+
+
+def _group_sum(at: Arrays, node: Node) -> Tensor:
+    """Sum over the query heads of a key head, given to each of them."""
+    (arg,) = node.args
+    place = arg.type.ordered_indices().index("h")
+    heads = at.frame.sizes["h"]
+    group = heads // at.frame.sizes["key_heads"]
+    tensor = at.full(at.value(arg), place, "h")
+    return tensor.unflatten(place, (-1, group)).sum(place + 1).repeat_interleave(group, place)
+
+
+# Blocks
+
+
+def _local(at: Arrays, node: Node) -> Tensor:
+    return at.names[str(node.attribute)]
+
+
+def _repeat(at: Arrays, node: Node) -> Tensor:
+    """A fixed number of rounds; the block is closed: what it reads from outside are args (see `ir.Block`)."""
+    block = node.block
+    assert block is not None
+    values = [at.value(arg) for arg in node.args[1:]]
+    names = dict(zip([*block.states, *block.captured], values, strict=True))
+    for _ in range(at.integer(node.args[0])):
+        inner = Arrays(at.frame, at.rows)
+        inner.names = dict(names)
+        for name, step in block.steps:
+            inner.names[name] = inner.value(step)
+            inner.known.clear()
+        names |= inner.names
+    return names[block.result]
+
+
+Rule = Callable[[Arrays, Node], Tensor]
+
+RULES: dict[str, Rule] = {
+    "literal": _literal,
+    "parameter": _parameter,
+    "size": _size,
+    "index": _index,
+    "start": _start,
+    "stop": _stop,
+    "input": _input,
+    "rename": _rename,
+    "shift": _shift,
+    "take": _take,
+    "dot": _dot,
+    "matmul": _matmul,
+    "outer": _outer,
+    "concat": _concat,
+    "matrix": _matrix,
+    "unmatrix": _unmatrix,
+    "transpose": _transpose,
+    "identity": _identity,
+    "orthogonal_gaussian": _projection,
+    "detach": _detach,
+    "uniform": _uniform,
+    "group_sum": _group_sum,
+    "state": _local,
+    "local": _local,
+    "repeat": _repeat,
+}
