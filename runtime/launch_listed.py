@@ -44,6 +44,11 @@ class Launch:
         members = lines.members * lines.shared
         return replace(self, lines=replace(lines, members=members, shared=1, rows_stay=True))
 
+    def fitted(self, shape: TileShape) -> TileShape:
+        """The shape with no more rows than share a line, where rows stay."""
+        rows = padded(self.lines.shared * self.lines.block)
+        return replace(shape, block_m=min(shape.block_m, rows)) if self.lines.rows_stay else shape
+
     def empty(self) -> bool:
         call = self.call
         return not (self.lines.members[0].numel() and call.q.numel() and call.k.numel())
@@ -140,8 +145,8 @@ def listed_outputs(
     if launch.empty():
         return out, lse
     widest = max(padded(q.shape[-1]), padded(v.shape[-1]))
-    shape = INTERPRETED if interpreting() else tile_shape(widest, q.element_size(), "sparse")
     parts = not launch.lines.rows_stay
+    shape = launch.fitted(INTERPRETED if interpreting() else tile_shape(widest, q.element_size(), "sparse"))
     run = KernelCall(call, {"q": q, "k": call.k, "v": v, "o": out, "lse": lse, "part_out": lse, "part_lse": lse}, shape)
     for member, first, last in launch.chunks(v.shape[-1]):
         programs = launch.row_grid(run, member, first, last, parts=parts)
@@ -185,7 +190,9 @@ def listed_gradients(
             by_key = (call.sizes["b"], call.sizes["h"], call.sizes["j"])
             results[number] = keyed[f"leaf_{number}"] = torch.zeros(by_key, dtype=torch.float32, device=call.q.device)
     if not launch.empty():
-        run = KernelCall(call, shared | keyed, gradient_shape(call, v, "keys"))
+        shape = gradient_shape(call, v, "keys")
+        shape = replace(shape, block_m=min(shape.block_m, padded(launch.lines.width)))
+        run = KernelCall(call, shared | keyed, shape)
         launch.key_lists(run)
         tiles = -(-launch.lines.width // run.shape.block_m)
         groups = call.sizes["b"] * call.k.shape[1] * launch.blocks
@@ -213,7 +220,7 @@ def row_gradients(
             results[number] = torch.zeros(q.shape[:3], dtype=torch.float32, device=device)
     for number, leaf in tables.items():
         results[number] = torch.zeros(table_shape(leaf, call), dtype=torch.float32, device=device)
-    run = KernelCall(call, shared | {"dq": results[-1]}, gradient_shape(call, shared["v"], "rows"))
+    run = KernelCall(call, shared | {"dq": results[-1]}, launch.fitted(gradient_shape(call, shared["v"], "rows")))
     if launch.empty():
         return results
     parts = not launch.lines.rows_stay
