@@ -11,7 +11,7 @@ from attnc.compiler.attention import attend
 from attnc.compiler.build import build, unlowered
 from attnc.compiler.composition import Attend, Composition, Step
 from attnc.compiler.decompose import Decomposer, Rule
-from attnc.compiler.describe import describe_domain, describe_passes, describe_step
+from attnc.compiler.describe import describe_branch, describe_passes, describe_step
 from attnc.compiler.ir import Graph, Node, text, walk
 from attnc.compiler.membership import Tables
 from attnc.compiler.plan import Plan, Requirement
@@ -63,7 +63,7 @@ def compose(pattern: Pattern, observe: Observe | None = None) -> Composition:
     report(Stage("steps", "\n".join(describe_step(step) for step in parts.steps), tuple(parts.notes)))
     for plan in plans(parts.steps):
         for branch in plan.branches:
-            report(Stage("domains", describe_domain(branch.domain), branch.domain.notes))
+            report(Stage("domains", describe_branch(branch), branch.domain.notes))
 
     return Composition(
         name=pattern.name,

@@ -312,6 +312,9 @@ def _counts(plan: Plan, call: Call, *, masks: bool) -> Iterator[tuple[int, int]]
     """(visited, live) of every batch."""
     with torch.no_grad():
         for branch in plan.branches:
+            if branch.selected is not None:
+                yield from ListedRun(plan, branch, call).counts(masks=masks)
+                continue
             run = BranchRun(plan, branch, call)
             for group in run.tiling.groups() if call.sizes["i"] else ():
                 lanes = run.lanes(group)

@@ -60,6 +60,17 @@ class ListedRun:
         if self.lines.members[0].numel() and self.keys and self.rows:
             yield from self.lines.chunks(width, CHUNK)
 
+    def counts(self, *, masks: bool) -> Iterator[tuple[int, int]]:
+        """(visited, live) pairs of every batch of tiles; live ones only with `masks`."""
+        for member, first, last in self.chunks(self.v.shape[-1]):
+            tiles = self.tiler.rows_stay if self.lines.rows_stay else self.tiler.keys_stay
+            for tile in tiles(member, first, last):
+                live = 0
+                if masks:
+                    q, k, _ = self.gathered(tile)
+                    live = int((self.scores(tile, q, k)[0] > -math.inf).sum())
+                yield tile.row.numel() * tile.key.shape[1], live
+
     def join(self, member: int, first: int, last: int, out: Tensor, lse: Tensor) -> None:
         """The parts of a chunk's rows, one an entry, joined by log-sum-exp."""
         parts = Parts(self, first, last)

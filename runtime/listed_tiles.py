@@ -15,12 +15,11 @@ import torch
 from torch import Tensor
 
 from attnc.compiler.plan import Plan, Selected
+from attnc.compiler.schedule import rows_stay
 from attnc.runtime.call import Call
 from attnc.runtime.derived import scalar
 
 ELEMENTS = 2**20  # numbers in the largest array of one step
-SHARED_ROWS = 16  # rows that share a line from which on they stay, whatever the width of a block
-WIDE = 16  # keys of a block from which on keys stay
 
 
 @dataclass(frozen=True)
@@ -65,11 +64,6 @@ def lines_of(plan: Plan, call: Call, selected: Selected) -> Lines:
         split = members.unflatten(1, (key_heads, group))
         held, shared = tuple(split[:, :, member].flatten(0, 1) for member in range(group)), 1
     return Lines(held, shared, width, block, call.offset % block, rows_stay(shared * block, width))
-
-
-def rows_stay(rows: int, width: int) -> bool:
-    """The rule: rows stay where enough of them share a line, or where blocks of keys are narrow."""
-    return rows >= SHARED_ROWS or width < WIDE
 
 
 def turned(members: Tensor, blocks: int) -> tuple[Tensor, Tensor]:
