@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from attnc.compiler.causality import describe_causality
 from attnc.compiler.cost import cost_formulas
 from attnc.compiler.pipeline import trace
 from attnc.runtime.comparison import defaults, filled
@@ -35,6 +36,7 @@ def explain(prepared: Prepared, *, verbose: bool = False) -> str:
         if verbose or stage.name in SHOWN:
             lines += [f"    {line}" for line in stage.text.splitlines()]
         lines += [f"    - {note}" for note in stage.notes]
+    lines += ["", *describe_causality(pattern)]
     for plan in prepared.program.plans:
         lines += ["", *cost_formulas(plan)]
     lines += ["", *cost(prepared)]
