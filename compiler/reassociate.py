@@ -29,8 +29,14 @@ def _turned(graph: Graph, node: Node) -> Node:
     if left.op == "matrix" and left.args[0].op == "softmax" and isinstance(left.attribute, tuple):
         (weights,), names = left.args, left.attribute
         if len(names) == 1 and weights.attribute == (names[0], None) and right.type.axes[:1] == names:
-            return graph.make("dot", weights, _as_index(graph, right, str(names[0])), type=node.type,
-                              attribute=str(names[0]), span=node.span)
+            return graph.make(
+                "dot",
+                weights,
+                _as_index(graph, right, str(names[0])),
+                type=node.type,
+                attribute=str(names[0]),
+                span=node.span,
+            )
     return node
 
 
@@ -56,4 +62,3 @@ def _as_index(graph: Graph, node: Node, name: str) -> Node:
     """A matrix whose first axis has the name of an index, as values of that index."""
     type = Type(node.type.base, node.type.indices | {name}, node.type.axes[1:])
     return graph.make("unmatrix", node, type=type, attribute=name, span=node.span)
-

@@ -75,7 +75,9 @@ def streamed_pairs(prepared: Prepared) -> Pairs:
         live, visited = live + own, visited + visited_pairs(plan, call)
         flops += 2 * (width + value_width) * own
         branches = len(plan.branches)
-        moved += element * (rows * (width + branches * value_width) + keys * (width + value_width)) + 4 * branches * rows
+        moved += (
+            element * (rows * (width + branches * value_width) + keys * (width + value_width)) + 4 * branches * rows
+        )
     return Pairs(live, visited, flops, moved)
 
 

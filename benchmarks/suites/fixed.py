@@ -73,7 +73,8 @@ def bigbird_mask(problem: Problem) -> Mask:
     """The random blocks are those that the pattern draws (its reference is compared at the small size)."""
     blocks = -(-problem.size.shape.keys // BLOCK)
     chosen = torch.zeros(blocks, blocks + 1, dtype=torch.bool)
-    _, call = problem.pattern.prepared(problem.q, problem.k, problem.v, problem.settings)
+    prepared = problem.pattern.prepared(problem.q, problem.k, problem.v, problem.settings)
+    call = prepared.call(prepared.program.plan)
     (drawn,) = (table.cpu().long() for name, table in call.derived.items() if name.endswith(".list"))
     chosen.scatter_(1, torch.where(drawn < 0, blocks, drawn), True)  # -1 pads: a column that is cut off
     table = chosen[:, :blocks].to(problem.device).contiguous()

@@ -9,9 +9,9 @@ import pytest
 from attnc.compiler.ir import Graph, text, uses, walk
 from attnc.compiler.pipeline import Stage, lower, trace
 from attnc.compiler.plan import Diagonals, Grid, Listed, Plan, Stepped
-from tests.compiler.pairs import example, names, pattern_of
+from tests.compiler.pairs import EXAMPLES, example, names, pattern_of
 
-STAGES = ("simplify", "branches", "domains", "transposed domains")
+STAGES = ("simplify", "steps", "domains", "transposed domains")
 
 
 def shown(stage: Stage) -> str:
@@ -19,7 +19,7 @@ def shown(stage: Stage) -> str:
     return f"== {stage.name}\n{stage.text}\n{notes}"
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", sorted(path.stem for path in EXAMPLES.glob("*.attn")))
 def test_trace(name: str, golden: Callable[[str], None]) -> None:
     golden("\n".join(shown(stage) for stage in trace(example(name)) if stage.name in STAGES))
 

@@ -81,7 +81,8 @@ def prepare(pattern: CompiledPattern, sizes: tuple[int, int], arguments: dict[st
     shape = Shape(batch=2, heads=2, key_heads=1, queries=queries, keys=keys, width=4, value_width=keys)
     made = made_inputs(pattern.pattern, shape, arguments)
     eye = torch.eye(keys).expand(2, 1, keys, keys)
-    found, call = pattern.prepared(torch.zeros_like(made.q), made.k, eye, {**arguments, **made.inputs})
+    prepared = pattern.prepared(torch.zeros_like(made.q), made.k, eye, {**arguments, **made.inputs})
+    found, call = prepared.program, prepared.call(prepared.program.plan)
     plan = transpose(found.plan)
     derived = dict(call.derived)
     for table in plan.transposed_derived:

@@ -84,7 +84,8 @@ def test_each_live_pair_counts_once(name: str, settings: dict[str, Any]) -> None
     made = made_inputs(pattern.pattern, Shape(1, 2, 1, QUERIES, KEYS, 16, KEYS), settings)
     eye = torch.eye(KEYS).expand(1, 1, KEYS, KEYS)
     zero = torch.zeros_like(made.q)
-    found, call = pattern.prepared(zero, made.k, eye, {**settings, **made.inputs})
+    prepared = pattern.prepared(zero, made.k, eye, {**settings, **made.inputs})
+    found, call = prepared.program, prepared.call(prepared.program.plan)
     plan = transpose(found.plan)
     derived = dict(call.derived)
     for table in plan.transposed_derived:

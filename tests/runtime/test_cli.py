@@ -35,7 +35,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "deep.attn").write_text("pattern x:\n    out = " + "(" * 200_000)
     (tmp_path / "huge.attn").write_text("(" * 2**20)
     (tmp_path / "empty.attn").write_text("")
-    (tmp_path / "linear.attn").write_text("pattern linear:\n    out = normalize[j](elu(q) @ elu(k) where j <= i) @ v\n")
+    (tmp_path / "l1.attn").write_text("pattern l1:\n    out = softmax[j](-sum[d](abs(q - k)) where j <= i) @ v\n")
     return tmp_path
 
 
@@ -61,9 +61,9 @@ def test_check_fails_where_a_result_falls_short(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_check_goes_on_after_a_wrong_file() -> None:
-    done = attnc("check", "wrong.attn", "linear.attn", "causal.attn", "--dtype", "float64", "--shape", "1,1,5,16")
+    done = attnc("check", "wrong.attn", "l1.attn", "causal.attn", "--dtype", "float64", "--shape", "1,1,5,16")
     assert done.exit_code == 1
-    for row in (r"wrong +not checked", r"linear +not compiled", r"causal +1 +\S+ \S+ +ok"):
+    for row in (r"wrong +not checked", r"l1 +not compiled", r"causal +1 +\S+ \S+ +ok"):
         assert re.search(row, done.stdout), done.stdout
     assert "error[unknown-name]" in done.stderr
     assert "error[not-lowered]" in done.stderr
@@ -147,7 +147,7 @@ MISTAKES = {
     "deep nesting": "run deep.attn",
     "a megabyte of brackets": "run huge.attn",
     "no pattern": "run empty.attn",
-    "not lowered": "run linear.attn --shape 1,1,4,16",
+    "not lowered": "run l1.attn --shape 1,1,4,16",
     "several patterns": "run two.attn",
     "unknown pattern": "run two.attn --pattern causl",
     "unknown parameter": "run causal.attn --set window=3",
@@ -178,7 +178,7 @@ def test_mistakes(folder: Path, golden: Callable[[str], None], name: str) -> Non
 
 
 @pytest.mark.parametrize("command", ["check", "run", "explain", "kernel"])
-@pytest.mark.parametrize(("file", "code"), [("wrong.attn", "unknown-name"), ("linear.attn", "not-lowered")])
+@pytest.mark.parametrize(("file", "code"), [("wrong.attn", "unknown-name"), ("l1.attn", "not-lowered")])
 def test_every_command_says_what_is_wrong_with_a_file(command: str, file: str, code: str) -> None:
     done = attnc(command, file)
     assert done.exit_code == 1

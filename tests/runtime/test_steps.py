@@ -1,0 +1,98 @@
+"""Compositions: patterns of several steps, on every back end, against the reference."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import attnc
+from attnc.runtime.comparison import SHAPES, Case, Target, compare
+from attnc.runtime.settings import Setting
+
+TEXT = """
+pattern gate(w: int = 4):            # two attentions and pointwise work on them
+    input gate: real[b, h, i, 2]
+    near = softmax[j](q @ k * scale where 0 <= i - j < w) @ v
+    far = softmax[j](q @ k * scale where i - j >= w) @ v
+    out = gate[0] * near + sigmoid(gate[1]) * far
+pattern heads(w: int = 4):
+    near = softmax[j](q @ k * scale where abs(i - j) < w) @ v
+    out = if h < H // 2 then near else softmax[j](q @ k * scale where j <= i) @ v
+pattern distance(s: int = 3):
+    input slope: real[b, h]
+    near = softmax[j](q @ k * scale - slope * real(abs(i - j)) where (i - j) % s == 0) @ v
+    out = near + softmax[j](q @ k + slope * sin(real(i - j)) where j % s == 0) @ v
+pattern features:                    # q and k through a map of one sequence each; a score that is not linear in the product
+    input w: real[h, f, d]
+    out = softmax[j](tanh(elu(w @ q) @ (w @ k) / 50) * 2 where j <= i) @ silu(v)
+pattern products:                    # products that add up, with factors of either side
+    input a: real[b, h, i, x]
+    input y: real[b, h, j, x]
+    input s: real[b, h, j]
+    out = softmax[j]((q @ k * scale - a @ y * s) * 0.5 where j <= i) @ v
+pattern prefix_sums:                 # a bias that is summed up along the tokens
+    input f: real[b, h, t]
+    F = cumsum[t](f)
+    out = softmax[j](q @ k * scale + tanh(F[i]) - F[j] where j <= i) @ v
+pattern pooled(n: int = 5):          # pools of every kind, and a window over blocks in closed form
+    axis s = blocks(j, n)
+    kc = (max[j in s](k) + min[j in s](k)) / 2
+    out = softmax[s](q @ kc * scale where s.start <= i < s.stop + 2 * n) @ sum[j in s](v)
+pattern segmented(n: int = 4):
+    axis s = segments(j, n)
+    out = softmax[s](q @ mean[j in s](k) where s.start < M) @ mean[j in s](v)
+pattern latents:                     # latents read the keys, the queries read the latents
+    input z: real[m, d]
+    out = softmax[m](q @ z) @ (softmax[j](z @ k * scale) @ v)
+pattern same(n: int = 3):            # a row, a query pool, as values of another attention
+    axis a = blocks(i, n, 2)
+    qa = mean[i in a](q)
+    inner = softmax[j](qa @ k * scale where j < a.stop) @ v
+    out = softmax[a](q @ qa * scale where a.start <= i) @ inner
+pattern whole:                       # nothing attends
+    out = q * sigmoid(q @ q) + sum[j](v) @ sum[j](v)
+"""
+PATTERNS = attnc.compile(TEXT, name="steps.attn").patterns
+TARGETS = (
+    Target("executor", "executor", "cpu", torch.float64),
+    Target("executor", "executor", "cpu", torch.float32),
+    Target("interpreter", "triton", "cpu", torch.float32),
+)
+
+
+@pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid value")  # on dead pairs, and rows that are not stored
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: f"{target.label}-{target.dtype}")
+@pytest.mark.parametrize("name", list(PATTERNS))
+def test_agrees_with_the_reference(name: str, target: Target) -> None:
+    """Results and every gradient, on awkward shapes."""
+    pattern = PATTERNS[name]
+    for shape in SHAPES:
+        if pattern.program.token_read is not None and shape.queries > shape.keys:
+            continue
+        for outcome in compare(Case(pattern, shape, Setting()), target):
+            assert outcome.agrees, (shape, outcome.of, outcome.error, outcome.allowed)
+
+
+def test_two_steps_of_training_are_equal_to_the_bit() -> None:
+    pattern = PATTERNS["gate"]
+    q, k, v = (torch.randn(2, 4, 70, 16) for _ in range(3))
+    gate = torch.randn(2, 4, 70, 2)
+
+    def step() -> list[torch.Tensor]:
+        tensors = [x.clone().requires_grad_() for x in (q, k, v, gate)]
+        out = pattern(*tensors[:3], gate=tensors[3])
+        return [out, *torch.autograd.grad(out.square().sum(), tensors)]
+
+    for one, other in zip(step(), step(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_graph_of_several_steps_is_one_operator() -> None:
+    """torch.compile without a break, forward and backward; the operator's own rules hold."""
+    pattern = PATTERNS["pooled"]
+    tensors = [torch.randn(1, 2, 20, 8, requires_grad=True) for _ in range(3)]
+    out = torch.compile(pattern, fullgraph=True, backend="aot_eager")(*tensors)
+    torch.testing.assert_close(out, pattern(*tensors))
+    made = torch.autograd.grad(out.sum(), tensors)
+    wanted = torch.autograd.grad(pattern(*tensors).sum(), tensors)
+    torch.testing.assert_close(made, wanted)
