@@ -98,6 +98,32 @@ class Recur:
 
 
 @dataclass(frozen=True)
+class Choose:
+    """A selection by scores: which members of `axis` each row takes (see `runtime.choices`).
+
+    `form` is topk, threshold or mass; `amount` its count, bound or share. `score`, `condition` (which are candidates)
+    and `force` (which of them come first; None: none) are over b, h, `rows` and `axis`: i or a declared axis of i, and
+    a declared axis of j, or j. They are evaluated for some rows at a time: memory is that of a chunk of rows times the
+    members. Nothing of it has a gradient.
+
+    Leaves `name` (b, heads, lines; entries), int32: each row's members, ascending, -1 at the end. `heads` are all query
+    heads (`each`), the first of each key head (`group`), or 1 (`one`); lines are the rows, or the members of the axis
+    `rows` from the first that holds a query on. Entries: the count, or for a threshold and a mass the most that a row
+    takes.
+    """
+
+    name: str
+    form: str
+    axis: str
+    rows: str
+    heads: str
+    score: Node
+    amount: Node | None
+    condition: Node
+    force: Node | None
+
+
+@dataclass(frozen=True)
 class Sequential:
     """A `scan` block of no known form: its steps at one position after the other. Correct, and slow."""
 
@@ -106,7 +132,7 @@ class Sequential:
     reason: str
 
 
-Step = Compute | Attend | Carry | Recur | Sequential
+Step = Compute | Attend | Carry | Recur | Choose | Sequential
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from attnc.compiler.build import build_term, unlowered
 from attnc.compiler.composition import Compute, Step
 from attnc.compiler.ir import Graph, Node
 from attnc.compiler.ops import OPS
-from attnc.compiler.plan import Blocks
+from attnc.compiler.plan import Blocks, Selected
 from attnc.compiler.simplify import simplify
 from attnc.dsl.terms import Axis, Input, Pattern, Term
 from attnc.dsl.types import Base, Type
@@ -33,6 +33,8 @@ class Decomposer:
         self.inputs = {name: Input(name, Base.REAL, axes, None, span=pattern.span) for name, axes in BUILT_IN.items()}
         self.inputs |= {entry.name: entry for entry in pattern.inputs}
         self.axes: dict[str, Axis] = {axis.name: axis for axis in pattern.axes}
+        self.selected: dict[str, Selected] = {}  # the lists that selections left, by the names of their steps
+        self.chosen: dict[Node, Node] = {}  # what reads the lists of a selection
         self._lowered: dict[Node, Node] = {}
         self._arrays: dict[Node, str] = {}
         self._copies: dict[Node, str] = {}
@@ -76,6 +78,10 @@ class Decomposer:
     def over_pairs(self, node: Node) -> bool:
         """Whether a value has an element for each pair of positions."""
         return len(self.long(node)) > 1 or node.type.selects is not None
+
+    def over_queries(self, name: str) -> bool:
+        """Whether a name is a declared axis of the queries."""
+        return name in self.axes and self.axes[name].over == "i"
 
     def term(self, term: Term) -> Node:
         """The node of a term of the checked tree, such as the size of an axis."""

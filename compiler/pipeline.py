@@ -12,7 +12,7 @@ from attnc.compiler.build import build, unlowered
 from attnc.compiler.carrying import carry_sums, run_scans
 from attnc.compiler.composition import Attend, Composition, Step
 from attnc.compiler.decompose import Decomposer, Rule
-from attnc.compiler.describe import describe_domain, describe_passes, describe_step
+from attnc.compiler.describe import describe_branch, describe_passes, describe_step
 from attnc.compiler.ir import Graph, Node, text, walk
 from attnc.compiler.membership import Tables
 from attnc.compiler.plan import Plan, Requirement
@@ -66,7 +66,7 @@ def compose(pattern: Pattern, observe: Observe | None = None) -> Composition:
     report(Stage("steps", "\n".join(describe_step(step) for step in parts.steps), tuple(parts.notes)))
     for plan in plans(parts.steps):
         for branch in plan.branches:
-            report(Stage("domains", describe_domain(branch.domain), branch.domain.notes))
+            report(Stage("domains", describe_branch(branch), branch.domain.notes))
 
     return Composition(
         name=pattern.name,
@@ -111,6 +111,9 @@ def transpose(plan: Plan, observe: Observe | None = None) -> Plan:
     tables = Tables(plan.graph, algebra, plan.blocks, plan.derived)
     branches = []
     for branch in plan.branches:
+        if branch.selected is not None:  # its lists are turned around in the call
+            branches.append(branch)
+            continue
         passes = Transposer(plan.graph, algebra, tables).passes(branch.condition)
         branches.append(replace(branch, transposed=passes))
         notes = tuple(note for domain in passes for note in domain.notes)

@@ -179,8 +179,24 @@ class Requirement:
 
 
 @dataclass(frozen=True)
+class Selected:
+    """The keys of a branch as an array of the call lists them.
+
+    `members`: an int32 input (B, 1 | Hk | H, lines, entries), each line ascending, -1 at its end. An entry is a key or,
+    where `width` is set, the block of keys entry * width + 0 .. width (short at the end of the sequence). Row i has
+    line i - offset or, where `row_block` is set, line i // row_block - offset // row_block.
+    """
+
+    members: str
+    width: Node | None
+    row_block: Node | None
+
+
+@dataclass(frozen=True)
 class Branch:
     """One softmax over the domain's keys and its sum of values.
+
+    With `selected`, the keys are those it lists as far as `condition` holds, and the domain is empty.
 
     `score`: natural logits, over (b, h, i, j); the only dots in it are q @ k. `sink`: a logit that joins the
     denominator. `transposed`: disjoint domains with the roles of i and j swapped, that hold every live pair once;
@@ -192,6 +208,7 @@ class Branch:
     domain: Domain
     sink: Node | None
     transposed: tuple[Domain, ...] = ()
+    selected: Selected | None = None
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch import Tensor
 import attnc.runtime.array_features
 import attnc.runtime.array_reductions
 import attnc.runtime.array_structure  # noqa: F401  # each registers its rules
-from attnc.compiler.composition import Attend, Carry, Composition, Compute, Recur, Step
+from attnc.compiler.composition import Attend, Carry, Choose, Composition, Compute, Recur, Step
 from attnc.compiler.ir import Node
 from attnc.compiler.plan import Plan
 from attnc.dsl.types import Base
@@ -25,6 +25,7 @@ from attnc.runtime.attending import ATTEND, call_of, operands
 from attnc.runtime.backward import Engine, recording
 from attnc.runtime.call import Call
 from attnc.runtime.carrying import CARRY, RECUR
+from attnc.runtime.choose import CHOOSE
 
 
 class Kind(Protocol):
@@ -35,6 +36,9 @@ class Kind(Protocol):
 
     def reads(self, step: Any) -> list[str]:
         """The arrays that gradients may flow to, in order."""
+
+    def again(self, step: Any) -> bool:
+        """Whether the backward makes again what it leaves, which is then not saved."""
 
     def shapes(self, step: Any, frame: Frame) -> list[tuple[list[int], torch.dtype]]:
         """Shape and type of what it leaves."""
@@ -54,7 +58,7 @@ class Kind(Protocol):
         """Gradients of the wanted arrays, in their shapes; an absent one is zero."""
 
 
-KINDS: dict[type[Step], Kind] = {Attend: ATTEND, Carry: CARRY, Recur: RECUR}
+KINDS: dict[type[Step], Kind] = {Attend: ATTEND, Carry: CARRY, Choose: CHOOSE, Recur: RECUR}
 
 
 def frame_of(
@@ -106,7 +110,7 @@ def run(composition: Composition, frame: Frame, engine: Engine | None) -> Result
             left = [torch.empty(shape, dtype=dtype, device=frame.device) for shape, dtype in kind.shapes(step, frame)]
         else:
             left = kind.forward(step, frame, engine)
-        saved += left
+        saved += [] if kind.again(step) else left
         out = left[0]
         frame = with_arrays(frame, dict(zip(kind.names(step), left, strict=True)))
     assert out is not None
@@ -200,6 +204,9 @@ def _replay(composition: Composition, frame: Frame, engine: Engine, saved: list[
             continue
         kind = KINDS[type(step)]
         names = kind.names(step)
+        if kind.again(step):
+            frame = with_arrays(frame, dict(zip(names, kind.forward(step, frame, engine), strict=True)))
+            continue
         outputs, saved = saved[: len(names)], saved[len(names) :]
         read = list(dict.fromkeys(name for name in kind.reads(step) if frame.tensors[name].is_floating_point()))
         call = _Call(kind, step, frame, engine, outputs, read)

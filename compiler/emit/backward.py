@@ -304,6 +304,10 @@ class BackwardKeys(BackwardKernel):
 
 def backward_kernels(plan: Plan, branch: Branch, number: int) -> list[Kernel]:
     """The kernels of one branch of a transposed plan: rows first, then a kernel for each pass over the keys."""
+    if branch.selected is not None:
+        from attnc.compiler.emit.listed import listed_backward  # it extends these kernels
+
+        return listed_backward(plan, branch, number)
     leaves = differentiate(branch.score).leaves
     by_row = tuple(n for n, leaf in enumerate(leaves) if leaf.side != "key")
     by_key = tuple(n for n, leaf in enumerate(leaves) if leaf.side == "key")
