@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from attnc.compiler.composition import Attend, Carry, Compute, Recur, Sequential, Step
+from attnc.compiler.composition import Attend, Carry, Compute, Order, Recur, Regroup, Sequential, Step
 from attnc.compiler.ir import Node, text
 from attnc.compiler.plan import Diagonals, Domain, Grid, KeySet, Listed, Rows, Stepped
 
@@ -139,6 +139,8 @@ def describe_step(step: Step) -> str:
                 f"{step.name}, {step.lse}: softmax over {step.keys} of rows {step.rows}; "
                 f"q = {step.query}, k = {step.key}, v = {step.value}; score {text(*(b.score for b in step.plan.branches))}"
             )
+        case Regroup():
+            return describe_regroup(step)
         case Carry():
             decay = "" if step.decay is None else f", decay {step.decay}"
             return f"{step.name}: carried sum; q = {step.query}, k = {step.key}, v = {step.value}{decay}"
@@ -146,3 +148,18 @@ def describe_step(step: Step) -> str:
             return f"{step.name}: state of rank-one changes; q = {step.query}, k = {step.key}, v = {step.value}"
         case Sequential():
             return f"{step.name}: one position after the other: {step.reason}"
+
+
+def describe_regroup(step: Regroup) -> str:
+    """Which rows and keys take part, in what order, and the attention over them."""
+
+    def side(name: str, order: Order | None) -> str:
+        parts = [f"{name} in their order" if order is None else name]
+        if order is not None and order.live is not None:
+            parts.append(f"where {formula(order.live)}")
+        if order is not None and order.group is not None:
+            parts.append(f"sorted by {formula(order.group)}")
+        return " ".join(parts)
+
+    inner = describe_step(step.attend).partition(": ")[2]
+    return f"{step.name}, {step.lse}: {side('rows', step.rows)}, {side('keys', step.keys)}: {inner}"

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 import attnc.runtime.array_reductions  # noqa: F401  # registers its rules
-from attnc.compiler.composition import Attend, Composition, Compute, Step
+import attnc.runtime.array_selections  # noqa: F401
+from attnc.compiler.composition import Attend, Composition, Compute, Regroup, Step
 from attnc.compiler.ir import Node
 from attnc.compiler.plan import Plan
 from attnc.dsl.types import Base
@@ -22,6 +23,7 @@ from attnc.runtime.arrays import Arrays, Frame
 from attnc.runtime.attending import ATTEND, call_of, operands
 from attnc.runtime.backward import Engine, recording
 from attnc.runtime.call import Call
+from attnc.runtime.regrouping import REGROUP, inside, move_all, slots_of
 
 
 class Kind(Protocol):
@@ -51,7 +53,7 @@ class Kind(Protocol):
         """Gradients of the wanted arrays, in their shapes; an absent one is zero."""
 
 
-KINDS: dict[type[Step], Kind] = {Attend: ATTEND}
+KINDS: dict[type[Step], Kind] = {Attend: ATTEND, Regroup: REGROUP}
 
 
 def frame_of(
@@ -118,6 +120,10 @@ def attended_steps(composition: Composition, frame: Frame, engine: Engine) -> It
             continue
         if isinstance(step, Attend):
             yield step.plan, call_of(step, frame, operands(step, frame))
+        if isinstance(step, Regroup):
+            slots = slots_of(step, frame)
+            inner = inside(step, frame, slots, move_all(step, frame, slots))
+            yield step.attend.plan, call_of(step.attend, inner, operands(step.attend, inner))
         kind = KINDS[type(step)]
         frame = with_arrays(frame, dict(zip(kind.names(step), kind.forward(step, frame, engine), strict=True)))
 
