@@ -57,10 +57,11 @@ def draw_graph(title: str, pattern: Pattern) -> Figure:
     right = max(right, *(x for points in layout.paths.values() for x, _ in points), 0.11 * len(title))
     figure, canvas = _canvas(title, right, middles[-1] + tall[-1] / 2)
     for (operand, user), points in layout.paths.items():
+        # Straight down past the taller boxes of a layer; curves are for the space between layers.
+        passed = [(x, middles[layer] + sign * tall[layer] / 2) for x, layer in points for sign in (-1, 1)]
         start = (points[0][0], middles[points[0][1]] + heights[operand] / 2)
         stop = (points[-1][0], middles[points[-1][1]] - heights[user] / 2)
-        bends = [(x, middles[layer] + sign * tall[layer] / 2) for x, layer in points[1:-1] for sign in (-1, 1)]
-        _edge(canvas, [start, *bends, stop])
+        _edge(canvas, [start, *passed[1:-1], stop])
     for node, shown in graph.nodes(data="shown"):
         centre = layout.centres[node], middles[layout.layers[node]]
         _box(canvas, shown.kind, texts[node], centre, (widths[node], heights[node]))

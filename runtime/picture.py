@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -54,7 +55,7 @@ def picture_of_call(
     require_library("matplotlib")
     from attnc.runtime.drawing import draw_pairs, draw_weights
 
-    title = _title(pattern, settings)
+    title = titled(pattern, settings)
     return draw_weights(title, found) if view == "weights" else draw_pairs(title, found, tile)
 
 
@@ -108,7 +109,7 @@ def _graph(pattern: CompiledPattern) -> Figure:
     return draw_graph(pattern.__name__, pattern.pattern)
 
 
-def _title(pattern: CompiledPattern, settings: dict[str, Any]) -> str:
+def titled(pattern: CompiledPattern, settings: Mapping[str, Any]) -> str:
     """`sliding_window(window=7)`."""
     given = [f"{name}={value}" for name, value in settings.items() if not isinstance(value, Tensor)]
     return f"{pattern.__name__}({', '.join(given)})" if given else pattern.__name__

@@ -14,6 +14,7 @@ from torch import Tensor
 from attnc.runtime.comparison import defaults, shrunken
 from attnc.runtime.inputs import Made, Shape, made_inputs
 from attnc.runtime.pattern import CompiledPattern
+from attnc.runtime.program import terms
 from attnc.runtime.settings import Setting, settings
 
 # Wide enough that no score of rectified features is 0 by chance, and a zero weight says that a key plays no part.
@@ -43,10 +44,14 @@ def picture_inputs(pattern: CompiledPattern, setting: Setting) -> Made:
     key_heads, width = made.k.shape[1], made.k.shape[3]
     if made.q.shape[3] != width:  # keys of another layout, such as a latent
         return made
+    if any(term.form == "scan" for term in terms(pattern.pattern)):
+        length = 1.0  # a delta rule takes keys of length 1, as its papers do: with longer ones its state explodes
+    else:
+        length = width**0.5  # so that q @ k / sqrt(width) is about as usual
     directions = _unit(torch.randn(key_heads, SUBJECTS, width, generator=generator))
     group = shape.heads // key_heads
-    q = _tokens(directions.repeat_interleave(group, 0), subject[-shape.queries :], generator)
-    return replace(made, q=q, k=_tokens(directions, subject[-shape.keys :], generator))
+    q = _tokens(directions.repeat_interleave(group, 0), subject[-shape.queries :], generator, width**0.5)
+    return replace(made, q=q, k=_tokens(directions, subject[-shape.keys :], generator, length))
 
 
 def _subjects(length: int, generator: torch.Generator) -> Tensor:
@@ -60,12 +65,12 @@ def _subjects(length: int, generator: torch.Generator) -> Tensor:
     return torch.tensor(found[:length])
 
 
-def _tokens(directions: Tensor, subject: Tensor, generator: torch.Generator) -> Tensor:
-    """(1, heads, tokens, width): vectors of length sqrt(width), so that q @ k / sqrt(width) is about as usual."""
+def _tokens(directions: Tensor, subject: Tensor, generator: torch.Generator, length: float) -> Tensor:
+    """(1, heads, tokens, width): vectors of one length, those of a subject alike."""
     heads, _, width = directions.shape
     noise = _unit(torch.randn(heads, len(subject), width, generator=generator))
     mixed = LIKENESS**0.5 * directions[:, subject] + (1 - LIKENESS) ** 0.5 * noise
-    return (_unit(mixed) * width**0.5).unsqueeze(0)
+    return (_unit(mixed) * length).unsqueeze(0)
 
 
 def _unit(x: Tensor) -> Tensor:
