@@ -117,6 +117,8 @@ def _edge(canvas: Axes, points: list[Point]) -> None:
     """A curve that leaves and enters boxes upright, through its bends."""
     vertices, codes = [points[0]], [Path.MOVETO]
     for (x, y), (next_x, next_y) in pairwise(points):
+        if abs(next_x - x) < 1e-6 and abs(next_y - y) < 1e-6:
+            continue  # an arrow would have no direction
         if abs(next_x - x) < 1e-6:
             vertices.append((next_x, next_y))
             codes.append(Path.LINETO)
