@@ -15,7 +15,7 @@ from rich.syntax import Syntax
 from rich.table import Table
 
 from attnc.dsl.diagnostics import AttnError
-from attnc.runtime.extras import MissingExtraError
+from attnc.runtime.extras import MissingExtraError, require_library
 from attnc.runtime.options import (
     DTYPES,
     UsageError,
@@ -289,6 +289,16 @@ def fmt(
         fail("\n\n".join(mistakes))
     if check_ and changed:
         raise typer.Exit(1)
+
+
+@app.command()
+@reports_errors
+def lsp() -> None:
+    """Serve an editor over the standard streams: mistakes, types, names, formatting."""
+    require_library("pygls")
+    from attnc.runtime.language_server import serve
+
+    serve()
 
 
 def write(path: Path, text: str) -> None:
