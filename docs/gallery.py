@@ -14,6 +14,7 @@ import torch
 
 import attnc
 from attnc.runtime.drawing import draw_pairs, draw_weights
+from attnc.runtime.graph_drawing import draw_graph
 from attnc.runtime.picture import titled
 from attnc.runtime.picture_inputs import picture_inputs, picture_setting
 from attnc.runtime.settings import Setting
@@ -26,6 +27,7 @@ HERE = Path(__file__).parent
 EXAMPLES = HERE.parent / "examples"
 PICTURES = HERE / "gallery"
 HEADS = {"H": 2}
+GRAPH = "bigbird"  # the example whose graph is shown
 # Text as text keeps the files small.
 SVG = {"svg.hashsalt": "attnc", "svg.fonttype": "none", "font.sans-serif": ["DejaVu Sans", "Arial", "Helvetica"]}
 
@@ -91,8 +93,11 @@ def main() -> None:
         with mpl.rc_context(SVG):
             figure = drawn(name)
             figure.savefig(PICTURES / f"{name}.svg", transparent=True, metadata={"Date": None})
+    with mpl.rc_context(SVG):
+        figure = draw_graph(GRAPH, getattr(attnc.load(EXAMPLES / f"{GRAPH}.attn"), GRAPH).pattern)
+        figure.savefig(PICTURES / "graph.svg", transparent=True, metadata={"Date": None})
     for path in PICTURES.glob("*.svg"):
-        if path.stem not in names:
+        if path.stem not in (*names, "graph"):
             path.unlink()
     (HERE / "gallery.md").write_text(page(names), encoding="utf-8")
 
@@ -144,18 +149,36 @@ def remark(name: str) -> str:
     return " ".join(line for line in said if not line.startswith(("check:", "run:")))
 
 
-INTRODUCTION = """# Gallery
+INTRODUCTION = f"""# Gallery
 
 Every file of [examples/](../examples) on 64 tokens or so, with small parameters; `python docs/gallery.py` builds this
 page. Blue pairs are live; a tile is dark where all of its pairs are, and light where some are. Mechanisms that see all
-keys, or all up to their own, are shown with their weights (orange: negative): those of a scan or a chain of low-rank
-products too, since they are linear in the values. Tokens come in runs of a few subjects, which return; that is what
-makes the squares where content counts. `attnc draw` draws any file like this:
+keys, or all up to their own, are shown with their weights (orange: negative). A scan or a chain of low-rank products
+has weights too, as it is linear in the values: they are what the reference gives for one value after another. Tokens
+come in runs of a few subjects, which return; that makes the squares where content counts.
+
+`attnc draw` draws any file like this, for slides and papers; `--weights` shows weights, of your own tensors with
+`--tensors`, and `--graph` what is computed:
 
 ```console
-$ attnc draw examples/longformer.attn -o /tmp/longformer.svg
-$ attnc draw examples/alibi.attn --weights -o /tmp/alibi.png
-$ attnc draw examples/bigbird.attn --graph -o /tmp/bigbird.svg
+$ attnc draw examples/{GRAPH}.attn --graph -o /tmp/{GRAPH}.svg
+```
+
+![What {GRAPH} computes](gallery/graph.svg)
+
+In Python, `.draw()` gives a matplotlib figure:
+
+```python
+import torch
+import attnc
+
+{GRAPH} = attnc.load("examples/{GRAPH}.attn").{GRAPH}
+q, k = torch.randn(2, 1, 4, 96, 64)
+figure = {GRAPH}.draw(q, k, block=8)
+print(figure.get_suptitle())
+```
+```output
+{GRAPH}(block=8)
 ```
 """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,14 @@ from typing import Any
 import pytest
 from lsprotocol import types
 from pygls.lsp.client import LanguageClient
-from pygls.workspace import PositionCodec, TextDocument
+from pygls.workspace import PositionCodec, TextDocument, Workspace
 
 from attnc.compiler import pipeline
 from attnc.compiler.build import unlowered
 from attnc.dsl.source import Source
 from attnc.dsl.terms import Pattern
 from attnc.runtime.diagnosis import mistakes
-from attnc.runtime.language_server import diagnostics, place_of, range_of, server
+from attnc.runtime.language_server import diagnostics, hover, place_of, range_of, server
 from attnc.runtime.live_remark import live_remark
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -101,6 +102,23 @@ def test_features_are_registered() -> None:
     assert {f"textDocument/{name}" for name in wanted} <= set(features)
 
 
+def test_a_pattern_is_hovered_over_with_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = document(RIGHT)
+    monkeypatch.setattr(server.protocol, "_workspace", Workspace(None))
+    server.workspace.put_text_document(types.TextDocumentItem(opened.uri, "attn", 1, RIGHT))
+    params = types.HoverParams(types.TextDocumentIdentifier(opened.uri), types.Position(0, 9))
+    found = hover(server, params)
+    assert found is not None
+    assert isinstance(found.contents, types.MarkupContent)
+    assert "pattern near(window: int = 4)" in found.contents.value
+    assert "0.000976 of the pairs are live" in found.contents.value
+
+
+def test_the_server_starts_without_torch() -> None:
+    code = "import sys, attnc.runtime.language_server; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
 class Conversation:
     """A client with one open document."""
 
@@ -134,11 +152,10 @@ async def converse(path: Path) -> None:
     assert [d.code for d in (await talk.published.get()).diagnostics] == ["unknown-name"]
     assert await talk.change(2, RIGHT.replace("< window", "<window")) == []
 
-    hover = await client.text_document_hover_async(types.HoverParams(**talk.at(0, 9)))
-    assert hover is not None
-    assert isinstance(hover.contents, types.MarkupContent)
-    assert "pattern near(window: int = 4)" in hover.contents.value
-    assert "0.000976 of the pairs" in hover.contents.value
+    said = await client.text_document_hover_async(types.HoverParams(**talk.at(1, 48)))
+    assert said is not None
+    assert isinstance(said.contents, types.MarkupContent)
+    assert said.contents.value == "```attn\nwindow: int = 4\n```\n\n`window`: `int`"
     found = await client.text_document_definition_async(types.DefinitionParams(**talk.at(1, 48)))
     assert isinstance(found, types.Location)
     assert (found.uri, found.range.start) == (talk.uri, types.Position(0, 13))
