@@ -112,7 +112,7 @@ class Analysis:
         items = self.file.items if self.file is not None else ()
         own = (item for item in items if isinstance(item, PatternDeclaration) and item.name == definition.name)
         used = self._used.patterns.get(definition.name)
-        return next(own, None) or (used and used.syntax)
+        return next(own, None if used is None else used.syntax)
 
     def pattern_at(self, place: Place) -> PatternDeclaration | None:
         """The pattern around a place."""

@@ -17,7 +17,7 @@ def mistakes(source: Source, folder: Path | None) -> list[Diagnostic]:
         patterns = check(source, root=folder)
     except AttnError as error:
         return list(error.diagnostics)
-    known = frozenset(p.name for pattern in patterns.values() for p in (*pattern.parameters, *pattern.inputs))
+    known = frozenset(name for pattern in patterns.values() for name in _names(pattern))
     found: dict[tuple[int, int], Diagnostic] = {}
     for pattern in patterns.values():
         for kind in ("check", "run"):
@@ -27,6 +27,11 @@ def mistakes(source: Source, folder: Path | None) -> list[Diagnostic]:
                 for diagnostic in error.diagnostics:
                     found.setdefault((diagnostic.span.start, diagnostic.span.stop), diagnostic)
     return list(found.values())
+
+
+def _names(pattern: Pattern) -> list[str]:
+    """What a call of a pattern can be given by name."""
+    return [declared.name for declared in pattern.parameters] + [declared.name for declared in pattern.inputs]
 
 
 def refusals(source: Source, folder: Path | None) -> list[Diagnostic]:

@@ -123,7 +123,7 @@ def _shortened(text: str) -> str:
 
 
 def _fitting_tile(positions: int) -> int:
-    return max(SMALLEST_TILE, 2 ** math.ceil(math.log2(max(positions, 1) / MOST_TILES)))
+    return max(SMALLEST_TILE, 1 << max(0, math.ceil(math.log2(max(positions, 1) / MOST_TILES))))
 
 
 def _tiles(live: NDArray[np.bool_], side: int) -> Array:
@@ -192,7 +192,7 @@ def _grid(rows: int, keys: int, side: int) -> PathPatch:
 
 def _ticks(positions: int) -> MultipleLocator:
     """Multiples of a power of two, about four of them."""
-    return MultipleLocator(2 ** max(0, math.ceil(math.log2(max(positions, 1) / 4))))
+    return MultipleLocator(1 << max(0, math.ceil(math.log2(max(positions, 1) / 4))))
 
 
 def _remark(panel: Axes, text: str) -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 View = Literal["pairs", "weights", "graph"]
 FORMATS = (".svg", ".png", ".pdf")
 # The same picture gives the same file, and needs no font where it is shown.
-SVG = {"svg.hashsalt": "attnc", "svg.fonttype": "path"}
+SVG: dict[Any, Any] = {"svg.hashsalt": "attnc", "svg.fonttype": "path"}
 
 
 def picture(pattern: CompiledPattern, view: View, setting: Setting | None = None, *, tile: int | None = None) -> Figure:

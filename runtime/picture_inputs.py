@@ -74,4 +74,4 @@ def _tokens(directions: Tensor, subject: Tensor, generator: torch.Generator, len
 
 
 def _unit(x: Tensor) -> Tensor:
-    return x / x.norm(dim=-1, keepdim=True)
+    return torch.nn.functional.normalize(x, dim=-1)

@@ -127,7 +127,7 @@ class Conversation:
         self.uri = uri
         self.published: asyncio.Queue[types.PublishDiagnosticsParams] = asyncio.Queue()
 
-        @client.feature(types.TEXT_DOCUMENT_PUBLISH_DIAGNOSTICS)
+        @client.feature(types.TEXT_DOCUMENT_PUBLISH_DIAGNOSTICS)  # type: ignore[untyped-decorator]  # pygls says nothing
         def publish(params: types.PublishDiagnosticsParams) -> None:
             self.published.put_nowait(params)
 
