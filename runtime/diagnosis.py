@@ -44,10 +44,10 @@ def refusals(source: Source, folder: Path | None) -> list[Diagnostic]:
 
 
 def _refusals(pattern: Pattern) -> tuple[Diagnostic, ...]:
-    from attnc.compiler.pipeline import lower  # imports sympy, which an editor's first answer does not wait for
+    from attnc.compiler.pipeline import compose  # imports sympy, which an editor's first answer does not wait for
 
     try:
-        lower(pattern)
+        compose(pattern)
     except AttnError as error:
         return error.diagnostics
     return ()

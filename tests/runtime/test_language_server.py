@@ -78,7 +78,7 @@ def test_what_has_no_kernel_is_said_but_is_no_mistake(monkeypatch: pytest.Monkey
         raise unlowered(pattern.out, "this")
 
     assert diagnostics(document(RIGHT), compiled=True) == []
-    monkeypatch.setattr(pipeline, "lower", refuse)
+    monkeypatch.setattr(pipeline, "compose", refuse)
     assert diagnostics(document(RIGHT)) == []
     (found,) = diagnostics(document(RIGHT), compiled=True)
     assert (found.code, found.severity) == ("not-lowered", types.DiagnosticSeverity.Information)
