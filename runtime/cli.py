@@ -248,7 +248,10 @@ def draw(
         Path | None, typer.Option("--tensors", metavar="FILE", help="q, k and inputs: a dict that torch.save wrote")
     ] = None,
 ) -> None:
-    """Draw which keys every query sees, pair by pair and in tiles, per head where heads differ."""
+    """Draw which keys every query sees, pair by pair and in tiles, per head where heads differ.
+
+    Parameters that are not set are those of the file's first check line, or small, so that structure shows.
+    """
     from attnc.runtime.picture_command import Request, write_picture
 
     one = select(file, pattern)[0]

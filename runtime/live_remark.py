@@ -8,14 +8,14 @@ from pathlib import Path
 from attnc.dsl.diagnostics import AttnError
 from attnc.dsl.source import Source
 
-LENGTH = 4096
+LENGTH = 1024
 
 
 @lru_cache(maxsize=64)
 def live_remark(text: str, file: str, folder: Path | None, name: str) -> str | None:
     """One sentence; None where a text is wrong, has no kernel, or a parameter is not known. Imports torch.
 
-    Sizes and parameters are those of the file's `# run:` line, else the defaults at 4096 tokens.
+    Sizes and parameters are those of the file's `# run:` line, else the defaults at 1024 tokens.
     """
     from attnc.runtime.comparison import defaults, required
     from attnc.runtime.inputs import Shape, made_inputs

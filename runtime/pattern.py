@@ -152,6 +152,7 @@ class CompiledPattern:
         v: Tensor | None = None,
         *,
         view: View | None = None,
+        tile: int | None = None,
         file: str | os.PathLike[str] | None = None,
         **settings: Any,
     ) -> Figure:
@@ -159,12 +160,15 @@ class CompiledPattern:
 
         `view`: "pairs", which pairs and which tiles are live; "weights", every key's weight on every row; "graph", what
         the pattern computes. Without q and k it is drawn at small sizes with tensors made for it, as "pairs" if nothing
-        else is asked for; with them it shows the first element of the batch, as "weights". Raises AttnError as a call
-        does and for more than 1024 positions, MissingExtraError (an ImportError) without matplotlib.
+        else is asked for; parameters that are not given are those of the file's first `# check:` line, or small. With q
+        and k it shows the first element of the batch, as "weights". `tile`: rows and keys of a tile of "pairs".
+
+        Raises AttnError as a call does and for more than 1024 positions, and MissingExtraError (an ImportError)
+        without matplotlib.
         """
         from attnc.runtime.picture import drawn
 
-        return drawn(self, q, k, v, view, file, settings)
+        return drawn(self, q, k, v, settings, view=view, tile=tile, file=file)
 
     def prepared(self, q: Tensor, k: Tensor, v: Tensor | None, settings: dict[str, Any]) -> Prepared:
         """The call that the back ends would get."""

@@ -64,22 +64,37 @@ def drawn(
     q: Tensor | None,
     k: Tensor | None,
     v: Tensor | None,
-    view: View | None,
-    file: str | os.PathLike[str] | None,
     settings: dict[str, Any],
+    *,
+    view: View | None,
+    tile: int | None,
+    file: str | os.PathLike[str] | None,
 ) -> Figure:
     """What `CompiledPattern.draw` says."""
-    if view == "graph" and (settings or q is not None or k is not None or v is not None):
-        refuse(pattern.pattern, "argument", "a graph shows the text: tensors and parameters have no part in it")
+    _refuse_options(pattern, {"view": view, "tile": tile, "file": file})
+    if view == "graph" and (settings or tile or q is not None or k is not None or v is not None):
+        refuse(pattern.pattern, "argument", "a graph shows the text: tensors, parameters and tiles have no part in it")
+    if tile is not None and (view == "weights" or (view is None and q is not None)):
+        refuse(pattern.pattern, "argument", 'tiles are of pairs: `view="pairs"`')
     if q is not None and k is not None:
-        figure = picture_of_call(pattern, view or "weights", q, k, v, settings)
+        figure = picture_of_call(pattern, view or "weights", q, k, v, settings, tile=tile)
     elif q is not None or k is not None or v is not None:
         refuse(pattern.pattern, "argument", "a picture of a call needs q and k", help="or none of q, k, v")
     else:
-        figure = picture(pattern, view or "pairs", _as_setting(pattern, settings))
+        figure = picture(pattern, view or "pairs", _as_setting(pattern, settings), tile=tile)
     if file is not None:
         save(figure, file)
     return figure
+
+
+def _refuse_options(pattern: CompiledPattern, options: dict[str, object]) -> None:
+    """An option that a pattern has a parameter or input of the same name of is not guessed about."""
+    declared = {one.name for one in (*pattern.pattern.parameters, *pattern.pattern.inputs)}
+    for name, value in options.items():
+        if value is not None and name in declared:
+            help = "`attnc.runtime.picture.picture_of_call` takes them apart"
+            message = f"`{name}` is an option of `draw` and a name of the pattern"
+            refuse(pattern.pattern, "argument", message, about=name, help=help)
 
 
 def _as_setting(pattern: CompiledPattern, settings: dict[str, Any]) -> Setting:

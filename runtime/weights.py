@@ -70,8 +70,8 @@ def weights(
     """Weights of the first element of a batch: one entry, or one a part where the result is not linear in v.
 
     q (B, H, N, D), k (B, Hk, M, D), v (B, Hk, M, E) or None for values of attnc's own: the weights of a linear pattern
-    don't depend on them. `settings`: parameters and inputs by name. Raises AttnError as a call does, and for more than
-    1024 positions.
+    don't depend on them. `settings`: parameters and inputs by name. Where an input has a number for each channel of the
+    values, a weight is the mean over the channels. Raises AttnError as a call does, and for more than 1024 positions.
     """
     if max(q.shape[2], k.shape[2]) > MOST_POSITIONS:
         help = "take some of them: `q[:, :, -256:]`, `k[:, :, -256:]`"

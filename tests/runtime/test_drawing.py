@@ -140,14 +140,23 @@ def test_draw_with_tensors_shows_their_weights() -> None:
     [
         ({"q": torch.ones(1, 1, 2, 2)}, "a picture of a call needs q and k"),
         ({"v": torch.ones(1, 1, 2, 2)}, "a picture of a call needs q and k"),
-        ({"view": "graph", "window": 3}, "tensors and parameters have no part in it"),
+        ({"view": "graph", "window": 3}, "tensors, parameters and tiles have no part in it"),
         ({"doc": torch.ones(1, 2)}, "`doc` is given without q and k"),
         ({"windo": 3}, "windo"),
+        ({"tile": 4, "view": "weights"}, "tiles are of pairs"),
+        ({"tile": 0}, "a picture with tiles of 0"),
     ],
 )
 def test_draw_refuses_what_it_would_ignore(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(attnc.AttnError, match=re.escape(message)):
         pattern().draw(**arguments)
+
+
+def test_an_option_and_a_parameter_of_one_name_are_not_mixed_up() -> None:
+    tiled = pattern(WINDOW.replace("window", "tile"))
+    assert len(tiled.draw().axes) == 2
+    with pytest.raises(attnc.AttnError, match="`tile` is an option of `draw` and a name of the pattern"):
+        tiled.draw(tile=4)
 
 
 def test_equal_pictures_are_equal_files(tmp_path: Path) -> None:

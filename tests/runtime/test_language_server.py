@@ -88,7 +88,7 @@ def test_what_has_no_kernel_is_said_but_is_no_mistake(monkeypatch: pytest.Monkey
 
 def test_live_share_of_a_pattern() -> None:
     said = live_remark(RIGHT, "near.attn", None, "near")
-    assert said == "0.000976 of the pairs are live, of 4096 queries and 4096 keys"
+    assert said == "0.0039 of the pairs are live, of 1024 queries and 1024 keys"
     assert live_remark("# run: window=64 N=128\n" + RIGHT, "near.attn", None, "near") == (
         "0.377 of the pairs are live, of 128 queries and 128 keys, window=64"
     )
@@ -111,7 +111,7 @@ def test_a_pattern_is_hovered_over_with_its_share(monkeypatch: pytest.MonkeyPatc
     assert found is not None
     assert isinstance(found.contents, types.MarkupContent)
     assert "pattern near(window: int = 4)" in found.contents.value
-    assert "0.000976 of the pairs are live" in found.contents.value
+    assert "0.0039 of the pairs are live" in found.contents.value
 
 
 def test_the_server_starts_without_torch() -> None:
