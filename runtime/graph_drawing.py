@@ -72,7 +72,8 @@ def _wrapped(shown: Shown) -> str:
     lines = []
     for line in shown.label.splitlines():
         lines += textwrap.wrap(line, LONGEST_LINE, subsequent_indent="    ", break_long_words=False)
-    return "\n".join(lines)
+    # An SVG with text in it would drop plain spaces at the start of a line.
+    return "\n".join(line.replace("    ", "\u00a0" * 4).replace("  ", "\u00a0" * 2) for line in lines)
 
 
 def _width(text: str) -> float:
