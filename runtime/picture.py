@@ -89,7 +89,8 @@ def drawn(
 
 def _refuse_options(pattern: CompiledPattern, options: dict[str, object]) -> None:
     """An option that a pattern has a parameter or input of the same name of is not guessed about."""
-    declared = {one.name for one in (*pattern.pattern.parameters, *pattern.pattern.inputs)}
+    declared = {parameter.name for parameter in pattern.pattern.parameters}
+    declared |= {given.name for given in pattern.pattern.inputs}
     for name, value in options.items():
         if value is not None and name in declared:
             help = "`attnc.runtime.picture.picture_of_call` takes them apart"
