@@ -34,6 +34,7 @@ PARTIAL = 0.4  # opacity of a tile in which some pairs are live
 FAINT = 0.16  # and of the smallest weight that is not 0
 SIDE = 2.5  # inches of a panel, its labels included
 DOTS_PER_INCH = 200  # of a PNG
+LEGEND = 0.2
 FLAT = 0.3  # height over width of the flattest panel
 MOST_COLUMNS = 4  # heads or parts side by side
 MOST_TILES, SMALLEST_TILE = 16, 8  # of a side of the picture; positions
@@ -58,7 +59,7 @@ def draw_pairs(title: str, parts: list[Weights], tile: int | None = None) -> Fig
     columns, count = _columns(parts, lambda values: (values != 0).double())
     side = tile or _fitting_tile(max(columns[0].values.shape))
     across = len(columns) == 1
-    figure, panels = _panels(columns, 1 if across else 2, 2 if across else len(columns))
+    figure, panels = _panels(columns, 1 if across else 2, 2 if across else len(columns), legend=True)
     above, below = ([panels[0]], [panels[1]]) if across else (panels[: len(columns)], panels[len(columns) :])
     for number, column in enumerate(columns):
         live = column.values != 0
@@ -76,14 +77,15 @@ def draw_pairs(title: str, parts: list[Weights], tile: int | None = None) -> Fig
 def draw_weights(title: str, parts: list[Weights]) -> Figure:
     """The weight of every key on every row, a panel for each head (one for heads that have the same)."""
     columns, count = _columns(parts, lambda values: values)
-    figure, panels = _panels(columns, 1, len(columns))
+    signed = any((column.values < 0).any() for column in columns)
+    figure, panels = _panels(columns, 1, len(columns), legend=signed)
     for panel, column in zip(panels, columns, strict=True):
         sizes = np.abs(column.values[column.values != 0])
         top = float(np.quantile(sizes, DARKEST)) if sizes.size else 1.0
         _show(panel, column, _coloured(_strength(column.values / top)), None)
         _remark(panel, f"{column.heading}{': ' if column.heading else ''}darkest from {top:.2g}")
     _finish(figure, _counted(title, columns, count), panels, len(columns))
-    if any((column.values < 0).any() for column in columns):
+    if signed:
         _legend(figure, [("positive", LIVE, 1.0), ("negative", NEGATIVE, 1.0), ("no weight", None, 1.0)])
     return figure
 
@@ -151,11 +153,11 @@ def _coloured(strength: Array) -> Array:
     return np.concatenate([colours, np.abs(strength)[..., None]], -1)
 
 
-def _panels(columns: list[Column], rows: int, across: int) -> tuple[Figure, list[Axes]]:
+def _panels(columns: list[Column], rows: int, across: int, *, legend: bool) -> tuple[Figure, list[Axes]]:
     """An empty figure with panels of the columns' proportions, row by row."""
     height, width = columns[0].values.shape
     tall = min(max(height / max(width, 1), FLAT), 1 / FLAT)
-    size = 0.5 + SIDE * across, 0.75 + (SIDE * tall + 0.15) * rows
+    size = 0.45 + SIDE * across, 0.75 + LEGEND * legend + (SIDE * tall + 0.2) * rows
     # At least two dots a position: where a line of pairs is thinner than a dot it would be lost.
     figure = Figure(figsize=size, dpi=max(DOTS_PER_INCH, height, width), layout="constrained")
     grid = figure.subplots(rows, across, squeeze=False)
@@ -200,14 +202,16 @@ def _remark(panel: Axes, text: str) -> None:
 
 
 def _finish(figure: Figure, title: str, panels: list[Axes], across: int) -> None:
-    """The title; and the names of the axes only at the left and at the bottom."""
+    """The title; and the axes' names and numbers only at the left and at the bottom, as all panels have the same."""
     figure.patch.set_alpha(0)
     figure.suptitle(title, color=INK, fontsize=11)
     for number, panel in enumerate(panels):
         if number % across:
             panel.set_ylabel("")
+            panel.tick_params(labelleft=False)
         if number < len(panels) - across:
             panel.set_xlabel("")
+            panel.tick_params(labelbottom=False)
 
 
 def _legend(figure: Figure, entries: list[tuple[str, str | None, float]]) -> None:

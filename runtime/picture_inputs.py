@@ -51,7 +51,8 @@ def picture_inputs(pattern: CompiledPattern, setting: Setting) -> Made:
     directions = _unit(torch.randn(key_heads, SUBJECTS, width, generator=generator))
     group = shape.heads // key_heads
     q = _tokens(directions.repeat_interleave(group, 0), subject[-shape.queries :], generator, width**0.5)
-    return replace(made, q=q, k=_tokens(directions, subject[-shape.keys :], generator, length))
+    k = _tokens(directions, subject[-shape.keys :], generator, length)
+    return replace(made, q=q.expand(shape.batch, -1, -1, -1), k=k.expand(shape.batch, -1, -1, -1))
 
 
 def _subjects(length: int, generator: torch.Generator) -> Tensor:
