@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from attnc.compiler.composition import Attend, Carry, Choose, Compute, Recur, Sequential, Step
+from attnc.compiler.composition import Attend, Carry, Choose, Compute, Extent, Recur, Sequential, Step
 from attnc.compiler.ir import Node, text
 from attnc.compiler.plan import Branch, Diagonals, Domain, Grid, KeySet, Listed, Rows, Stepped
 from attnc.compiler.schedule import SHARED_ROWS, WIDE_ENTRY
@@ -153,21 +153,45 @@ def describe_step(step: Step) -> str:
         case Compute(name, node):
             return f"{name}: {node.type} = {text(node).removeprefix('return ')}"
         case Attend():
+            scores = text(*(branch.score for branch in step.plan.branches))
             return (
                 f"{step.name}, {step.lse}: softmax over {step.keys} of rows {step.rows}; "
-                f"q = {step.query}, k = {step.key}, v = {step.value}; score {text(*(b.score for b in step.plan.branches))}"
+                f"q = {step.query}, k = {step.key}, v = {step.value}; score {scores}"
             )
         case Carry():
-            decay = "" if step.decay is None else f", decay {step.decay}"
-            return f"{step.name}: carried sum; q = {step.query}, k = {step.key}, v = {step.value}{decay}"
-        case Recur():
-            return f"{step.name}: state of rank-one changes; q = {step.query}, k = {step.key}, v = {step.value}"
-        case Choose():
-            amount = "" if step.amount is None else f", {formula(step.amount)}"
-            force = "" if step.force is None else f", first {formula(step.force)}"
+            total = "" if step.total is None else f", {step.total}"
+            decay = "" if step.decay is None else f"; log decay {step.decay}"
             return (
-                f"{step.name}: {step.form} of {step.axis}{amount} for each {step.rows}, {HEADS[step.heads]}, by chunks of "
-                f"rows with torch; candidates {formula(step.condition)}{force}; score {text(step.score).removeprefix('return ')}"
+                f"{step.name}{total}: a state carried along the keys, read where {describe_extent(step.extent)}; "
+                f"q = {step.query}, k = {step.key}, v = {step.value}{decay}"
             )
+        case Recur():
+            decay = "" if step.decay is None else f"; log decay {step.decay}"
+            return (
+                f"{step.name}: a state with a change of rank one, read after each position; "
+                f"q = {step.query}, k = {step.key}, v = {step.value}, x = {step.left}, y = {step.right}{decay}"
+            )
+        case Choose():
+            return describe_choice(step)
         case Sequential():
             return f"{step.name}: one position after the other: {step.reason}"
+
+
+def describe_extent(extent: Extent) -> str:
+    """Which keys a row sees, as a condition."""
+    seen = "j is any key"
+    if extent.amount is not None:
+        amount = formula(extent.amount)
+        back = "" if amount == "0" else f" - {amount}"
+        seen = f"j <= i{back}" if extent.kind == "lag" else f"j < i // {amount} * {amount}"
+    return seen if extent.same is None else f"{seen} and {extent.same}[i] == {extent.same}[j]"
+
+
+def describe_choice(step: Choose) -> str:
+    """How a selection is made."""
+    amount = "" if step.amount is None else f", {formula(step.amount)}"
+    force = "" if step.force is None else f", first {formula(step.force)}"
+    return (
+        f"{step.name}: {step.form} of {step.axis}{amount} for each {step.rows}, {HEADS[step.heads]}, by chunks of rows "
+        f"with torch; candidates {formula(step.condition)}{force}; score {text(step.score).removeprefix('return ')}"
+    )

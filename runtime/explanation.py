@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from attnc.compiler.causality import describe_causality
-from attnc.compiler.cost import cost_formulas
+from attnc.compiler.composition import Carry, Recur
+from attnc.compiler.cost import cost_formulas, state_formula
 from attnc.compiler.pipeline import trace
 from attnc.runtime.comparison import defaults, filled
 from attnc.runtime.executor import live_pairs, visited_pairs
@@ -39,6 +40,10 @@ def explain(prepared: Prepared, *, verbose: bool = False) -> str:
     lines += ["", *describe_causality(pattern)]
     for plan in prepared.program.plans:
         lines += ["", *cost_formulas(plan)]
+    states = [step for step in prepared.composition.steps if isinstance(step, Carry | Recur)]
+    if states:
+        lines += ["", *(state_formula(step, prepared.composition.arrays) for step in states)]
+        lines.append("on a GPU these steps run by torch operators: they have no Triton kernel yet")
     lines += ["", *cost(prepared)]
     return "\n".join(lines)
 
@@ -108,7 +113,7 @@ def cost(prepared: Prepared) -> list[str]:
         ("live pairs", f"{found.live:,} of B*H*N*M = {pairs:,}: {found.live / pairs:.4%}"),
         (
             "visited pairs",
-            f"{found.visited:,}: {found.visited / max(found.live, 1):.2f} for each live one, in the CPU back end's tiles",
+            f"{found.visited:,}: {found.visited / max(found.live, 1):.2f} for each live one in the CPU's tiles",
         ),
         ("FLOPs", f"{found.flops:,}"),
         ("bytes", f"{found.moved:,}: q, k, v, results and row statistics once"),

@@ -1,7 +1,7 @@
 """Runs a composition: every step in order, forward; and its gradients, by autograd over the steps.
 
-Forward, what each step leaves is an array by name. Backward, values over one sequence are computed again under autograd,
-and a step that attends or carries a state gives back the outputs that the forward saved, with a backward of its own.
+Forward, what each step leaves is an array by name. Backward, values over one sequence are computed again under
+autograd, and a step that attends or carries a state gives back what the forward saved, with a backward of its own.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-import attnc.runtime.array_reductions  # noqa: F401  # registers its rules
-from attnc.compiler.composition import Attend, Choose, Composition, Compute, Step
+import attnc.runtime.array_features
+import attnc.runtime.array_reductions
+import attnc.runtime.array_structure  # noqa: F401  # each registers its rules
+from attnc.compiler.composition import Attend, Carry, Choose, Composition, Compute, Recur, Step
 from attnc.compiler.ir import Node
 from attnc.compiler.plan import Plan
 from attnc.dsl.types import Base
@@ -22,7 +24,8 @@ from attnc.runtime.arrays import Arrays, Frame
 from attnc.runtime.attending import ATTEND, call_of, operands
 from attnc.runtime.backward import Engine, recording
 from attnc.runtime.call import Call
-from attnc.runtime.choose import CHOOSE
+from attnc.runtime.carrying import CARRY, RECUR
+from attnc.runtime.choose import CHOOSE, ragged
 
 
 class Kind(Protocol):
@@ -33,9 +36,6 @@ class Kind(Protocol):
 
     def reads(self, step: Any) -> list[str]:
         """The arrays that gradients may flow to, in order."""
-
-    def again(self, step: Any) -> bool:
-        """Whether the backward makes again what it leaves, which is then not saved."""
 
     def shapes(self, step: Any, frame: Frame) -> list[tuple[list[int], torch.dtype]]:
         """Shape and type of what it leaves."""
@@ -55,7 +55,12 @@ class Kind(Protocol):
         """Gradients of the wanted arrays, in their shapes; an absent one is zero."""
 
 
-KINDS: dict[type[Step], Kind] = {Attend: ATTEND, Choose: CHOOSE}
+KINDS: dict[type[Step], Kind] = {Attend: ATTEND, Carry: CARRY, Choose: CHOOSE, Recur: RECUR}
+
+
+def made_again(step: Step) -> bool:
+    """Whether the backward makes again what a step leaves, which is then not saved."""
+    return isinstance(step, Choose) and ragged(step)
 
 
 def frame_of(
@@ -107,7 +112,7 @@ def run(composition: Composition, frame: Frame, engine: Engine | None) -> Result
             left = [torch.empty(shape, dtype=dtype, device=frame.device) for shape, dtype in kind.shapes(step, frame)]
         else:
             left = kind.forward(step, frame, engine)
-        saved += [] if kind.again(step) else left
+        saved += [] if made_again(step) else left
         out = left[0]
         frame = with_arrays(frame, dict(zip(kind.names(step), left, strict=True)))
     assert out is not None
@@ -191,7 +196,7 @@ def gradients(
 
 
 def _replay(composition: Composition, frame: Frame, engine: Engine, saved: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """The result, and the last that the last step left, under autograd: what the heavy steps left is put in its place."""
+    """The result, and the last that the last step left, under autograd; heavy steps give back what they left."""
     out: Tensor | None = None
     last: Tensor | None = None
     for step in composition.steps:
@@ -201,13 +206,15 @@ def _replay(composition: Composition, frame: Frame, engine: Engine, saved: list[
             continue
         kind = KINDS[type(step)]
         names = kind.names(step)
-        if kind.again(step):
+        if made_again(step):
             frame = with_arrays(frame, dict(zip(names, kind.forward(step, frame, engine), strict=True)))
             continue
         outputs, saved = saved[: len(names)], saved[len(names) :]
         read = list(dict.fromkeys(name for name in kind.reads(step) if frame.tensors[name].is_floating_point()))
         call = _Call(kind, step, frame, engine, outputs, read)
-        left = Replayed.apply(call, outputs, *(frame.tensors[name] for name in read))
+        left: tuple[Tensor, ...] = Replayed.apply(  # type: ignore[no-untyped-call]
+            call, outputs, *(frame.tensors[name] for name in read)
+        )
         out, last = left[0], left[-1]
         frame = with_arrays(frame, dict(zip(names, left, strict=True)))
     assert out is not None
