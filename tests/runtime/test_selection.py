@@ -13,6 +13,7 @@ from attnc.compiler.composition import Attend, Choose
 from attnc.compiler.pipeline import compose
 from attnc.dsl.diagnostics import AttnError
 from attnc.runtime import choose, listed_executor, listed_tiles
+from attnc.runtime.choices import choose_topk
 from attnc.runtime.comparison import Case, Target, compare
 from attnc.runtime.inputs import Shape
 from attnc.runtime.pattern import CompiledPattern
@@ -139,11 +140,9 @@ def test_two_softmaxes_share_one_choice(patterns: object) -> None:
 
 def test_memory_of_a_choice_is_that_of_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    topk = choose.choose_topk
-
     def watched(scores: Tensor, *others: object) -> Tensor:
         seen.append(scores.numel())
-        return topk(scores, *others)  # type: ignore[arg-type]
+        return choose_topk(scores, *others)  # type: ignore[arg-type]
 
     monkeypatch.setattr(choose, "choose_topk", watched)
     monkeypatch.setattr(choose, "ELEMENTS", {"cpu": 2000})
