@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from attnc.compiler.composition import Attend, Carry, Choose, Compute, Extent, Recur, Sequential, Step
+from attnc.compiler.composition import (
+    Attend,
+    Carry,
+    Choose,
+    Compute,
+    Extent,
+    Order,
+    Recur,
+    Regroup,
+    Sequential,
+    Step,
+)
 from attnc.compiler.ir import Node, text
 from attnc.compiler.plan import Branch, Diagonals, Domain, Grid, KeySet, Listed, Rows, Stepped
 from attnc.compiler.schedule import SHARED_ROWS, WIDE_ENTRY
@@ -158,6 +169,8 @@ def describe_step(step: Step) -> str:
                 f"{step.name}, {step.lse}: softmax over {step.keys} of rows {step.rows}; "
                 f"q = {step.query}, k = {step.key}, v = {step.value}; score {scores}"
             )
+        case Regroup():
+            return describe_regroup(step)
         case Carry():
             total = "" if step.total is None else f", {step.total}"
             decay = "" if step.decay is None else f"; log decay {step.decay}"
@@ -195,3 +208,18 @@ def describe_choice(step: Choose) -> str:
         f"{step.name}: {step.form} of {step.axis}{amount} for each {step.rows}, {HEADS[step.heads]}, by chunks of rows "
         f"with torch; candidates {formula(step.condition)}{force}; score {text(step.score).removeprefix('return ')}"
     )
+
+
+def describe_regroup(step: Regroup) -> str:
+    """Which rows and keys take part, in what order, and the attention over them."""
+
+    def side(name: str, order: Order | None) -> str:
+        parts = [f"{name} in their order" if order is None else name]
+        if order is not None and order.live is not None:
+            parts.append(f"where {formula(order.live)}")
+        if order is not None and order.group is not None:
+            parts.append(f"sorted by {formula(order.group)}")
+        return " ".join(parts)
+
+    inner = describe_step(step.attend).partition(": ")[2]
+    return f"{step.name}, {step.lse}: {side('rows', step.rows)}, {side('keys', step.keys)}: {inner}"
