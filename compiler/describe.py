@@ -185,12 +185,7 @@ def describe_step(step: Step) -> str:
                 f"q = {step.query}, k = {step.key}, v = {step.value}, x = {step.left}, y = {step.right}{decay}"
             )
         case Choose():
-            amount = "" if step.amount is None else f", {formula(step.amount)}"
-            force = "" if step.force is None else f", first {formula(step.force)}"
-            return (
-                f"{step.name}: {step.form} of {step.axis}{amount} for each {step.rows}, {HEADS[step.heads]}, by chunks of "
-                f"rows with torch; candidates {formula(step.condition)}{force}; score {text(step.score).removeprefix('return ')}"
-            )
+            return describe_choice(step)
         case Sequential():
             return f"{step.name}: one position after the other: {step.reason}"
 
@@ -203,6 +198,16 @@ def describe_extent(extent: Extent) -> str:
         back = "" if amount == "0" else f" - {amount}"
         seen = f"j <= i{back}" if extent.kind == "lag" else f"j < i // {amount} * {amount}"
     return seen if extent.same is None else f"{seen} and {extent.same}[i] == {extent.same}[j]"
+
+
+def describe_choice(step: Choose) -> str:
+    """How a selection is made."""
+    amount = "" if step.amount is None else f", {formula(step.amount)}"
+    force = "" if step.force is None else f", first {formula(step.force)}"
+    return (
+        f"{step.name}: {step.form} of {step.axis}{amount} for each {step.rows}, {HEADS[step.heads]}, by chunks of rows "
+        f"with torch; candidates {formula(step.condition)}{force}; score {text(step.score).removeprefix('return ')}"
+    )
 
 
 def describe_regroup(step: Regroup) -> str:

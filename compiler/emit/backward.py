@@ -112,9 +112,9 @@ class BackwardKernel(StreamedKernel):
 class BackwardRows(BackwardKernel):
     """Queries stay: the gradients of q, of leaves without j, and of tables read at pairs."""
 
-    tensors = ("q", "k", "v", "do", "dq")
-    row_tensors = ("q", "do")
-    streams = ("k", "v")
+    tensors: tuple[str, ...] = ("q", "k", "v", "do", "dq")
+    row_tensors: tuple[str, ...] = ("q", "do")
+    streams: tuple[str, ...] = ("k", "v")
 
     def body(self) -> None:
         writer = self.writer
@@ -201,9 +201,9 @@ class BackwardRows(BackwardKernel):
 class BackwardKeys(BackwardKernel):
     """Keys stay: the gradients of k, v and of leaves without i, summed over the query heads of a key head."""
 
-    tensors = ("q", "k", "v", "do", "dk", "dv")
-    row_tensors = ("k", "v")
-    streams = ("q", "do")
+    tensors: tuple[str, ...] = ("q", "k", "v", "do", "dk", "dv")
+    row_tensors: tuple[str, ...] = ("k", "v")
+    streams: tuple[str, ...] = ("q", "do")
     streamed = "i"
 
     def body(self) -> None:
