@@ -15,7 +15,7 @@ from torch import Tensor
 
 import attnc.runtime.array_features
 import attnc.runtime.array_reductions  # noqa: F401  # registers its rules
-from attnc.compiler.composition import Attend, Carry, Composition, Compute, Recur, Step
+from attnc.compiler.composition import Attend, Carry, Composition, Compute, Recur, Sequential, Step
 from attnc.compiler.ir import Node
 from attnc.compiler.plan import Plan
 from attnc.dsl.types import Base
@@ -24,6 +24,7 @@ from attnc.runtime.attending import ATTEND, call_of, operands
 from attnc.runtime.backward import Engine, recording
 from attnc.runtime.call import Call
 from attnc.runtime.carrying import CARRY, RECUR
+from attnc.runtime.sequential import RUN
 
 
 class Kind(Protocol):
@@ -53,7 +54,7 @@ class Kind(Protocol):
         """Gradients of the wanted arrays, in their shapes; an absent one is zero."""
 
 
-KINDS: dict[type[Step], Kind] = {Attend: ATTEND, Carry: CARRY, Recur: RECUR}
+KINDS: dict[type[Step], Kind] = {Attend: ATTEND, Carry: CARRY, Recur: RECUR, Sequential: RUN}
 
 
 def frame_of(
