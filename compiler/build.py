@@ -49,7 +49,7 @@ def _build(graph: Graph, root: Term, done: dict[int, Node]) -> Node:
 def owned(root: Term, found: dict[int, bool]) -> bool:
     """Whether a term of a block reads a state or an earlier step."""
     if id(root) not in found:
-        inside = root.form in ("state", "local") or any([owned(arg, found) for arg in root.args])
+        inside = root.form in ("state", "local") or any(owned(arg, found) for arg in root.args)
         found[id(root)] = inside
     return found[id(root)]
 

@@ -140,6 +140,7 @@ def depends(node: Node, name: str) -> bool:
 
 
 def is_pointwise(node: Node) -> bool:
+    """Whether a node is maths of its operands, element by element."""
     return OPS[node.op].pointwise
 
 

@@ -135,9 +135,10 @@ def describe_step(step: Step) -> str:
         case Compute(name, node):
             return f"{name}: {node.type} = {text(node).removeprefix('return ')}"
         case Attend():
+            scores = text(*(branch.score for branch in step.plan.branches))
             return (
                 f"{step.name}, {step.lse}: softmax over {step.keys} of rows {step.rows}; "
-                f"q = {step.query}, k = {step.key}, v = {step.value}; score {text(*(b.score for b in step.plan.branches))}"
+                f"q = {step.query}, k = {step.key}, v = {step.value}; score {scores}"
             )
         case Carry():
             total = "" if step.total is None else f", {step.total}"

@@ -25,7 +25,8 @@ def _turned(graph: Graph, node: Node) -> Node:
     left, right = node.args
     if left.op in ("dot", "matmul") and _begins_with_weights(left) and len(right.type.axes) == 2:
         inner = _product(graph, left.args[1], right, node)
-        return _turned(graph, _product(graph, left.args[0], inner, node)) if inner is not None else node
+        whole = _product(graph, left.args[0], inner, node) if inner is not None else None
+        return _turned(graph, whole) if whole is not None else node
     if left.op == "matrix" and left.args[0].op == "softmax" and isinstance(left.attribute, tuple):
         (weights,), names = left.args, left.attribute
         if len(names) == 1 and weights.attribute == (names[0], None) and right.type.axes[:1] == names:

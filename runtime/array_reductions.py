@@ -92,7 +92,8 @@ def over_members(at: Arrays, part: Reduced, axis: str, within: str) -> Reduced:
         raise NotImplementedError("a value that varies over the members that it is pooled into")
     members = at.frame.axis(within)
     if axis in at.frame.axes:
-        places, real = _overlapping(at, axis, members)
+        places, present = _overlapping(at, axis, members)
+        real: Tensor | None = present
         body = part.body.index_select(part.dim, places.flatten()).unflatten(part.dim, places.shape)
         live = part.live
         if live is not None:
@@ -112,7 +113,7 @@ def over_members(at: Arrays, part: Reduced, axis: str, within: str) -> Reduced:
 
 
 def windows(tensor: Tensor, dim: int, members: Members, first: int) -> tuple[Tensor, Tensor | None]:
-    """Dimension `dim` (positions from `first` on) as (members, width), and which of these places are there; None: all."""
+    """Dimension `dim` (positions from `first` on) as (members, width), and which of these are there; None: all."""
     count, width, stride = members.count, members.width, members.stride
     needed = (count - 1) * stride + width if count else 0
     after = max(needed - members.length, 0)

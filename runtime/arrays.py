@@ -1,8 +1,8 @@
 """Values of whole arrays with torch: what a `Compute` step does, differentiable.
 
-A value is laid out by its node's type: the indices in layout order, then the vector axes. An index that a value does not
-vary over is 1 long; h is as long as the key heads where only they are read. Nothing here is over pairs of positions:
-`compiler.decompose` sees to that.
+A value is laid out by its node's type: the indices in layout order, then the vector axes. An index that a value does
+not vary over is 1 long; h is as long as the key heads where only they are read. Nothing here is over pairs of
+positions: `compiler.decompose` sees to that.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from string import ascii_letters
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -20,8 +20,6 @@ from attnc.dsl.diagnostics import InternalError
 from attnc.dsl.terms import Axis
 from attnc.dsl.types import BUILT_IN_INDICES, Base, Type
 from attnc.runtime.evaluate import MEANING
-from attnc.runtime.gaussian import orthogonal_gaussian
-from attnc.runtime.hashing import uniform
 from attnc.runtime.scalars import of_node, of_term
 
 
@@ -87,9 +85,9 @@ class Frame:
 
 
 def _whole(value: float | None) -> int:
-    if not isinstance(value, int):
+    if value is None:
         raise InternalError("the size of an axis is not an int of parameters and sizes")
-    return value
+    return cast(int, value)
 
 
 def layout(names: Iterable[str]) -> tuple[str, ...]:
@@ -98,6 +96,7 @@ def layout(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def is_index(name: str, frame: Frame) -> bool:
+    """Whether a name counts positions, heads or members; else it is a vector axis."""
     return name in BUILT_IN_INDICES or name in frame.axes
 
 
@@ -308,8 +307,8 @@ def _gathered(at: Arrays, node: Node, tensor: Tensor, rest: Sequence[str], posit
     tail = tensor.shape[rank + 1 :]
     single = of_node(position, at.frame.parameters, at.frame.sizes)
     if single is not None and length:
-        inside = 0 <= single - origin < length
-        return tensor.select(rank, int(single) - origin) if inside else torch.zeros_like(tensor.select(rank, 0))
+        within = 0 <= single - origin < length
+        return tensor.select(rank, int(single) - origin) if within else torch.zeros_like(tensor.select(rank, 0))
     found = at.over(position, indices) - origin
     if length == 0:
         return tensor.new_zeros(*torch.broadcast_shapes(tensor.shape[:rank], found.shape), *tail)
@@ -329,133 +328,6 @@ def _gathered(at: Arrays, node: Node, tensor: Tensor, rest: Sequence[str], posit
     )
 
 
-# Products and structure
-
-
-def _contract(at: Arrays, node: Node, left: list[str], right: list[str], kept: list[str]) -> Tensor:
-    """einsum over labels of vector axes; indices are shared by name."""
-    x, y = node.args
-    mine, yours = x.type.ordered_indices(), y.type.ordered_indices()
-    letters = dict(zip(dict.fromkeys([*mine, *yours, *left, *right]), ascii_letters, strict=False))
-    both = [at.value(x), at.value(y)]
-    if "h" in mine and "h" in yours:
-        places = mine.index("h"), yours.index("h")
-        most = max(tensor.shape[place] for tensor, place in zip(both, places, strict=True))
-        both = [at.heads(tensor, place, most) for tensor, place in zip(both, places, strict=True)]
-    out = [*node.type.ordered_indices(), *kept]
-    spelt = ["".join(letters[name] for name in part) for part in ([*mine, *left], [*yours, *right], out)]
-    return torch.einsum(f"{spelt[0]},{spelt[1]}->{spelt[2]}", *(one.to(at.frame.real) for one in both))
-
-
-def _labels(node: Node) -> tuple[list[str], list[str]]:
-    """A label for every vector axis of both operands."""
-    return [f"x.{n}" for n in range(len(node.args[0].type.axes))], [
-        f"y.{n}" for n in range(len(node.args[1].type.axes))
-    ]
-
-
-def _dot(at: Arrays, node: Node) -> Tensor:
-    """Over a vector axis: the left's last of that name with the right's first. Over an index: both have it."""
-    left, right = _labels(node)
-    shared, (x, y) = str(node.attribute), (arg.type.axes for arg in node.args)
-    kept = [*left, *right]
-    if shared in x and shared in y:
-        mine = left[len(x) - 1 - x[::-1].index(shared)]
-        yours = right[y.index(shared)]
-        right[right.index(yours)] = mine
-        kept = [label for label in (*left, *right) if label != mine]
-    return _contract(at, node, left, right, kept)
-
-
-def _matmul(at: Arrays, node: Node) -> Tensor:
-    left, right = _labels(node)
-    right[0] = left[-1]
-    return _contract(at, node, left, right, [*left[:-1], *right[1:]])
-
-
-def _outer(at: Arrays, node: Node) -> Tensor:
-    left, right = _labels(node)
-    return _contract(at, node, left, right, [*left, *right])
-
-
-def _concat(at: Arrays, node: Node) -> Tensor:
-    parts = at.aligned(node.args)
-    shape = torch.broadcast_shapes(*(part.shape[:-1] for part in parts))
-    return torch.cat([part.expand(*shape, part.shape[-1]) for part in parts], -1)
-
-
-def _matrix(at: Arrays, node: Node) -> Tensor:
-    """Indices made vector axes, before those that there are."""
-    (arg,) = node.args
-    assert isinstance(node.attribute, tuple)
-    own, moved = list(arg.type.ordered_indices()), [str(name) for name in node.attribute]
-    tensor = at.value(arg)
-    for name in moved:
-        tensor = at.full(tensor, own.index(name), name)
-    order = [own.index(name) for name in (*node.type.ordered_indices(), *moved)]
-    return tensor.permute([*order, *range(len(own), tensor.dim())])
-
-
-def _unmatrix(at: Arrays, node: Node) -> Tensor:
-    """The first vector axis made an index."""
-    (arg,) = node.args
-    return arranged(at.value(arg), [*arg.type.ordered_indices(), str(node.attribute)], len(node.type.axes))
-
-
-def _transpose(at: Arrays, node: Node) -> Tensor:
-    return at.value(node.args[0]).transpose(-1, -2)
-
-
-def _identity(at: Arrays, node: Node) -> Tensor:
-    return torch.eye(at.frame.length(str(node.attribute)), dtype=at.frame.real, device=at.frame.device)
-
-
-def _projection(at: Arrays, node: Node) -> Tensor:
-    features, width, seed = (at.integer(arg) for arg in node.args)
-    return orthogonal_gaussian(features, width, seed, dtype=at.frame.real, device=at.frame.device)
-
-
-def _detach(at: Arrays, node: Node) -> Tensor:
-    return at.value(node.args[0]).detach()
-
-
-def _uniform(at: Arrays, node: Node) -> Tensor:
-    return uniform(at.aligned(node.args)).to(at.frame.real)
-
-
-def _group_sum(at: Arrays, node: Node) -> Tensor:
-    """Sum over the query heads of a key head, given to each of them."""
-    (arg,) = node.args
-    place = arg.type.ordered_indices().index("h")
-    heads = at.frame.sizes["h"]
-    group = heads // at.frame.sizes["key_heads"]
-    tensor = at.full(at.value(arg), place, "h")
-    return tensor.unflatten(place, (-1, group)).sum(place + 1).repeat_interleave(group, place)
-
-
-# Blocks
-
-
-def _local(at: Arrays, node: Node) -> Tensor:
-    return at.names[str(node.attribute)]
-
-
-def _repeat(at: Arrays, node: Node) -> Tensor:
-    """A fixed number of rounds; the block is closed: what it reads from outside are args (see `ir.Block`)."""
-    block = node.block
-    assert block is not None
-    values = [at.value(arg) for arg in node.args[1:]]
-    names = dict(zip([*block.states, *block.captured], values, strict=True))
-    for _ in range(at.integer(node.args[0])):
-        inner = Arrays(at.frame, at.rows)
-        inner.names = dict(names)
-        for name, step in block.steps:
-            inner.names[name] = inner.value(step)
-            inner.known.clear()
-        names |= inner.names
-    return names[block.result]
-
-
 Rule = Callable[[Arrays, Node], Tensor]
 
 RULES: dict[str, Rule] = {
@@ -469,19 +341,4 @@ RULES: dict[str, Rule] = {
     "rename": _rename,
     "shift": _shift,
     "take": _take,
-    "dot": _dot,
-    "matmul": _matmul,
-    "outer": _outer,
-    "concat": _concat,
-    "matrix": _matrix,
-    "unmatrix": _unmatrix,
-    "transpose": _transpose,
-    "identity": _identity,
-    "orthogonal_gaussian": _projection,
-    "detach": _detach,
-    "uniform": _uniform,
-    "group_sum": _group_sum,
-    "state": _local,
-    "local": _local,
-    "repeat": _repeat,
 }

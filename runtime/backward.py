@@ -45,9 +45,12 @@ class BranchGradients:
 
 @dataclass(frozen=True)
 class Engine:
-    """The back end. `execute(plan, call, dtype)`: (out, lse) of the plan. `backward(plan, number, call, do, lse, delta)`:
-    do (B, H, N, E) of any real dtype and strides; lse and delta (B, H, N) of the dtype of sums, lse natural and +inf
-    where a row has no key, so that exp(score - lse) is 0 there."""
+    """The back end.
+
+    `execute(plan, call, dtype)`: (out, lse) of the plan. `backward(plan, number, call, do, lse, delta)`: do
+    (B, H, N, E) of any real dtype and strides; lse and delta (B, H, N) of the dtype of sums, lse natural and +inf
+    where a row has no key, so that exp(score - lse) is 0 there.
+    """
 
     execute: Callable[[Plan, Call, torch.dtype], tuple[Tensor, Tensor]]
     backward: Callable[[Plan, int, Call, Tensor, Tensor, Tensor], BranchGradients]

@@ -114,7 +114,7 @@ def cost(prepared: Prepared) -> list[str]:
         ("live pairs", f"{found.live:,} of B*H*N*M = {pairs:,}: {found.live / pairs:.4%}"),
         (
             "visited pairs",
-            f"{found.visited:,}: {found.visited / max(found.live, 1):.2f} for each live one, in the CPU back end's tiles",
+            f"{found.visited:,}: {found.visited / max(found.live, 1):.2f} for each live one in the CPU's tiles",
         ),
         ("FLOPs", f"{found.flops:,}"),
         ("bytes", f"{found.moved:,}: q, k, v, results and row statistics once"),

@@ -1,7 +1,7 @@
 """Runs a composition: every step in order, forward; and its gradients, by autograd over the steps.
 
-Forward, what each step leaves is an array by name. Backward, values over one sequence are computed again under autograd,
-and a step that attends or carries a state gives back the outputs that the forward saved, with a backward of its own.
+Forward, what each step leaves is an array by name. Backward, values over one sequence are computed again under
+autograd, and a step that attends or carries a state gives back what the forward saved, with a backward of its own.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 import attnc.runtime.array_features
-import attnc.runtime.array_reductions  # noqa: F401  # registers its rules
+import attnc.runtime.array_reductions
+import attnc.runtime.array_structure  # noqa: F401  # each registers its rules
 from attnc.compiler.composition import Attend, Carry, Composition, Compute, Recur, Sequential, Step
 from attnc.compiler.ir import Node
 from attnc.compiler.plan import Plan
@@ -190,7 +191,7 @@ def gradients(
 
 
 def _replay(composition: Composition, frame: Frame, engine: Engine, saved: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """The result, and the last that the last step left, under autograd: what the heavy steps left is put in its place."""
+    """The result, and the last that the last step left, under autograd; heavy steps give back what they left."""
     out: Tensor | None = None
     last: Tensor | None = None
     for step in composition.steps:
@@ -203,7 +204,9 @@ def _replay(composition: Composition, frame: Frame, engine: Engine, saved: list[
         outputs, saved = saved[: len(names)], saved[len(names) :]
         read = list(dict.fromkeys(name for name in kind.reads(step) if frame.tensors[name].is_floating_point()))
         call = _Call(kind, step, frame, engine, outputs, read)
-        left = Replayed.apply(call, outputs, *(frame.tensors[name] for name in read))
+        left: tuple[Tensor, ...] = Replayed.apply(  # type: ignore[no-untyped-call]
+            call, outputs, *(frame.tensors[name] for name in read)
+        )
         out, last = left[0], left[-1]
         frame = with_arrays(frame, dict(zip(names, left, strict=True)))
     assert out is not None

@@ -22,7 +22,7 @@ pattern distance(s: int = 3):
     input slope: real[b, h]
     near = softmax[j](q @ k * scale - slope * real(abs(i - j)) where (i - j) % s == 0) @ v
     out = near + softmax[j](q @ k + slope * sin(real(i - j)) where j % s == 0) @ v
-pattern features:                    # q and k through a map of one sequence each; a score that is not linear in the product
+pattern features:                    # maps of one sequence each; a score that is not linear in the product
     input w: real[h, f, d]
     out = softmax[j](tanh(elu(w @ q) @ (w @ k) / 50) * 2 where j <= i) @ silu(v)
 pattern products:                    # products that add up, with factors of either side
