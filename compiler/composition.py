@@ -47,6 +47,18 @@ class Attend:
 
 
 @dataclass(frozen=True)
+class Extreme:
+    """The largest (or smallest) score of each row over its keys; 0 where it has none.
+
+    `attend` says which scores, as for a softmax of them; its value plays no part. Leaves `name` (b, h, rows).
+    """
+
+    name: str
+    attend: Attend
+    largest: bool
+
+
+@dataclass(frozen=True)
 class Extent:
     """Which keys a row of a carried sum sees: `all`; `lag`: j <= i - amount; `period`: j < (i // amount) * amount.
 
@@ -106,7 +118,7 @@ class Sequential:
     reason: str
 
 
-Step = Compute | Attend | Carry | Recur | Sequential
+Step = Compute | Attend | Extreme | Carry | Recur | Sequential
 
 
 @dataclass(frozen=True)

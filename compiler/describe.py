@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from attnc.compiler.composition import Attend, Carry, Compute, Extent, Recur, Sequential, Step
+from attnc.compiler.composition import Attend, Carry, Compute, Extent, Extreme, Recur, Sequential, Step
 from attnc.compiler.ir import Node, text
 from attnc.compiler.plan import Diagonals, Domain, Grid, KeySet, Listed, Rows, Stepped
 
@@ -140,6 +140,11 @@ def describe_step(step: Step) -> str:
                 f"{step.name}, {step.lse}: softmax over {step.keys} of rows {step.rows}; "
                 f"q = {step.query}, k = {step.key}, v = {step.value}; score {scores}"
             )
+        case Extreme():
+            which, by = "largest" if step.largest else "smallest", step.attend
+            score = text(*(branch.score for branch in by.plan.branches))
+            given = f"q = {by.query}, k = {by.key}"
+            return f"{step.name}: {which} score of each row {by.rows} over {by.keys}; {given}; score {score}"
         case Carry():
             total = "" if step.total is None else f", {step.total}"
             decay = "" if step.decay is None else f"; log decay {step.decay}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from attnc.compiler import plan as plans
-from attnc.compiler.composition import Attend, Carry, Compute, Recur, Sequential, Step
+from attnc.compiler.composition import Attend, Carry, Compute, Extreme, Recur, Sequential, Step
 from attnc.compiler.ir import Node, pointwise_type, text, walk
 from attnc.compiler.ops import OPS
 from attnc.dsl.diagnostics import InternalError
@@ -41,6 +41,8 @@ def step_reads(step: Step) -> list[str]:
             return [str(one.attribute) for one in walk(node) if one.op == "input"]
         case Attend():
             return [step.query, step.key, step.value, *(entry.name for entry in step.plan.inputs)]
+        case Extreme():
+            return step_reads(step.attend)
         case Carry():
             read = [step.query, step.key, step.value, step.decay, step.extent.same]
         case Recur():

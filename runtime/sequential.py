@@ -16,11 +16,12 @@ from torch import Tensor
 
 from attnc.compiler.composition import Sequential
 from attnc.compiler.ir import Node, walk
+from attnc.compiler.scans import scan_names
 from attnc.dsl.types import Base
 from attnc.runtime.arrays import Arrays, Frame
 from attnc.runtime.backward import Engine, recording
-from attnc.runtime.stretches import Recurrence
 from attnc.runtime.stretches import Arrays as Slices
+from attnc.runtime.stretches import Recurrence
 
 STRETCH = 64
 
@@ -98,8 +99,7 @@ class Steps:
     def __init__(self, scan: Node, frame: Frame) -> None:
         self.scan = scan
         self.frame = frame
-        _, *names = scan.attribute  # type: ignore[misc]
-        self.assigned = [str(name) for name in names]
+        self.assigned = scan_names(scan)[1]
         self.inputs = inputs_of(scan)
         leaves = {str(node.attribute[0]): node for node in walk(scan) if node.op == "state"}  # type: ignore[index]
         self.shapes = {

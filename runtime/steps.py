@@ -16,7 +16,7 @@ from torch import Tensor
 import attnc.runtime.array_features
 import attnc.runtime.array_reductions
 import attnc.runtime.array_structure  # noqa: F401  # each registers its rules
-from attnc.compiler.composition import Attend, Carry, Composition, Compute, Recur, Sequential, Step
+from attnc.compiler.composition import Attend, Carry, Composition, Compute, Extreme, Recur, Sequential, Step
 from attnc.compiler.ir import Node
 from attnc.compiler.plan import Plan
 from attnc.dsl.types import Base
@@ -25,6 +25,7 @@ from attnc.runtime.attending import ATTEND, call_of, operands
 from attnc.runtime.backward import Engine, recording
 from attnc.runtime.call import Call
 from attnc.runtime.carrying import CARRY, RECUR
+from attnc.runtime.extremes import EXTREME
 from attnc.runtime.sequential import RUN
 
 
@@ -55,7 +56,13 @@ class Kind(Protocol):
         """Gradients of the wanted arrays, in their shapes; an absent one is zero."""
 
 
-KINDS: dict[type[Step], Kind] = {Attend: ATTEND, Carry: CARRY, Recur: RECUR, Sequential: RUN}
+KINDS: dict[type[Step], Kind] = {
+    Attend: ATTEND,
+    Extreme: EXTREME,
+    Carry: CARRY,
+    Recur: RECUR,
+    Sequential: RUN,
+}
 
 
 def frame_of(

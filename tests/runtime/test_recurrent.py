@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -69,7 +71,8 @@ def check(arrays: Arrays) -> None:
     """Result and every gradient."""
     offset = arrays[1].shape[2] - arrays[0].shape[2]
     exact = [None if one is None else one.detach().double().requires_grad_() for one in arrays]
-    wanted = stepwise(tuple(exact), offset)  # type: ignore[arg-type]
+    given: Any = tuple(exact)
+    wanted = stepwise(given, offset)
     allowed = tolerance(arrays[0].dtype, arrays[1].shape[2]) * (50 if arrays[0].dtype == torch.float64 else 1)
     out, _ = recur(*arrays, offset=offset)
     assert error(out, wanted) <= allowed
@@ -101,24 +104,26 @@ def test_long_in_float32(decay: str) -> None:
 @pytest.mark.parametrize("decay", ["none", "token", "channel"])
 def test_parts_and_tokens_go_on_from_a_state(decay: str) -> None:
     """A sequence in two parts, and token by token, is the whole sequence; so are the gradients through the state."""
-    arrays = tuple(None if one is None else one.repeat_interleave(4 // one.shape[1], 1) for one in made(90, 90, decay))
+    arrays: Any = tuple(
+        None if one is None else one.repeat_interleave(4 // one.shape[1], 1) for one in made(90, 90, decay)
+    )
     cut = 37
 
-    def part(start: int, stop: int) -> Arrays:
-        return tuple(None if one is None else one[:, :, start:stop] for one in arrays)  # type: ignore[return-value]
+    def part(start: int, stop: int) -> Any:
+        return tuple(None if one is None else one[:, :, start:stop] for one in arrays)
 
-    whole, last = recur(*arrays)  # type: ignore[arg-type]
+    whole, last = recur(*arrays)
     first, state = recur(*part(0, cut))
     second, end = recur(*part(cut, 90), state=state)
     assert error(torch.cat([first, second], 2), whole) < 1e-12
     assert error(end, last) < 1e-12
     token = state
     for t in range(cut, 90):
-        out, token = advance(*(None if one is None else one[:, :, 0] for one in part(t, t + 1)), token)  # type: ignore[arg-type]
+        out, token = advance(*(None if one is None else one[:, :, 0] for one in part(t, t + 1)), token)
         assert error(out, whole[:, :, t]) < 1e-12
 
     cotangent = torch.randn_like(whole)
-    expected = recur_backward(*arrays, cotangent)  # type: ignore[arg-type]
+    expected = recur_backward(*arrays, cotangent)
     late = recur_backward(*part(cut, 90), cotangent[:, :, cut:], state=state)
     early = recur_backward(*part(0, cut), cotangent[:, :, :cut], grad_state=late[6])
     for before, after, wanted in zip(early[:6], late[:6], expected[:6], strict=True):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import attnc
-from attnc.compiler.composition import Attend, Carry, Compute, Recur, Sequential
+from attnc.compiler.composition import Attend, Carry, Compute, Extreme, Recur, Sequential
 from attnc.dsl.diagnostics import AttnError
 from attnc.runtime.comparison import Case, Target, cases, compare
 from attnc.runtime.pattern import CompiledPattern
@@ -35,6 +35,7 @@ STATES = {
     "gated_delta": [Recur],
     "kda": [Recur],
     "forgetting": [Attend],
+    "lolcats": [Attend, Extreme, Carry],
     "based_window": [Attend, Carry],
     "infini": [Carry, Attend],
     "hymba": [Attend, Carry],
@@ -112,14 +113,55 @@ def test_explain_says_what_carries_a_state_and_what_it_costs() -> None:
     q, k, v = (torch.randn(1, 2, 8, 4) for _ in range(3))
     text = example("simple_gla").explain(q, k, v, g=-torch.rand(1, 2, 8))
     assert "1_carry: a state carried along the keys, read where j <= i; q = 0_value, k = k, v = v; log decay g" in text
-    assert "the weights separate into products of a value of the row and one of the key" in text
+    assert "weights that separate into values of the row and of the key: no pair is formed" in text
     assert "1_carry: FLOPs = B*H*(2*F*E*(N + M) + 2*C*N*(F + E))" in text
     assert "live pairs" not in text
-    with pytest.warns(SequentialWarning):
-        RUN.warned.clear()
-        attnc.compile(UNKNOWN).unknown(q, k, v, beta=torch.rand(1, 2, 8))
     text = attnc.compile(UNKNOWN).unknown.explain(q, k, v, beta=torch.rand(1, 2, 8))
-    assert "one position after the other: `tanh` makes its next state no linear function of the last (`tanh(S)`)" in text
+    assert (
+        "one position after the other: `tanh` makes its next state no linear function of the last (`tanh(S)`)" in text
+    )
+
+
+EXTREMES = """pattern widest(window: int = 5):
+    input slope: real[h]
+    s = q @ k * scale - slope * (i - j)
+    top = max[j](s where 0 <= i - j < window)
+    low = min[j](s where i - j >= window)
+    out = softmax[j](q @ k * scale where j <= i) @ v * exp(low - top)
+"""
+
+
+def test_largest_and_smallest_scores_of_a_row() -> None:
+    pattern = attnc.compile(EXTREMES).widest
+    kinds = [type(step) for step in pattern.program.composition.steps if not isinstance(step, Compute)]
+    assert sorted(kinds, key=str) == sorted([Attend, Extreme, Extreme], key=str)
+    for case in cases_of(pattern):
+        assert [outcome for outcome in compare(case, EXACT) if not outcome.agrees] == []
+
+
+def test_equal_largest_scores_share_the_gradient() -> None:
+    pattern = attnc.compile("pattern p:\n    out = softmax[j](q @ k) @ v * max[j](q @ k where j <= i)\n").p
+    q, k = torch.ones(1, 1, 70, 4, dtype=torch.float64), torch.ones(1, 1, 70, 4, dtype=torch.float64)
+    v = torch.randn(1, 1, 70, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    tensors = [one.requires_grad_() for one in (q, k, v)]
+    found, wanted = (torch.autograd.grad(f(*tensors).square().sum(), tensors) for f in (pattern, pattern.reference))
+    torch.testing.assert_close(found, wanted)
+
+
+def test_sums_of_exponentials_are_softmaxes() -> None:
+    """Weights that no state can carry, exp of a score, under any normaliser, and split by what pairs choose."""
+    text = """pattern p(window: int = 6):
+    s = q @ k * scale
+    near = i - j < window
+    bounded = normalize[j](exp(s) where j <= i, floor = 3) @ v
+    split   = normalize[j](if near then exp(s) else exp(s / 2 - 1) where j <= i, eps = 0.5) @ v
+    out = bounded + split
+"""
+    pattern = attnc.compile(text).p
+    kinds = [type(step) for step in pattern.program.composition.steps if not isinstance(step, Compute)]
+    assert kinds == [Attend] * 3
+    for case in cases_of(pattern):
+        assert [outcome for outcome in compare(case, EXACT) if not outcome.agrees] == []
 
 
 @pytest.mark.parametrize("name", ["simple_gla", "kda"])
