@@ -109,7 +109,8 @@ def as_exponential(graph: Graph, weight: Node, condition: Node, value: Node) -> 
         pass
     else:
         return None
-    pairs, rows = [], []
+    pairs: list[Node] = []
+    rows: list[Node] = []
     for sign, term in addends(weight.args[0]):
         signed = term if sign > 0 else graph.make("neg", term)
         (pairs if term.depends_on("j") else rows).append(signed)

@@ -29,7 +29,7 @@ def carry_sums(at: Decomposer, node: Node) -> Node | None:
         raise unlowered(
             found.node,
             f"a sum over keys whose weights do not separate: {found.reason}; such weights",
-            "a softmax takes any score; other weights must be sums of products of one value of the row and one of the key",
+            "a softmax takes any score; other weights must be sums of products of values of the row and of the key",
         )
     return carried(at, found)
 

@@ -52,7 +52,7 @@ class Stepping(World):
 
     def at(self, node: Node, **positions: int) -> Any:
         if node.op == "state":
-            return self.states[node.attribute]
+            return self.states[node.attribute]  # type: ignore[index]
         if node.op in ("mul", "add", "sub", "div"):  # a vector meets a matrix along the matrix's first axis
             x, y = (self.at(arg, **positions) for arg in node.args)
             most = max(np.ndim(x), np.ndim(y))

@@ -14,6 +14,9 @@ from torch import Tensor
 from attnc.runtime.carried import Reach, advance, carry, carry_backward
 from attnc.runtime.tolerance import error, tolerance
 
+# Optional arrays are passed by stars.
+forward: Any = carry
+backward: Any = carry_backward
 FEATURES, WIDTH = 6, 5
 # What decays look like: none, a log decay a token (of all heads, of key heads), one for all tokens, one a channel.
 DECAYS = {
@@ -176,8 +179,8 @@ def test_parts_and_tokens_go_on_from_a_state(decay: str) -> None:
         return None if one is None else one[:, :, start:stop]
 
     arrays: Any = (call.query, key, value, call.decay)
-    first, state = carry(*(part(one, 0, cut) for one in arrays))
-    second, end = carry(*(part(one, cut, 90) for one in arrays), state=state)
+    first, state = forward(*(part(one, 0, cut) for one in arrays))
+    second, end = forward(*(part(one, cut, 90) for one in arrays), state=state)
     assert error(torch.cat([first, second], 2), whole) < 1e-12
     assert error(end, last) < 1e-12
     token = state
@@ -188,12 +191,12 @@ def test_parts_and_tokens_go_on_from_a_state(decay: str) -> None:
 
     cotangent = torch.randn_like(whole)
     expected: Any = carry_backward(call.query, key, value, call.decay, cotangent)
-    late: Any = carry_backward(
+    late: Any = backward(
         *(part(one, cut, 90) for one in arrays),
         cotangent[:, :, cut:],
         state=state,
     )
-    early: Any = carry_backward(
+    early: Any = backward(
         *(part(one, 0, cut) for one in arrays),
         cotangent[:, :, :cut],
         grad_state=late[4],
@@ -221,25 +224,25 @@ def test_long_sequences(near_one: bool) -> None:
 def test_low_precision_is_summed_in_float32() -> None:
     call = made(300, 300, "token", Reach())
     low: Any = [one.to(torch.bfloat16) for one in call.tensors]
-    out, state = carry(*low)
+    out, state = forward(*low)
     assert out.dtype == state.dtype == torch.float32
-    assert error(out, carry(*(one.float() for one in low))[0]) < 1e-6
-    gradients = carry_backward(*low, out)
+    assert error(out, forward(*(one.float() for one in low))[0]) < 1e-6
+    gradients = backward(*low, out)
     assert all(one is None or one.dtype in (torch.bfloat16, torch.float32) for one in gradients)
 
 
 def test_equal_inputs_give_equal_bits() -> None:
     call = made(300, 300, "channel", Reach(), dtype=torch.float32)
-    once, again = (carry(*call.arrays)[0] for _ in range(2))
+    once, again = (forward(*call.arrays)[0] for _ in range(2))
     assert torch.equal(once, again)
-    first, second = (carry_backward(*call.arrays, once) for _ in range(2))
+    first, second = (backward(*call.arrays, once) for _ in range(2))
     assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True) if x is not None and y is not None)
 
 
 def test_strided_arrays() -> None:
     call = made(80, 80, "token", Reach())
     strided: Any = [one.transpose(1, 2).contiguous().transpose(1, 2) for one in call.tensors]
-    assert torch.equal(carry(*strided)[0], carry(*call.arrays)[0])
+    assert torch.equal(forward(*strided)[0], forward(*call.arrays)[0])
 
 
 def test_refusals() -> None:

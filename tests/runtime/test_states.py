@@ -17,7 +17,7 @@ from attnc.runtime.sequential import RUN, SequentialWarning
 from attnc.runtime.settings import Setting, settings
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-STATES = {
+STATES: dict[str, list[type]] = {
     "linear": [Carry],
     "linear_full": [Carry],
     "performer": [Carry],
