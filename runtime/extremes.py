@@ -26,6 +26,9 @@ ROWS = 64
 class Extremes:
     """The kind of step: see `steps.Kind`."""
 
+    def again(self, step: Extreme) -> bool:
+        return False
+
     def names(self, step: Extreme) -> list[str]:
         return [step.name]
 

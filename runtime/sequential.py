@@ -36,6 +36,9 @@ class Running:
     def __init__(self) -> None:
         self.warned: set[tuple[str, str]] = set()
 
+    def again(self, step: Sequential) -> bool:
+        return False
+
     def names(self, step: Sequential) -> list[str]:
         return [step.name]
 

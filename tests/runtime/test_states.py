@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import attnc
-from attnc.compiler.composition import Attend, Carry, Compute, Extreme, Recur, Sequential
+from attnc.compiler.composition import Attend, Carry, Compute, Extreme, Recur, Regroup, Sequential
 from attnc.dsl.diagnostics import AttnError
 from attnc.runtime.comparison import Case, Target, cases, compare
 from attnc.runtime.pattern import CompiledPattern
@@ -40,7 +40,7 @@ STATES: dict[str, list[type]] = {
     "infini": [Carry, Attend],
     "hymba": [Attend, Carry],
     "half_and_half": [Carry, Attend],
-    "mixture_of_attentions": [Attend, Carry, Attend],
+    "mixture_of_attentions": [Regroup, Carry, Regroup],
 }
 EXACT = Target("executor", "executor", "cpu", torch.float64)
 
