@@ -10,6 +10,7 @@ from attnc.compiler.composition import (
     Choose,
     Compute,
     Extent,
+    Extreme,
     Order,
     Recur,
     Regroup,
@@ -169,6 +170,11 @@ def describe_step(step: Step) -> str:
                 f"{step.name}, {step.lse}: softmax over {step.keys} of rows {step.rows}; "
                 f"q = {step.query}, k = {step.key}, v = {step.value}; score {scores}"
             )
+        case Extreme():
+            which, by = "largest" if step.largest else "smallest", step.attend
+            score = text(*(branch.score for branch in by.plan.branches))
+            given = f"q = {by.query}, k = {by.key}"
+            return f"{step.name}: {which} score of each row {by.rows} over {by.keys}; {given}; score {score}"
         case Regroup():
             return describe_regroup(step)
         case Carry():
