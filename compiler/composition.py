@@ -47,6 +47,59 @@ class Attend:
 
 
 @dataclass(frozen=True)
+class Order:
+    """Positions of one side sorted by `group` (an int; None: all are in one), those alone for which `live` holds.
+
+    Both read arrays. `indices`: which of b and h the order differs by.
+    """
+
+    group: Node | None
+    live: Node | None
+    indices: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Moved:
+    """The array `source`, over positions of a side (`i` or `j`), in that side's order: the array `name` over slots."""
+
+    name: str
+    source: str
+    side: str
+    operand: bool  # one of query, key and value; else laid out as its source, and by the order's indices
+
+
+@dataclass(frozen=True)
+class Range:
+    """Arrays over rows: the slots `first` .. `last` of the row's group whose positions are in low <= j < high."""
+
+    first: str
+    last: str
+    low: Node | None
+    high: Node | None
+
+
+@dataclass(frozen=True)
+class Regroup:
+    """An `Attend` whose rows, keys, or both are in an order of their own, which tensors decide: by group, or only some.
+
+    `attend` reads arrays over slots: `moved` ones, `positions` (by side: global positions, past every other in empty
+    slots) and `ranges`. Its output is put back at the rows' positions; a row that takes no part gives 0, and -inf as
+    `lse`. Costs the pairs inside of the groups.
+    """
+
+    name: str
+    lse: str
+    attend: Attend
+    rows: Order | None
+    keys: Order | None
+    row: str
+    key: str
+    positions: Mapping[str, str]
+    moved: tuple[Moved, ...]
+    ranges: tuple[Range, ...]
+
+
+@dataclass(frozen=True)
 class Extent:
     """Which keys a row of a carried sum sees: `all`; `lag`: j <= i - amount; `period`: j < (i // amount) * amount.
 
@@ -132,7 +185,7 @@ class Sequential:
     reason: str
 
 
-Step = Compute | Attend | Carry | Recur | Choose | Sequential
+Step = Compute | Attend | Regroup | Carry | Recur | Choose | Sequential
 
 
 @dataclass(frozen=True)
@@ -166,4 +219,4 @@ class Composition:
     @property
     def is_one_softmax(self) -> bool:
         """Whether the result is one softmax over keys, or a merge: its rows have a log-sum-exp."""
-        return isinstance(self.steps[-1], Attend) and self.output_axes == ("b", "h", "i", "e")
+        return isinstance(self.steps[-1], Attend | Regroup) and self.output_axes == ("b", "h", "i", "e")

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from attnc.compiler.composition import Attend, Carry, Choose, Compute, Extent, Recur, Sequential, Step
+from attnc.compiler.composition import (
+    Attend,
+    Carry,
+    Choose,
+    Compute,
+    Extent,
+    Order,
+    Recur,
+    Regroup,
+    Sequential,
+    Step,
+)
 from attnc.compiler.ir import Node, text
 from attnc.compiler.plan import Branch, Diagonals, Domain, Grid, KeySet, Listed, Rows, Stepped
 from attnc.compiler.schedule import SHARED_ROWS, WIDE_ENTRY
@@ -158,6 +169,8 @@ def describe_step(step: Step) -> str:
                 f"{step.name}, {step.lse}: softmax over {step.keys} of rows {step.rows}; "
                 f"q = {step.query}, k = {step.key}, v = {step.value}; score {scores}"
             )
+        case Regroup():
+            return describe_regroup(step)
         case Carry():
             total = "" if step.total is None else f", {step.total}"
             decay = "" if step.decay is None else f"; log decay {step.decay}"
@@ -190,3 +203,18 @@ def describe_extent(extent: Extent) -> str:
         back = "" if amount == "0" else f" - {amount}"
         seen = f"j <= i{back}" if extent.kind == "lag" else f"j < i // {amount} * {amount}"
     return seen if extent.same is None else f"{seen} and {extent.same}[i] == {extent.same}[j]"
+
+
+def describe_regroup(step: Regroup) -> str:
+    """Which rows and keys take part, in what order, and the attention over them."""
+
+    def side(name: str, order: Order | None) -> str:
+        parts = [f"{name} in their order" if order is None else name]
+        if order is not None and order.live is not None:
+            parts.append(f"where {formula(order.live)}")
+        if order is not None and order.group is not None:
+            parts.append(f"sorted by {formula(order.group)}")
+        return " ".join(parts)
+
+    inner = describe_step(step.attend).partition(": ")[2]
+    return f"{step.name}, {step.lse}: {side('rows', step.rows)}, {side('keys', step.keys)}: {inner}"

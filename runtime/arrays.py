@@ -297,7 +297,7 @@ def _shift(at: Arrays, node: Node) -> Tensor:
     tensor = at.full(at.value(source), place, along).movedim(place, len(own) - 1)
     rest = [name for name in own if name != along]
     origin = at.frame.offset if along == "i" else at.frame.axis(along).first if along in at.frame.axes else 0
-    return _gathered(at, node, tensor, rest, position, origin)
+    return gathered(at, node, tensor, rest, position, origin)
 
 
 def _take(at: Arrays, node: Node) -> Tensor:
@@ -305,10 +305,10 @@ def _take(at: Arrays, node: Node) -> Tensor:
     source, position = node.args
     own = source.type.ordered_indices()
     place = len(own) + source.type.axes.index(str(node.attribute))
-    return _gathered(at, node, at.value(source).movedim(place, len(own)), own, position, 0)
+    return gathered(at, node, at.value(source).movedim(place, len(own)), own, position, 0)
 
 
-def _gathered(at: Arrays, node: Node, tensor: Tensor, rest: Sequence[str], position: Node, origin: int) -> Tensor:
+def gathered(at: Arrays, node: Node, tensor: Tensor, rest: Sequence[str], position: Node, origin: int) -> Tensor:
     """`tensor`: dimensions `rest`, then the one that is read at a position, then vector axes."""
     indices = layout((*rest, *position.type.indices))
     for place, name in enumerate(indices):

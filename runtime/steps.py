@@ -15,8 +15,9 @@ from torch import Tensor
 
 import attnc.runtime.array_features
 import attnc.runtime.array_reductions
+import attnc.runtime.array_selections
 import attnc.runtime.array_structure  # noqa: F401  # each registers its rules
-from attnc.compiler.composition import Attend, Carry, Choose, Composition, Compute, Recur, Step
+from attnc.compiler.composition import Attend, Carry, Choose, Composition, Compute, Recur, Regroup, Step
 from attnc.compiler.ir import Node
 from attnc.compiler.plan import Plan
 from attnc.dsl.types import Base
@@ -26,6 +27,7 @@ from attnc.runtime.backward import Engine, recording
 from attnc.runtime.call import Call
 from attnc.runtime.carrying import CARRY, RECUR
 from attnc.runtime.choose import CHOOSE
+from attnc.runtime.regrouping import REGROUP, inside, move_all, slots_of
 
 
 class Kind(Protocol):
@@ -58,7 +60,7 @@ class Kind(Protocol):
         """Gradients of the wanted arrays, in their shapes; an absent one is zero."""
 
 
-KINDS: dict[type[Step], Kind] = {Attend: ATTEND, Carry: CARRY, Choose: CHOOSE, Recur: RECUR}
+KINDS: dict[type[Step], Kind] = {Attend: ATTEND, Carry: CARRY, Choose: CHOOSE, Recur: RECUR, Regroup: REGROUP}
 
 
 def frame_of(
@@ -125,6 +127,10 @@ def attended_steps(composition: Composition, frame: Frame, engine: Engine) -> It
             continue
         if isinstance(step, Attend):
             yield step.plan, call_of(step, frame, operands(step, frame))
+        if isinstance(step, Regroup):
+            slots = slots_of(step, frame)
+            inner = inside(step, frame, slots, move_all(step, frame, slots))
+            yield step.attend.plan, call_of(step.attend, inner, operands(step.attend, inner))
         kind = KINDS[type(step)]
         frame = with_arrays(frame, dict(zip(kind.names(step), kind.forward(step, frame, engine), strict=True)))
 
