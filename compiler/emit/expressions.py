@@ -149,6 +149,8 @@ class Expressions:
                 continue  # an axis of length 1
             if axis in places:
                 place = f"tl.minimum(tl.maximum({places[axis]}, 0), {name}_n{slot} - 1)"
+                if node.op != "derived" and not within(places[axis], axis):
+                    masks[f"({places[axis]} >= 0) & ({places[axis]} < {name}_n{slot})"] = None
             elif index == "i":
                 place = f"i{view.i}" if axis == "t" else f"(i{view.i} - OFFSET)"
                 masks[f"i_ok{view.i}"] = None
@@ -175,6 +177,11 @@ def literal(node: Node) -> str:
             return f'float("{node.attribute}")'
         return repr(node.attribute)
     return str(node.attribute)
+
+
+def within(place: str, axis: str) -> bool:
+    """Whether a place is a number inside of an axis of known length."""
+    return place.isdigit() and axis.isdigit() and int(place) < int(axis)
 
 
 def is_natural(node: Node) -> bool:
