@@ -232,7 +232,9 @@ class Regrouped(Attention):
         return super().in_place(node) and not self.moves(str(node.attribute[1]))
 
     def membership(self, node: Node) -> Node:
-        if depends(node, self.row) and depends(node, self.key):
+        _, collection = node.args
+        keys_stay = collection.type.selects is None and not self.part.moves_keys
+        if keys_stay or (depends(node, self.row) and depends(node, self.key)):
             return super().membership(node)
         return self.alias(self.at.array(node))
 

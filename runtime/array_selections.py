@@ -13,7 +13,9 @@ from torch import Tensor
 
 from attnc.compiler.ir import Node
 from attnc.runtime.arrays import RULES, Arrays, arranged, gathered, layout
-from attnc.runtime.choices import choose_argmax, choose_mass, choose_threshold, choose_topk, marked
+from attnc.runtime.choices import choose_argmax, mask_mass, mask_threshold, mask_topk
+
+MASKS = {"topk": mask_topk, "threshold": mask_threshold, "mass": mask_mass}
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,7 @@ def _choose(at: Arrays, node: Node) -> Tensor:
     shape = (*value.shape, votes.members)
     score, allowed = votes.score.expand(shape), votes.allowed.expand(shape)
     forced = None if votes.forced is None else votes.forced.expand(shape)
-    choose = {"topk": choose_topk, "threshold": choose_threshold, "mass": choose_mass}[node.op]
-    return marked(choose(score, value, allowed, forced), votes.members)
+    return MASKS[node.op](score, value, allowed, forced)
 
 
 def _argmax(at: Arrays, node: Node) -> Tensor:

@@ -50,9 +50,15 @@ def best(keys: Tensor, wanted: Tensor, width: int) -> Tensor:
 @torch.no_grad()
 def choose_threshold(scores: Tensor, bound: float | Tensor, allowed: Tensor, forced: Tensor | None = None) -> Tensor:
     """Candidates with score >= bound, and forced ones: (.., largest count). A tensor (..) has a bound for each row."""
+    return listed(mask_threshold(scores, bound, allowed, forced))
+
+
+@torch.no_grad()
+def mask_threshold(scores: Tensor, bound: float | Tensor, allowed: Tensor, forced: Tensor | None = None) -> Tensor:
+    """The members of `choose_threshold` as a bool (.., S)."""
     least = bound.unsqueeze(-1) if isinstance(bound, Tensor) else bound
     chosen = scores >= least
-    return listed((chosen if forced is None else chosen | forced) & allowed)
+    return (chosen if forced is None else chosen | forced) & allowed
 
 
 @torch.no_grad()
@@ -61,6 +67,12 @@ def choose_mass(scores: Tensor, share: float | Tensor, allowed: Tensor, forced: 
 
     Sums are float64, so that the order in which they are made does not decide.
     """
+    return listed(mask_mass(scores, share, allowed, forced))
+
+
+@torch.no_grad()
+def mask_mass(scores: Tensor, share: float | Tensor, allowed: Tensor, forced: Tensor | None = None) -> Tensor:
+    """The members of `choose_mass` as a bool (.., S)."""
     keys = ranking(scores, allowed)
     order = keys.sort(dim=-1, descending=True, stable=True).indices
     if forced is not None:
@@ -72,7 +84,18 @@ def choose_mass(scores: Tensor, share: float | Tensor, allowed: Tensor, forced: 
     part = share.unsqueeze(-1) if isinstance(share, Tensor) else share
     needed = before < part * amount.sum(-1, keepdim=True)
     chosen = torch.zeros_like(needed).scatter(-1, order, needed)
-    return listed((chosen if forced is None else chosen | forced) & allowed)
+    return (chosen if forced is None else chosen | forced) & allowed
+
+
+@torch.no_grad()
+def mask_topk(scores: Tensor, count: Tensor, allowed: Tensor, forced: Tensor | None = None) -> Tensor:
+    """The members of `choose_topk` as a bool (.., S), for a count (..): by a sort, nothing is read back."""
+    order = ranking(scores, allowed).sort(dim=-1, descending=True, stable=True).indices
+    if forced is not None:
+        later = (~(allowed & forced)).expand(scores.shape).gather(-1, order).to(torch.int8)
+        order = order.gather(-1, later.sort(dim=-1, stable=True).indices)
+    first = torch.arange(scores.shape[-1], device=scores.device) < count.unsqueeze(-1)
+    return torch.zeros_like(allowed.expand(scores.shape)).scatter(-1, order, first) & allowed
 
 
 @torch.no_grad()
