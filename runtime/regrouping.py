@@ -41,6 +41,9 @@ class Regrouping:
         sources = {moved.name: moved.source for moved in step.moved}
         return [sources.get(name, name) for name in ATTEND.reads(step.attend)]
 
+    def again(self, step: Regroup) -> bool:
+        return False
+
     def shapes(self, step: Regroup, frame: Frame) -> list[tuple[list[int], torch.dtype]]:
         sources = {moved.name: moved.source for moved in step.moved}
         value = frame.tensors[sources.get(step.attend.value, step.attend.value)]
