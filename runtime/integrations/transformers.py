@@ -140,8 +140,8 @@ def padding(
     name = config._attn_implementation
     if kv_offset:
         raise ValueError(
-            f"{name}: the cache has dropped the first {kv_offset} keys of a sliding-window layer, so that positions are "
-            "lost; give the model a cache that keeps all: `past_key_values=DynamicCache()`"
+            f"{name}: the cache has dropped the first {kv_offset} keys of a sliding-window layer, so that positions "
+            "are lost; give the model a cache that keeps all: `past_key_values=DynamicCache()`"
         )
     if isinstance(q_offset, Tensor) or q_offset + q_length != kv_length:
         raise ValueError(

@@ -284,7 +284,7 @@ def test_a_cache_that_drops_keys_is_refused() -> None:
         first = result(model, "attnc:windowed", ids[:, :8], past_key_values=cache)
         torch.testing.assert_close(first, expected[:, :8])
         if refused:
-            with pytest.raises(ValueError, match="has dropped the first 4 keys .* `past_key_values=DynamicCache"):
+            with pytest.raises(ValueError, match=r"has dropped the first 4 keys .* `past_key_values=DynamicCache"):
                 result(model, "attnc:windowed", ids[:, 8:], past_key_values=cache)
         else:
             rest = result(model, "attnc:windowed", ids[:, 8:], past_key_values=cache)
