@@ -6,6 +6,7 @@ loops (`hoist`); the rest is written where it is used. A `View` says how the pos
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -42,13 +43,21 @@ class Array:
 
 def array_name(node: Node) -> str:
     """The argument's name: inputs as declared, with a prefix that no other name has; tables by part."""
-    kind = "x" if node.op == "input" else "t"
-    return f"{kind}_{str(node.attribute).replace('.', '_')}"
+    if node.op == "input":
+        return "x_" + _apart(str(node.attribute), r"_(s\d+|n\d+|group)_*$")
+    return f"t_{str(node.attribute).replace('.', '_')}"
 
 
 def parameter_name(name: str) -> str:
     """The argument's name of a parameter."""
-    return "n_" + name.replace(".", "_")
+    if "." in name:  # an element of a tuple
+        return "n_" + name.replace(".", "_")
+    return "n_" + _apart(name, r"_\d+_*$")
+
+
+def _apart(name: str, derived: str) -> str:
+    """A user's name, with `_` after one that reads like what is derived from another: `g_n0`, a length of `g`."""
+    return f"{name}_" if re.search(derived, name) else name
 
 
 @dataclass
