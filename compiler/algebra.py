@@ -147,7 +147,7 @@ class Algebra:
         if not self._is_arithmetic(node):
             return self.symbol(node)
         sizes = [self._terms.get(arg, 1) for arg in node.args]
-        size = prod(sizes) if node.op == "mul" else sum(sizes) + (node.op in ("floordiv", "mod"))
+        size = max(sum(sizes), prod(sizes) if node.op == "mul" else 0) + (node.op in ("floordiv", "mod"))
         if size > LARGEST:
             return self.symbol(node)
         self._terms[node] = size
@@ -163,7 +163,7 @@ class Algebra:
         if isinstance(expression, FloorDiv | FloorMod):
             op = "floordiv" if isinstance(expression, FloorDiv) else "mod"
             return graph.make(op, *(self.node(arg) for arg in expression.args))
-        if isinstance(expression, sympy.Pow) and expression.exp.is_Integer and 0 < int(expression.exp) <= 8:
+        if isinstance(expression, sympy.Pow) and expression.exp.is_Integer and expression.exp > 0:
             return self._reduce("mul", [expression.base] * int(expression.exp))
         if isinstance(expression, sympy.Mul) and expression.as_coeff_Mul()[0] == -1:
             return graph.make("neg", self.node(-expression))

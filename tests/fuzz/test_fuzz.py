@@ -19,6 +19,8 @@ SLOW = settings(deadline=None, suppress_health_check=list(HealthCheck))
 FOUND = [
     # a membership inside of a bound
     "softmax[j](q @ k * scale where min((if (N * 7 // stride) in columns[h] then N else h) + j, N) > window) @ v",
+    # a high power, taken back from sympy
+    f"softmax[j](q @ k * scale where {' * '.join(['BUCKETS'] * 30)} in columns[h]) @ v",
     # an op whose text holds its operand twice
     "softmax[j](" + "elu(" * 40 + "q @ k" + ")" * 40 + ") @ v",
 ]
