@@ -199,7 +199,7 @@ def spellings(roots: Iterable[Node]) -> Counter[Node]:
     """How often the texts of its users spell each node; a text may hold an operand twice."""
     times: Counter[Node] = Counter()
     for node in walk(*roots):
-        template = OPS[node.op].triton or ""
+        template = OPS[node.op].triton or ("{1}" * 3 if node.op == "take" else "")
         for slot, arg in enumerate(node.args):
             times[arg] += max(template.count(f"{{{slot}}}"), 1)
     return times
