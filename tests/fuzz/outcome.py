@@ -6,7 +6,7 @@ from attnc.compiler.cost import cost_formulas
 from attnc.compiler.emit.backward import backward_kernels
 from attnc.compiler.emit.module import emit_module
 from attnc.compiler.emit.streamed import forward_kernels
-from attnc.compiler.pipeline import lower, transpose
+from attnc.compiler.pipeline import compose, plans, transpose
 from attnc.dsl.check import check
 from attnc.dsl.diagnostics import AttnError, render
 from attnc.dsl.source import Source
@@ -32,9 +32,9 @@ def outcome(text: str) -> str:
 
 def compiled(pattern: Pattern) -> None:
     """The kernels of a pattern, forward and backward, and what `explain` says of it."""
-    plan = lower(pattern)
-    emit_module(plan, forward_kernels(plan))
-    cost_formulas(plan)
-    turned = transpose(plan)
-    for number, branch in enumerate(turned.branches):
-        emit_module(turned, backward_kernels(turned, branch, number))
+    for plan in plans(compose(pattern).steps):
+        emit_module(plan, forward_kernels(plan))
+        cost_formulas(plan)
+        turned = transpose(plan)
+        for number, branch in enumerate(turned.branches):
+            emit_module(turned, backward_kernels(turned, branch, number))
