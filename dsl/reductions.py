@@ -156,6 +156,7 @@ def _require_position(index: str, selects: str, axes: Mapping[str, Axis], left: 
     if not fits or selects == "h":
         help = None
         if selects in axes:
-            help = f"ask for a position, `{axes[selects].over} in ..`, or for a member by its number, `{selects}.index in ..`"
+            position, number = f"`{axes[selects].over} in ..`", f"`{selects}.index in ..`"
+            help = f"ask for a position, {position}, or for a member by its number, {number}"
         message = f"`{left.span.text}` is no member of a selection of `{selects}`"
         raise rejection("axis-mismatch", message, left.span, help=help)

@@ -102,7 +102,9 @@ def require(program: Program, parameters: dict[str, Any], sizes: dict[str, int])
         if value is not None and value > WIDEST_STEP:
             name = str(term.attribute) if term.form == "parameter" else term.span.text
             help = "a block or a stride as long as the sequence does the same"
-            message = f"`{name}` is {value} in this call, where at most 2**24 can divide positions or size groups of them"
+            message = (
+                f"`{name}` is {value} in this call, where at most 2**24 can divide positions or size groups of them"
+            )
             refuse(pattern, "argument", message, span=span, help=help)
     for name in program.counted:
         if abs(parameters[name]) > FARTHEST:

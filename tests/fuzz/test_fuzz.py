@@ -45,7 +45,7 @@ def test_programs_compile_or_are_refused(data: st.DataObject) -> None:
 
 
 @settings(SLOW, max_examples=100)
-@given(text=st.text() | st.text("pattern p:\n    out = softmax[j](q @ k)v\t\"#if then 0.9{}[]"))
+@given(text=st.text() | st.text('pattern p:\n    out = softmax[j](q @ k)v\t"#if then 0.9{}[]'))
 def test_any_text_is_read_or_refused(text: str) -> None:
     timed(text)
 
