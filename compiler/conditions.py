@@ -32,11 +32,13 @@ def disjunction(graph: Graph, node: Node) -> list[Conjunction]:
     return [one for one in distinct if not any(set(other) < set(one) for other in distinct)]
 
 
-def _expand(graph: Graph, node: Node, done: dict[Node, list[Conjunction] | None]) -> list[Conjunction] | None:
+def _expand(graph: Graph, root: Node, done: dict[Node, list[Conjunction] | None]) -> list[Conjunction] | None:
     """The conjunctions of a condition; None past CONJUNCTIONS. `done`: of parts, which conditions share."""
-    if node not in done:
-        done[node] = _expand_anew(graph, node, done)
-    return done[node]
+    if root not in done:
+        for node in walk(root):  # operands first: a chain may be longer than Python's stack
+            if node.type.base is Base.BOOL and node not in done:
+                done[node] = _expand_anew(graph, node, done)
+    return done[root]
 
 
 def _expand_anew(graph: Graph, node: Node, done: dict[Node, list[Conjunction] | None]) -> list[Conjunction] | None:
