@@ -216,6 +216,9 @@ class CompiledPattern:
     def __repr__(self) -> str:
         return f"<pattern {self.__name__}{self.__signature__} of {self._pattern.source.name}>"
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> CompiledPattern:
+        return self  # nothing of it changes; modules that hold it can be copied
+
     def __reduce__(self) -> str | tuple[Any, ...]:
         raise TypeError(f"pattern {self.__name__} is not pickled: load its file where it is needed")
 

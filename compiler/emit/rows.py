@@ -181,6 +181,6 @@ def row_tiles(rows: Rows, values: dict[str, int], rows_count: int, offset: int, 
         high = SQUARE_HIGH if rows.square else 1
         return over(over(period, low_step), block_m // high) * low_step * over(over(lines, high_step), high) * high_step
     if rows.step is not None:
-        classes = 1 if rows.phase is not None else values["step"]
+        classes = 1 if rows.phase is not None else min(values["step"], rows_count)  # later ones are empty
         return classes * over(over(rows_count, values["step"]), block_m)
     return over(rows_count, block_m)
