@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from attnc.compiler.emit.arguments import PLAIN, ROW_VIEW, Argument, view_constant
 from attnc.compiler.ir import Node
@@ -18,10 +19,16 @@ from attnc.runtime.scalars import of_node
 ALIGNMENT = 16  # bytes, of the address and of every stride but the last
 
 
+def copies_tiles(tensor: Tensor) -> bool:
+    """Whether the tensor's device has an engine that copies tiles (TMA; Hopper and later)."""
+    return tensor.is_cuda and torch.cuda.get_device_capability(tensor.device)[0] >= 9
+
+
 class Views:
     """The descriptors of one launch. `present` holds the constants that say which there are.
 
-    A view follows the tensor's order, (B, heads, tokens, D), or a step: (B, heads, step, tokens // step, D).
+    A view follows the tensor's order, (B, heads, tokens, D), or a step: (B, heads, step, tokens // step, D);
+    statistics are the same without D.
     Where a tensor's strides or length don't allow it, the kernel's pointers are used.
     """
 
@@ -56,10 +63,10 @@ class Views:
 
     def describe(self, name: str, tensor: Tensor, slot: int) -> Any:
         """The descriptor of one view; None where the tensor has none."""
-        from triton.tools.tensor_descriptor import TensorDescriptor
-
-        if not tensor.is_cuda or torch.cuda.get_device_capability(tensor.device)[0] < 9:
+        if not copies_tiles(tensor):
             return None
+        if tensor.dim() == 3:
+            return self.statistics(tensor, slot)
         batch, heads, tokens, width = tensor.shape
         step, length = self.step(slot), self.shape.block_m if slot == ROW_VIEW else self.shape.block_n
         if tensor.stride(3) != 1 or tensor.data_ptr() % ALIGNMENT or (step is not None and tokens % step):
@@ -72,4 +79,24 @@ class Views:
             strides = [*strides[:2], strides[2], strides[2] * step]
         if any(stride % unit or stride <= 0 for stride in strides):
             return None
-        return TensorDescriptor(tensor, [*shape, width], [*strides, 1], [*block, self.width[name]])
+        return descriptor(tensor, [*shape, width], [*strides, 1], [*block, self.width[name]])
+
+    def statistics(self, tensor: Tensor, slot: int) -> Any:
+        """Of a contiguous (B, H, N): by a step, or where lines are not aligned, of a copy that is laid out for it."""
+        step = self.step(slot)
+        if step is not None:
+            if tensor.shape[2] % step:
+                return None
+            tensor = tensor.unflatten(2, (-1, step)).transpose(2, 3)
+        unit = ALIGNMENT // tensor.element_size()
+        shape = list(tensor.shape)
+        tensor = pad(tensor, (0, -shape[-1] % unit)).contiguous()
+        strides = [tensor.stride(at) for at in range(tensor.dim() - 1)]
+        return descriptor(tensor, shape, [*strides, 1], [*[1] * (tensor.dim() - 1), self.shape.block_n])
+
+
+def descriptor(tensor: Tensor, shape: list[int], strides: list[int], block: list[int]) -> Any:
+    """A host-side descriptor; it holds the tensor."""
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    return TensorDescriptor(tensor, shape, strides, block)

@@ -86,6 +86,30 @@ def combine_parts(part_out, part_lse, tiles, rows, o, lse, o_sb, o_sh, o_sn, o_s
     tl.store(lse + head.to(tl.int64) * N + row, statistic, mask=row_ok)
 
 
+@triton.jit(do_not_specialize=["H", "D"])
+def add_parts(sums, tiles, rows, out, out_sb, out_sh, out_sn, out_sd, H, D,
+              BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, ADDING: tl.constexpr):
+    """Add the parts of a row tile in their order. tiles: (first slot, parts) a tile; rows: its rows."""
+    tile = tl.program_id(0)
+    head = tl.program_id(1)
+    heads = tl.num_programs(1)
+    first = tl.load(tiles + tile * 2)
+    parts = tl.load(tiles + tile * 2 + 1)
+    lane = tl.arange(0, BLOCK_M)
+    d = tl.arange(0, BLOCK_D)
+    row = tl.load(rows + tile * BLOCK_M + lane)
+    inside = (row >= 0)[:, None] & (d < D)[None, :]
+    total = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    for part in range(0, parts):
+        at = ((first + part).to(tl.int64) * heads + head) * BLOCK_M + lane
+        total += tl.load(sums + at[:, None] * BLOCK_D + d[None, :])
+    place = out + (head // H).to(tl.int64) * out_sb + (head % H).to(tl.int64) * out_sh
+    place = place + row.to(tl.int64)[:, None] * out_sn + d[None, :] * out_sd
+    if ADDING:
+        total += tl.load(place, mask=inside, other=0.0)
+    tl.store(place, total.to(out.dtype.element_ty), mask=inside)
+
+
 @triton.jit(do_not_specialize=["H", "N", "E"])
 def row_products(x, y, out, x_sb, x_sh, x_sn, x_se, y_sb, y_sh, y_sn, y_se, H, N, E,
                  BLOCK_M: tl.constexpr, BLOCK_E: tl.constexpr):

@@ -48,15 +48,17 @@ def emit_rows(
 ) -> None:
     """The program's tile. `steps`: the text of `row_nodes`; `position`: i, or j where keys stay; `listed`: its line.
 
-    Later tiles go first: under a causal condition they are the long ones. With SPLIT, a schedule says which tile
-    and which part of its keys a program has.
+    Later queries and earlier keys go first: under a causal condition they are the long ones. With SPLIT, a schedule
+    says which tile and which part of its keys a program has. Where rows follow each other (`ordered`), the positions
+    of the first and the last one are `i_low` and `i_high`.
     """
     with writer.block("if SPLIT:"):
         writer.let("entry", "schedule + tl.program_id(0) * 4")
         for slot, name in enumerate(("tile", "part", "parts", "slot")):
             writer.let(name, f"tl.load(entry + {slot})")
     with writer.block("else:"):
-        writer.let("tile", "tl.num_programs(0) - 1 - tl.program_id(0)")
+        later_first = position == "i" and rows.step is None
+        writer.let("tile", "tl.num_programs(0) - 1 - tl.program_id(0)" if later_first else "tl.program_id(0)")
         writer.let("part", "0")
         writer.let("parts", "1")
         writer.let("slot", "-1")
@@ -70,6 +72,11 @@ def emit_rows(
         grid_rows(writer, rows, steps, side)
     else:
         class_rows(writer, rows, steps, side)
+
+
+def ordered(rows: Rows) -> bool:
+    """Whether the positions of a tile's rows grow with their place in it."""
+    return rows.listed is None and rows.period is None
 
 
 def class_rows(writer: Writer, rows: Rows, steps: dict[str, str], side: Side) -> None:
@@ -90,6 +97,13 @@ def class_rows(writer: Writer, rows: Rows, steps: dict[str, str], side: Side) ->
         writer.let("row", "row_class + step * (row_tile + lane)")
     writer.let("row_ok", f"row < {side.count}")
     writer.let(side.position, f"row + {side.first}")
+    last = f"tl.minimum(row_tile + BLOCK_M, {side.count}) - 1"
+    first, step = "row_tile", ""
+    if rows.step is not None:
+        last = f"tl.minimum(row_tile + BLOCK_M - 1, ({side.count} - 1 - row_class) // step)"
+        first, step = "row_class + step * row_tile", "row_class + step * "
+    writer.let(f"{side.position}_low", f"{first} + {side.first}")
+    writer.let(f"{side.position}_high", f"{step}({last}) + {side.first}")
 
 
 def listed_rows(writer: Writer, steps: dict[str, str], side: Side, listed: TableLine) -> None:
