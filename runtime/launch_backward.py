@@ -8,13 +8,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from attnc.compiler.differentiate import Leaf, differentiate
+from attnc.compiler.differentiate import Leaf
 from attnc.compiler.emit.backward import backward_kernels
 from attnc.compiler.emit.kernel import Kernel
 from attnc.compiler.pipeline import transpose
 from attnc.compiler.plan import Branch, Plan, Rows
 from attnc.compiler.schedule import backward_shape
-from attnc.runtime.backward import BranchGradients
+from attnc.runtime.backward import BranchGradients, score_gradient
 from attnc.runtime.call import Call
 from attnc.runtime.derived import derive
 from attnc.runtime.kernel_call import (
@@ -69,7 +69,7 @@ def branch_backward(
     for table in plan.transposed_derived:
         derived |= derive(plan, table, call)
     call = replace(call, derived=derived)
-    leaves = differentiate(branch.score).leaves
+    leaves = score_gradient(branch.score).leaves
     v = call.v if call.v is not None else call.k
     passes = kernels.kernels[1:]
     shared = {"q": call.q, "k": call.k, "v": v, "do": grad_out}
@@ -136,9 +136,8 @@ class Parts:
     @classmethod
     def of(cls, plan: Plan, kernel: Kernel, run: KernelCall, targets: Mapping[str, str], at: str) -> Parts:
         """Makes the buffers among the tensors of `run`: `targets` names the tensor of each. Leaves are not split."""
-        leaves = any(one.attribute.startswith("leaf_") for one in kernel.arguments if one.role == "tensor")
         listed = None
-        if not leaves:
+        if kernel.splits:
             listed = program_list(plan, kernel.domain, run.call, run.shape, processors(run.call.q), at)
         for buffer, target in targets.items():
             run.tensors[buffer] = run.tensors["lse"]  # in its place where nothing is split

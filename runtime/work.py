@@ -42,16 +42,16 @@ def program_list(
     `at`: what the domain's rows are, i or, in a transposed one, j. Only closed forms are looked at (no tensor is read
     back from the device): where a table steers the bounds, tiles are not split.
     """
-    if not splits(domain):
-        return None
-    parameters = tuple(sorted(call.parameters.items()))
+    parameters = tuple(call.parameters.items())
     heads = call.sizes["b"] * (call.sizes["h"] if at == "i" else call.k.shape[1])
     sizes = (call.sizes["i"], call.sizes["j"], heads)
     key = (id(domain), parameters, sizes, shape, processors, str(call.q.device))
     if key not in _remembered:
-        rows = RowTiles.of(plan, domain, call, shape, at)
-        split = split_rows(work_of(plan, domain, call, shape, rows), heads, processors)
-        made = tensors(split, rows, call) if split else None
+        made = None
+        if splits(domain):
+            rows = RowTiles.of(plan, domain, call, shape, at)
+            split = split_rows(work_of(plan, domain, call, shape, rows), heads, processors)
+            made = tensors(split, rows, call) if split else None
         _remembered[key] = domain, made  # the domain is held, so that its id stays its own
         if len(_remembered) > REMEMBERED:
             _remembered.popitem(last=False)
@@ -81,7 +81,6 @@ class RowTiles:
         return cls(at, first + step * place.clamp(max=last), first + step * place < count, offset)
 
 
-@lru_cache(maxsize=1024)
 def splits(domain: Domain) -> bool:
     """Whether the work of row tiles that follow each other is the same for all heads, from sizes and parameters."""
     rows = domain.rows

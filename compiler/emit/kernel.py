@@ -18,13 +18,18 @@ CONSTANTS = ("BLOCK_M", "BLOCK_N", "BLOCK_D", "BLOCK_E", "EVEN_D", "EVEN_E", "PR
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel's text, its name and its arguments in order (`constants` follow them)."""
+    """A kernel's text, its name and its arguments in order (`constants` follow them).
+
+    `factor`: the score's constant factor; RAISING says that it is positive. `splits`: whether what a row sees may be
+    shared out over programs.
+    """
 
     name: str
     text: str
     arguments: tuple[Argument, ...]
-    factor: Node | None  # the score's constant factor: RAISING says that it is positive
+    factor: Node | None
     domain: Domain
+    splits: bool
 
 
 def split_score(score: Node) -> tuple[Node, Node | None]:
@@ -76,7 +81,8 @@ class StreamedKernel:
         )
         with writer.block(f"def {self.name}({parameters}):"):
             self.body()
-        return Kernel(self.name, writer.text(), self.arguments, self.factor, self.domain)
+        leaves = any(one.role == "tensor" and one.attribute.startswith("leaf_") for one in self.arguments)
+        return Kernel(self.name, writer.text(), self.arguments, self.factor, self.domain, not leaves)
 
     def body(self) -> None:
         raise NotImplementedError

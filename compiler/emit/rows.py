@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from types import MappingProxyType
 
 from attnc.compiler.emit.writer import Writer
 from attnc.compiler.ir import Node
@@ -32,7 +35,8 @@ class TableLine:
     length: str
 
 
-def row_nodes(rows: Rows) -> dict[str, Node]:
+@lru_cache(maxsize=1024)
+def row_nodes(rows: Rows) -> Mapping[str, Node]:
     """What the grouping of rows depends on, by name."""
     names = ("period", "step", "high_step", "low_step", "phase", "high_phase", "low_phase")
     found: dict[str, Node | None] = {name: getattr(rows, name) for name in names}
@@ -40,7 +44,7 @@ def row_nodes(rows: Rows) -> dict[str, Node]:
         found |= {"low_lo": rows.low.lo, "low_hi": rows.low.hi}
     if rows.listed is not None:
         found["listed_offset"] = rows.listed.offset
-    return {name: node for name, node in found.items() if node is not None}
+    return MappingProxyType({name: node for name, node in found.items() if node is not None})
 
 
 def emit_rows(
