@@ -17,7 +17,7 @@ from attnc.compiler.emit.kernel import Kernel
 from attnc.compiler.emit.module import emit_module
 from attnc.compiler.emit.rows import row_nodes, row_tiles
 from attnc.compiler.ir import Node
-from attnc.compiler.plan import Domain, Plan
+from attnc.compiler.plan import Domain, Listed, Plan
 from attnc.compiler.schedule import TileShape
 from attnc.runtime.cache import cached_module
 from attnc.runtime.call import Call
@@ -221,8 +221,9 @@ def processors(tensor: Tensor) -> int:
 
 def kind_of(domain: Domain) -> str:
     """How a row's keys lie, for the choice of a tile shape."""
-    if any(key_set.walk is not None for key_set in domain.key_sets):
-        return "sparse"
+    walks = [key_set.walk for key_set in domain.key_sets if key_set.walk is not None]
+    if walks:
+        return "blocks" if all(isinstance(walk, Listed) and walk.row_block for walk in walks) else "sparse"
     from_start = (run.outer.lo.op == "literal" for key_set in domain.key_sets for run in key_set.runs)
     return "long" if all(from_start) else "local"
 

@@ -60,7 +60,7 @@ def program_list(
 
 @dataclass(frozen=True)
 class RowTiles:
-    """The rows of every tile, (tiles, block_m), those past the end clamped to the last one of their class."""
+    """The rows of every tile in the order of `emit_rows`, (tiles, block_m); those that are not there clamped to others."""
 
     at: str  # i or j
     rows: Tensor
@@ -70,23 +70,34 @@ class RowTiles:
     @classmethod
     def of(cls, plan: Plan, domain: Domain, call: Call, shape: TileShape, at: str) -> RowTiles:
         count, offset = call.sizes[at], call.offset if at == "i" else 0
+        rows = domain.rows
+        environment = Environment(plan, call, {at: torch.zeros(1, dtype=torch.int64)}, torch.float64)
+        if rows.period is not None:  # parts of a line of the grid, line by line
+            period = int(environment.value(rows.period))
+            first = offset // period
+            lines = (offset + count - 1) // period - first + 1
+            low = torch.arange(-(-period // shape.block_m) * shape.block_m)
+            place = (first + torch.arange(lines))[:, None] * period + low - offset
+            exists = (low < period) & (place >= 0) & (place < count)
+            place, exists = place.view(-1, shape.block_m), exists.view(-1, shape.block_m)
+            return cls(at, place.clamp(0, count - 1), exists, offset)
         step, first = 1, 0
-        if domain.rows.step is not None and domain.rows.phase is not None:
-            environment = Environment(plan, call, {at: torch.zeros(1, dtype=torch.int64)}, torch.float64)
-            step = int(environment.value(domain.rows.step))
-            first = (int(environment.value(domain.rows.phase)) - offset) % step
+        if rows.step is not None and rows.phase is not None:
+            step = int(environment.value(rows.step))
+            first = (int(environment.value(rows.phase)) - offset) % step
         tiles = -(-(-(-count // step)) // shape.block_m)
-        place = torch.arange(tiles * shape.block_m).view(tiles, shape.block_m)
-        last = max((count - 1 - first) // step, 0)
-        return cls(at, first + step * place.clamp(max=last), first + step * place < count, offset)
+        place = first + step * torch.arange(tiles * shape.block_m).view(tiles, shape.block_m)
+        last = first + step * max((count - 1 - first) // step, 0)
+        return cls(at, place.clamp(max=last), place < count, offset)
 
 
 def splits(domain: Domain) -> bool:
     """Whether the work of row tiles that follow each other is the same for all heads, from sizes and parameters."""
     rows = domain.rows
-    known = rows.period is None and rows.listed is None and (rows.step is None or rows.phase is not None)
+    grid = rows.period is not None and (rows.square or rows.packed or rows.high_step or rows.low_step)
+    known = not grid and rows.listed is None and (rows.step is None or rows.phase is not None)
     lines = any(isinstance(key_set.walk, Listed) and key_set.walk.starts for key_set in domain.key_sets)
-    phases = [node for node in (rows.phase, rows.step) if node is not None]
+    phases = [node for node in (rows.phase, rows.step, rows.period) if node is not None]
     return known and bool(domain.key_sets) and not lines and not steered([*bounds_of(domain), *phases])
 
 

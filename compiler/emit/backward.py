@@ -13,6 +13,7 @@ d(leaf) = g * d(score)/d(leaf).
 
 from __future__ import annotations
 
+from attnc.compiler.build import unlowered
 from attnc.compiler.differentiate import Leaf, ScoreGradient, differentiate
 from attnc.compiler.emit.arguments import Signature
 from attnc.compiler.emit.expressions import PAIRS, TILE, TURNED, View, array_name
@@ -343,6 +344,10 @@ def backward_kernels(plan: Plan, branch: Branch, number: int) -> list[Kernel]:
 
         return listed_backward(plan, branch, number)
     leaves = differentiate(branch.score).leaves
+    for leaf in leaves:
+        if leaf.side == "pair" and {"i", "j"} & leaf.value.args[0].type.indices:
+            help = "the CPU back end has it; on CUDA a table that is read at pairs is one for all tokens"
+            raise unlowered(leaf.value, "on CUDA, the gradient of a table that varies over tokens", help)
     by_row = tuple(n for n, leaf in enumerate(leaves) if leaf.side != "key")
     by_key = tuple(n for n, leaf in enumerate(leaves) if leaf.side == "key")
     rows = BackwardRows(plan, branch, branch.domain, f"backward_rows_{number}", by_row).kernel()

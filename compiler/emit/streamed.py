@@ -95,33 +95,35 @@ class StreamedForward(StreamedKernel):
             )
 
     def weigh(self, key_set: KeySet, loop: Loop, view: View) -> None:
-        """`peak`, the new running maximum, and `weights` from the scores `s`."""
+        """`peak`, the new running maximum, and `weights` from the products `s`, which a condition may read."""
         writer = self.writer
-        reduced = "s" if view is PAIRS else "tl.max(s, 1)"
 
-        def mask() -> None:
-            self.masked(key_set, loop, view, lambda live: self.dead(live, key_set.mask.span))
+        def mask(name: str) -> None:
+            self.masked(key_set, loop, view, lambda live: self.dead(name, live, key_set.mask.span))
+
+        def reduced(name: str) -> str:
+            return name if view is PAIRS else f"tl.max({name}, 1)"
 
         def weigh_scaled() -> None:
-            mask()
-            writer.let("peak", f"tl.maximum(largest, {reduced})")
-            writer.let("weights", f"tl.exp2(s - peak{view.i})")
+            mask("logit")
+            writer.let("peak", f"tl.maximum(largest, {reduced('logit')})")
+            writer.let("weights", f"tl.exp2(logit - peak{view.i})")
 
         if self.factor is None:
-            writer.let("s", f"({self.expressions.text(self.raw, view)}) * LOG2E", self.raw.span)
+            writer.let("logit", f"({self.expressions.text(self.raw, view)}) * LOG2E", self.raw.span)
             weigh_scaled()
             return
         with writer.block("if RAISING:"):
-            mask()
-            writer.let("peak", f"tl.maximum(largest, {reduced} * factor)")
+            mask("s")
+            writer.let("peak", f"tl.maximum(largest, {reduced('s')} * factor)")
             writer.let("weights", f"tl.exp2(s * factor - peak{view.i})")
         with writer.block("else:"):
-            writer.let("s", "s * factor")
+            writer.let("logit", "s * factor")
             weigh_scaled()
 
-    def dead(self, live: str, span: Span | None) -> None:
+    def dead(self, name: str, live: str, span: Span | None) -> None:
         """Takes the other pairs out."""
-        self.writer.let("s", f'tl.where({live}, s, float("-inf"))', span)
+        self.writer.let(name, f'tl.where({live}, {name}, float("-inf"))', span)
 
     def finish(self) -> None:
         """Write the rows' outputs and log-sum-exps, or those of a part of their keys."""
