@@ -110,8 +110,8 @@ class Views:
     def statistics(self, tensor: Tensor, slot: int) -> View | None:
         """Of a contiguous (B, H, N): by a step, or where lines are not aligned, of a copy that is laid out for it."""
         step = self.step(slot)
-        if step is not None and tensor.shape[2] % step:
-            return None
+        if self.call.offset if step is None else tensor.shape[2] % step:
+            return None  # a copy begins at a multiple of ALIGNMENT; tiles are counted from position 0, not from row 0
         shape = [*tensor.shape] if step is None else [*tensor.shape[:2], step, tensor.shape[2] // step]
         gap = -shape[-1] % (ALIGNMENT // tensor.element_size())
         copied = laid_out(tensor, step, gap)

@@ -50,7 +50,8 @@ class BackwardKernel(StreamedKernel):
         # A score without q @ k, or that rounds it, sends nothing back to q and k.
         self.adjoint = Graph().literal(0.0) if self.gradient.dot is None else self.gradient.dot
         extra = [*adjoints, self.adjoint, *(leaf.value for leaf in self.leaves)]
-        buffers = ("lse", "delta", *self.parts, "schedule", *(f"leaf_{number}" for number in leaves))
+        scheduled = (*self.parts, "schedule") if self.parts else ()
+        buffers = ("lse", "delta", *scheduled, *(f"leaf_{number}" for number in leaves))
         self.signature = Signature(self.tensors, buffers, self.row_tensors, self.streams, self.statistics)
         pairs = (n for n, leaf in zip(leaves, self.leaves, strict=True) if leaf.side == "pair")
         self.constants = (*self.constants, *(f"WIDTH_{number}" for number in pairs))
@@ -59,7 +60,7 @@ class BackwardKernel(StreamedKernel):
     tensors: tuple[str, ...]
     row_tensors: tuple[str, ...]
     streams: tuple[str, ...]
-    parts: tuple[str, ...]  # sums over a part of what a row sees
+    parts: tuple[str, ...]  # buffers of sums over a part of what a row sees; none: rows are never split
     statistics: tuple[str, ...] = ()  # those that stream by
 
     def hoist(self) -> None:
@@ -112,10 +113,10 @@ class BackwardKernel(StreamedKernel):
             self.writer.let(name, f"{name} * ({self.expressions.text(self.adjoint, PAIRS)})")
 
     def load_statistics(self, place: str, ok: str, broadcast: str = "") -> None:
-        """Log-sum-exps (natural) and deltas of queries; a row that is not there weighs nothing."""
+        """Log-sum-exps (base 2) and deltas of queries; a row that is not there weighs nothing."""
         writer = self.writer
         writer.let("query_rows", f"head.to(tl.int64) * N + {place}")
-        writer.let("statistic", f'tl.load(lse + query_rows, mask={ok}, other=float("inf")){broadcast}')
+        writer.let("statistic", f'tl.load(lse + query_rows, mask={ok}, other=float("inf")){broadcast} * LOG2E')
         writer.let("delta_rows", f"tl.load(delta + query_rows, mask={ok}, other=0.0){broadcast}")
 
     def store_part(self, buffer: str, name: str, axis: str) -> None:
@@ -145,7 +146,6 @@ class BackwardRows(BackwardKernel):
         self.load_row_tile("query", "q", "d", "row")
         self.load_row_tile("cotangent", "do", "e", "row")
         self.load_statistics("row", "row_ok")
-        writer.let("statistic", "statistic * LOG2E")
         writer.let("dq_rows", "tl.zeros([BLOCK_M, BLOCK_D], tl.float32)")
         for number, leaf in zip(self.numbers, self.leaves, strict=True):
             shape = f"[WIDTH_{number}]" if leaf.side == "pair" else "[BLOCK_M]"
@@ -155,6 +155,7 @@ class BackwardRows(BackwardKernel):
 
     def step(self, key_set: KeySet, loop: Loop) -> None:
         """One tile of keys."""
+        self.expressions.local = {}
         writer = self.writer
         pairs = isinstance(key_set.walk, Diagonals)
         view = PAIRS if pairs else TILE
@@ -286,14 +287,15 @@ class BackwardKeys(BackwardKernel):
             self.load_statistics("i - OFFSET", "i_ok", view.i)
         else:
             with writer.block(f"if VIEW_S{loop.view}:"):
-                for name, tensor in (("statistic", "lse"), ("delta_rows", "delta")):
-                    writer.let(name, f"{tensor}_view{loop.view}.load([b, h, {loop.place}]).reshape(1, BLOCK_N)")
+                for name, tensor, unit in (("statistic", "lse", " * LOG2E"), ("delta_rows", "delta", "")):
+                    tile = f"{tensor}_view{loop.view}.load([b, h, {loop.place}]).reshape(1, BLOCK_N)"
+                    writer.let(name, tile + unit)
             with writer.block("else:"):
                 self.load_statistics("i - OFFSET", "i_ok", view.i)
-        writer.let("statistic", "statistic * LOG2E")
 
     def step(self, key_set: KeySet, loop: Loop) -> None:
         """One tile of queries."""
+        self.expressions.local = {}
         writer = self.writer
         pairs = isinstance(key_set.walk, Diagonals)
         view = PAIRS if pairs else TURNED
@@ -324,17 +326,24 @@ class BackwardKeys(BackwardKernel):
         """Store, or add to what other passes left."""
         writer = self.writer
         self.scaled("dk_rows")
+        if not self.parts:
+            self.store_sums()
+            return
         with writer.block("if slot >= 0:"):
             self.store_part("part_k", "dk_rows", "d")
             self.store_part("part_v", "dv_rows", "e")
         with writer.block("else:"):
-            for tensor, axis in (("dk", "d"), ("dv", "e")):
-                rows = f"{tensor}_head + j.to(tl.int64)[:, None] * {tensor}_sn"
-                writer.let("out", f"{rows} + {axis}[None, :] * {tensor}_s{axis}")
-                writer.let("out_ok", f"row_ok[:, None] & ({axis} < {axis.upper()})[None, :]")
-                with writer.block("if ADDING:"):
-                    writer.let(f"{tensor}_rows", f"{tensor}_rows + tl.load(out, mask=out_ok, other=0.0)")
-                writer.line(f"tl.store(out, {tensor}_rows.to({tensor}.dtype.element_ty), mask=out_ok)")
+            self.store_sums()
+
+    def store_sums(self) -> None:
+        writer = self.writer
+        for tensor, axis in (("dk", "d"), ("dv", "e")):
+            rows = f"{tensor}_head + j.to(tl.int64)[:, None] * {tensor}_sn"
+            writer.let("out", f"{rows} + {axis}[None, :] * {tensor}_s{axis}")
+            writer.let("out_ok", f"row_ok[:, None] & ({axis} < {axis.upper()})[None, :]")
+            with writer.block("if ADDING:"):
+                writer.let(f"{tensor}_rows", f"{tensor}_rows + tl.load(out, mask=out_ok, other=0.0)")
+            writer.line(f"tl.store(out, {tensor}_rows.to({tensor}.dtype.element_ty), mask=out_ok)")
 
 
 def backward_kernels(plan: Plan, branch: Branch, number: int) -> list[Kernel]:

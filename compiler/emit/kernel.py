@@ -146,7 +146,6 @@ class StreamedKernel:
             loop = emit_ranges(self.writer, self.expressions, key_set, number, self.domain.rows)
             with self.writer.block(f"for n in range({loop.first}, {loop.last}):"):
                 loop.keys(self.writer)
-                self.expressions.local = {}
                 self.step(key_set, loop)
 
     def step(self, key_set: KeySet, loop: Loop) -> None:

@@ -16,6 +16,7 @@ import triton.language as tl
 FLOOR = tl.constexpr(-1.0e38)
 FAR = tl.constexpr(2147483647)
 LOG2E = tl.constexpr(1.4426950408889634)
+ALIGNED = tl.constexpr(4)  # float32 numbers between the places that a copy may begin at
 
 
 @triton.jit

@@ -235,6 +235,8 @@ class Ranges:
         step = self.let("step", self.row_text(walk.step))
         phase = self.phase("phase", self.row_text(walk.phase), step)
         first = self.let("origin", f"{lo} + _floor_mod({phase} - {lo}, {step})")
+        if self.at == "i":  # statistics are copied from aligned places: a few more rows, which the mask takes out
+            first = self.let("origin", f"{first} - {step} * (({first} - OFFSET) // {step} % ALIGNED)")
         count = self.let("count", f"tl.maximum(tl.cdiv({hi} - {first}, {step}), 0)")
         tiles = self.let("tiles", f"tl.cdiv({count}, BLOCK_N)")
         partial = None

@@ -72,6 +72,7 @@ class StreamedForward(StreamedKernel):
 
     def step(self, key_set: KeySet, loop: Loop) -> None:
         """One tile of keys: scores, mask, running softmax, values."""
+        self.expressions.local = {}
         writer = self.writer
         pairs = isinstance(key_set.walk, Diagonals)
         view = PAIRS if pairs else TILE
