@@ -47,6 +47,18 @@ class Attend:
 
 
 @dataclass(frozen=True)
+class Extreme:
+    """The largest (or smallest) score of each row over its keys; 0 where it has none.
+
+    `attend` says which scores, as for a softmax of them; its value plays no part. Leaves `name` (b, h, rows).
+    """
+
+    name: str
+    attend: Attend
+    largest: bool
+
+
+@dataclass(frozen=True)
 class Order:
     """Positions of one side sorted by `group` (an int; None: all are in one), those alone for which `live` holds.
 
@@ -185,7 +197,7 @@ class Sequential:
     reason: str
 
 
-Step = Compute | Attend | Regroup | Carry | Recur | Choose | Sequential
+Step = Compute | Attend | Regroup | Extreme | Carry | Recur | Choose | Sequential
 
 
 @dataclass(frozen=True)

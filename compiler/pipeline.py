@@ -9,7 +9,7 @@ from attnc.compiler import verify
 from attnc.compiler.algebra import Algebra
 from attnc.compiler.attention import attend
 from attnc.compiler.build import build, unlowered
-from attnc.compiler.carrying import carry_sums, run_scans
+from attnc.compiler.carrying import carry_sums, extremes, run_scans
 from attnc.compiler.composition import Attend, Composition, Regroup, Step
 from attnc.compiler.decompose import Decomposer, Rule
 from attnc.compiler.describe import describe_branch, describe_passes, describe_step
@@ -24,7 +24,7 @@ from attnc.compiler.transpose import Transposer
 from attnc.dsl.terms import Pattern
 
 # What `decompose` tries on a value, in order: the first rule that knows it makes its steps.
-RULES: tuple[Rule, ...] = (regroup, attend, run_scans, carry_sums)
+RULES: tuple[Rule, ...] = (regroup, attend, run_scans, carry_sums, extremes)
 
 
 @dataclass(frozen=True)

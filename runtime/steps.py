@@ -17,7 +17,18 @@ import attnc.runtime.array_features
 import attnc.runtime.array_reductions
 import attnc.runtime.array_selections
 import attnc.runtime.array_structure  # noqa: F401  # each registers its rules
-from attnc.compiler.composition import Attend, Carry, Choose, Composition, Compute, Recur, Regroup, Step
+from attnc.compiler.composition import (
+    Attend,
+    Carry,
+    Choose,
+    Composition,
+    Compute,
+    Extreme,
+    Recur,
+    Regroup,
+    Sequential,
+    Step,
+)
 from attnc.compiler.ir import Node
 from attnc.compiler.plan import Plan
 from attnc.dsl.types import Base
@@ -27,7 +38,9 @@ from attnc.runtime.backward import Engine, recording
 from attnc.runtime.call import Call
 from attnc.runtime.carrying import CARRY, RECUR
 from attnc.runtime.choose import CHOOSE, ragged
+from attnc.runtime.extremes import EXTREME
 from attnc.runtime.regrouping import REGROUP, inside, move_all, slots_of
+from attnc.runtime.sequential import RUN
 
 
 class Kind(Protocol):
@@ -61,8 +74,10 @@ KINDS: dict[type[Step], Kind] = {
     Attend: ATTEND,
     Carry: CARRY,
     Choose: CHOOSE,
+    Extreme: EXTREME,
     Recur: RECUR,
     Regroup: REGROUP,
+    Sequential: RUN,
 }
 
 
