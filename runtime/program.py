@@ -86,6 +86,22 @@ class Program:
             self._numbered[chosen] = register(specialised(self.pattern, dict(chosen)), self.root)
         return self._numbered[chosen]
 
+    @cached_property
+    def counted(self) -> tuple[str, ...]:
+        """The int parameters that kernels count with: all that a result reads but seeds of random numbers."""
+        found: dict[str, None] = {}
+        seen: set[int] = set()
+        stack = [self.pattern.out]
+        while stack:
+            term = stack.pop()
+            if id(term) in seen or term.form in ("uniform", "orthogonal_gaussian"):
+                continue
+            seen.add(id(term))
+            if term.form == "parameter" and term.type.base is Base.INT:
+                found[str(term.attribute)] = None
+            stack += [*term.args, *(step for _, step in term.block.steps)] if term.block else term.args
+        return tuple(found)
+
     def with_lengths(self, lengths: Mapping[str, int]) -> Program:
         """The same pattern for tuple parameters of other lengths; its text is checked again, once a combination."""
         changed = tuple(sorted((name, length) for name, length in lengths.items() if length != self.lengths[name]))

@@ -37,7 +37,7 @@ from attnc.runtime.attending import ATTEND, call_of, operands
 from attnc.runtime.backward import Engine, recording
 from attnc.runtime.call import Call
 from attnc.runtime.carrying import CARRY, RECUR
-from attnc.runtime.choose import CHOOSE
+from attnc.runtime.choose import CHOOSE, ragged
 from attnc.runtime.extremes import EXTREME
 from attnc.runtime.regrouping import REGROUP, inside, move_all, slots_of
 from attnc.runtime.sequential import RUN
@@ -51,9 +51,6 @@ class Kind(Protocol):
 
     def reads(self, step: Any) -> list[str]:
         """The arrays that gradients may flow to, in order."""
-
-    def again(self, step: Any) -> bool:
-        """Whether the backward makes again what it leaves, which is then not saved."""
 
     def shapes(self, step: Any, frame: Frame) -> list[tuple[list[int], torch.dtype]]:
         """Shape and type of what it leaves."""
@@ -82,6 +79,11 @@ KINDS: dict[type[Step], Kind] = {
     Regroup: REGROUP,
     Sequential: RUN,
 }
+
+
+def made_again(step: Step) -> bool:
+    """Whether the backward makes again what a step leaves, which is then not saved."""
+    return isinstance(step, Choose) and ragged(step)
 
 
 def frame_of(
@@ -133,7 +135,7 @@ def run(composition: Composition, frame: Frame, engine: Engine | None) -> Result
             left = [torch.empty(shape, dtype=dtype, device=frame.device) for shape, dtype in kind.shapes(step, frame)]
         else:
             left = kind.forward(step, frame, engine)
-        saved += [] if kind.again(step) else left
+        saved += [] if made_again(step) else left
         out = left[0]
         frame = with_arrays(frame, dict(zip(kind.names(step), left, strict=True)))
     assert out is not None
@@ -231,7 +233,7 @@ def _replay(composition: Composition, frame: Frame, engine: Engine, saved: list[
             continue
         kind = KINDS[type(step)]
         names = kind.names(step)
-        if kind.again(step):
+        if made_again(step):
             frame = with_arrays(frame, dict(zip(names, kind.forward(step, frame, engine), strict=True)))
             continue
         outputs, saved = saved[: len(names)], saved[len(names) :]
