@@ -223,12 +223,12 @@ def gradients(
 
 
 def _replay(composition: Composition, frame: Frame, engine: Engine, saved: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """The result, and the last that the last step left, under autograd; heavy steps give back what they left."""
+    """The result, and the last that the last heavy step left, under autograd; those give back what they left."""
     out: Tensor | None = None
     last: Tensor | None = None
     for step in composition.steps:
         if isinstance(step, Compute):
-            out = last = Arrays(frame).value(step.node)
+            out = Arrays(frame).value(step.node)
             frame = with_arrays(frame, {step.name: out})
             continue
         kind = KINDS[type(step)]
@@ -245,8 +245,7 @@ def _replay(composition: Composition, frame: Frame, engine: Engine, saved: list[
         out, last = left[0], left[-1]
         frame = with_arrays(frame, dict(zip(names, left, strict=True)))
     assert out is not None
-    assert last is not None
-    return arranged(composition, frame, out), last
+    return arranged(composition, frame, out), out if last is None else last
 
 
 @dataclass(frozen=True)

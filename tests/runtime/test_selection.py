@@ -140,6 +140,7 @@ def test_two_softmaxes_share_one_choice(patterns: object) -> None:
 
 def test_memory_of_a_choice_is_that_of_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
+
     def watched(scores: Tensor, *others: object) -> Tensor:
         seen.append(scores.numel())
         return choose_topk(scores, *others)  # type: ignore[arg-type]
