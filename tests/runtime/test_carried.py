@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import product
-from time import perf_counter
+from time import process_time
 from typing import Any
 
 import pytest
@@ -271,10 +271,10 @@ def test_cost_grows_with_the_length() -> None:
         decay = -torch.rand(1, 1, length, generator=generator)
         best = float("inf")
         for _ in range(3):
-            started = perf_counter()
+            started = process_time()
             out, _ = carry(query, key, value, decay)
             carry_backward(query, key, value, decay, out)
-            best = min(best, perf_counter() - started)
+            best = min(best, process_time() - started)
         return best
 
     seconds(1024)
