@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from attnc.compiler.absorb import Projection
 from attnc.compiler.ir import Graph, Node
 from attnc.compiler.plan import Plan, Requirement
 from attnc.dsl.source import Source
@@ -217,7 +218,7 @@ class Composition:
     requirements: tuple[Requirement, ...]
     output_axes: tuple[str, ...]
     uses_value: bool
-    notes: tuple[str, ...] = ()
+    projections: tuple[Projection, ...] = ()  # of the keys, that a call with few queries takes over
     graph: Graph | None = field(default=None, repr=False, compare=False)
 
     @property

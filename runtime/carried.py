@@ -66,6 +66,7 @@ def carry(
 ) -> tuple[Tensor, Tensor]:
     """The sums (b, h, i, e), and the state (b, h, f, e) behind the last key, in the type of sums.
 
+    Linear in the number of keys; memory as well: the arrays, and the intermediates of some chunks.
     query (b, h, i, f), key (b, h, j, f), value (b, h, j, e), decay None or log decays, at most 0, (b, h, j) or
     (b, h, j, f). b may be 1 long, h may divide the most heads, j of a decay may be 1 long. `state`: what earlier keys
     left, for a reach of lag 0; then `reach.offset` counts from the first key given here.

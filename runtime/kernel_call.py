@@ -52,7 +52,11 @@ class Prepared:
     """
 
     def __init__(
-        self, function: Any, values: list[Any], slots: list[tuple[int, Argument, View | None]], constants: dict[str, Any]
+        self,
+        function: Any,
+        values: list[Any],
+        slots: list[tuple[int, Argument, View | None]],
+        constants: dict[str, Any],
     ) -> None:
         self.function = function
         self.values = values

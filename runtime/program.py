@@ -40,6 +40,25 @@ class Program:
         return compose(self.pattern)
 
     @property
+    def is_one_softmax(self) -> bool:
+        """Whether the text's result is one softmax over keys, or a merge: its rows have a log-sum-exp."""
+        return self.pattern.out.form in ("dot", "merge") and self.composition.is_one_softmax
+
+    @cached_property
+    def absorbed(self) -> Composition:
+        """The composition in which queries take over projections of the keys."""
+        from attnc.compiler.pipeline import compose
+
+        return compose(self.pattern, absorbed=True)
+
+    def composition_for(self, sizes: Mapping[str, int]) -> Composition:
+        """The cheaper composition for a call of these lengths."""
+        from attnc.compiler.absorb import saves
+
+        projections = self.composition.projections
+        return self.absorbed if projections and saves(projections, sizes) else self.composition
+
+    @property
     def plans(self) -> list[Plan]:
         """The plans of the steps that stream keys."""
         from attnc.compiler.pipeline import plans

@@ -28,6 +28,4 @@ def works(device: str) -> list[Work]:
     """The rows for a kind of device."""
     shape = Shape.square(1, 16, 32768, 128) if device.startswith("cuda") else Shape.square(1, 4, 2048, 64)
     small = Shape.square(1, 2, 200, 64)
-    return [
-        drawn(name, Size(shape, timed), Size(small, tiny), DENSE, axes=axes) for name, timed, tiny, axes in ROWS
-    ]
+    return [drawn(name, Size(shape, timed), Size(small, tiny), DENSE, axes=axes) for name, timed, tiny, axes in ROWS]

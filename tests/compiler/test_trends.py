@@ -27,7 +27,9 @@ def test_a_trend_holds(made: tuple[Graph, Node], at: At, index: str) -> None:
         assert way != LEVEL or one == other
 
 
-@pytest.mark.parametrize(("name", "ways"), [("causal", (LEVEL, UP)), ("sliding_window", (UP, UP)), ("bigbird", (UP, UP))])
+@pytest.mark.parametrize(
+    ("name", "ways"), [("causal", (LEVEL, UP)), ("sliding_window", (UP, UP)), ("bigbird", (UP, UP))]
+)
 def test_bounds_move_one_way(name: str, ways: tuple[int, int]) -> None:
     """What saves the reductions is found where it matters."""
     outer = lower(example(name)).branches[0].domain.key_sets[0].runs[0].outer

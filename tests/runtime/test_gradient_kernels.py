@@ -50,7 +50,9 @@ def test_a_condition_reads_the_products_themselves(scale: float) -> None:
         assert [outcome for outcome in compare(case, TARGET) if not outcome.agrees] == []
 
 
-@pytest.mark.parametrize(("name", "parameters", "shape"), CUT, ids=lambda given: given if isinstance(given, str) else "")
+@pytest.mark.parametrize(
+    ("name", "parameters", "shape"), CUT, ids=lambda given: given if isinstance(given, str) else ""
+)
 def test_parts_of_long_rows_add_up(
     name: str, parameters: dict[str, Any], shape: Shape, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -107,7 +107,12 @@ pattern halves:              # every branch asked for somewhere, both by some ro
 """
 EXECUTOR = Target("executor", "executor", "cpu", torch.float64)
 # One token, heads that share keys, fewer queries than keys, more queries than keys, several tiles of rows.
-SHAPES = (Shape(1, 1, 1, 1, 1, 4, 4), Shape(2, 4, 2, 37, 37, 4, 6), Shape(1, 4, 1, 5, 23, 6, 4), Shape(1, 2, 2, 21, 9, 4, 4))
+SHAPES = (
+    Shape(1, 1, 1, 1, 1, 4, 4),
+    Shape(2, 4, 2, 37, 37, 4, 6),
+    Shape(1, 4, 1, 5, 23, 6, 4),
+    Shape(1, 2, 2, 21, 9, 4, 4),
+)
 LONG = Shape(1, 2, 1, 150, 150, 4, 4)
 
 
@@ -161,7 +166,11 @@ def test_groups_cost_their_own_pairs() -> None:
     q, k, v = drawn(1024)
     group = torch.arange(1024) % 16  # neighbours are never in one group
     route = torch.nn.functional.one_hot(group, 16)[None].float()
-    text = "pattern p:\n    input route: real[b, t, 16]\n    g = argmax[16](route)\n    out = softmax[j](q @ k where {}) @ v\n"
+    text = """pattern p:
+    input route: real[b, t, 16]
+    g = argmax[16](route)
+    out = softmax[j](q @ k where {}) @ v
+"""
     for condition, share in (("g[i] == g[j]", 1 / 16), ("g[i] == g[j] and j <= i", 1 / 32)):
         found = streamed_pairs(attnc.compile(text.format(condition)).p.prepared(q, k, v, {"route": route}))
         assert found.live == pytest.approx(4 * 1024**2 * share, rel=0.05)
@@ -219,7 +228,9 @@ def compare_inputs(pattern: CompiledPattern, shape: Shape) -> dict[str, Tensor]:
     return {"q": made.q, "k": made.k, "v": made.v, **made.inputs}
 
 
-@pytest.mark.parametrize("router", [torch.randn(1, 20, 3), torch.randn(1, 4, 20), torch.randn(20, 4)], ids=lambda x: str(x.shape))
+@pytest.mark.parametrize(
+    "router", [torch.randn(1, 20, 3), torch.randn(1, 4, 20), torch.randn(20, 4)], ids=lambda x: str(x.shape)
+)
 def test_a_router_of_another_shape_is_refused(router: Tensor) -> None:
     q, k, v = drawn(20)
     with pytest.raises(attnc.AttnError, match="router"):
@@ -241,5 +252,9 @@ def test_compiles_as_one_graph() -> None:
     q, k, v = drawn(40)
     pattern = by_name("both")
     router = torch.randn(1, 4, 40, requires_grad=True)
-    traced: Any = torch.compile(lambda q, router: pattern(q, k, v, router=router), fullgraph=True, backend="aot_eager")
-    assert torch.equal(traced(q, router), pattern(q, k, v, router=router))
+
+    def call(q: Tensor, router: Tensor) -> Tensor:
+        return pattern(q, k, v, router=router)
+
+    traced: Any = torch.compile(call, fullgraph=True, backend="aot_eager")
+    assert torch.equal(traced(q, router), call(q, router))

@@ -164,6 +164,12 @@ def test_sums_of_exponentials_are_softmaxes() -> None:
         assert [outcome for outcome in compare(case, EXACT) if not outcome.agrees] == []
 
 
+def test_negative_bases_are_refused() -> None:
+    q, k, v = (torch.randn(1, 2, 8, 4) for _ in range(3))
+    with pytest.raises(ValueError, match="the base of a power of the distance is negative"):
+        example("retention")(q, k, v, gamma=torch.tensor([0.5, -0.5]))
+
+
 @pytest.mark.parametrize("name", ["simple_gla", "kda"])
 def test_operator_and_compile(name: str) -> None:
     """Fake shapes are those of real results, and gradients pass through torch.compile's tracing."""
