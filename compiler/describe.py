@@ -239,4 +239,11 @@ def describe_regroup(step: Regroup) -> str:
         return " ".join(parts)
 
     inner = describe_step(step.attend).partition(": ")[2]
-    return f"{step.name}, {step.lse}: {side('rows', step.rows)}, {side('keys', step.keys)}: {inner}"
+    lines = [f"{step.name}, {step.lse}: {side('rows', step.rows)}, {side('keys', step.keys)}: {inner}"]
+    for one in step.ranges:
+        low = "" if one.low is None else f"{formula(one.low)} <= "
+        high = "" if one.high is None else f" < {formula(one.high)}"
+        bounded = f" and {low}j{high}" if low or high else ""
+        lines.append(f"    slots {one.first} .. {one.last}: keys of the row's group{bounded}")
+    lines += [f"    {name}: position of {'a row' if at == 'i' else 'a key'}" for at, name in step.positions.items()]
+    return "\n".join(lines)

@@ -39,7 +39,7 @@ from attnc.runtime.call import Call
 from attnc.runtime.carrying import CARRY, RECUR
 from attnc.runtime.choose import CHOOSE, ragged
 from attnc.runtime.extremes import EXTREME
-from attnc.runtime.regrouping import REGROUP, inside, move_all, slots_of
+from attnc.runtime.regrouping import REGROUP, Slots, inside, move_all, slots_of
 from attnc.runtime.sequential import RUN
 
 
@@ -154,6 +154,18 @@ def attended_steps(composition: Composition, frame: Frame, engine: Engine) -> It
             slots = slots_of(step, frame)
             inner = inside(step, frame, slots, move_all(step, frame, slots))
             yield step.attend.plan, call_of(step.attend, inner, operands(step.attend, inner))
+        kind = KINDS[type(step)]
+        frame = with_arrays(frame, dict(zip(kind.names(step), kind.forward(step, frame, engine), strict=True)))
+
+
+def regrouped_orders(composition: Composition, frame: Frame, engine: Engine) -> Iterator[tuple[Regroup, Slots]]:
+    """Every step in an order of its own with the orders of this call; the steps run along."""
+    for step in composition.steps:
+        if isinstance(step, Compute):
+            frame = with_arrays(frame, {step.name: Arrays(frame).value(step.node)})
+            continue
+        if isinstance(step, Regroup):
+            yield step, slots_of(step, frame)
         kind = KINDS[type(step)]
         frame = with_arrays(frame, dict(zip(kind.names(step), kind.forward(step, frame, engine), strict=True)))
 
