@@ -152,11 +152,11 @@ class Reading(torch.autograd.Function):
 
 def gathered(tensor: Tensor, order: Arrangement) -> Tensor:
     """(b, h, L, ..) in the order of the slots, (b, h, S, ..); 0 in empty ones. Differentiable."""
-    made: Tensor = Reading.apply(tensor, order.places, order.slots)
+    made: Tensor = Reading.apply(tensor, order.places, order.slots)  # type: ignore[no-untyped-call]
     return made
 
 
 def scattered(tensor: Tensor, order: Arrangement) -> Tensor:
     """(b, h, S, ..) back at the positions, (b, h, L, ..); 0 where a position has no slot. Differentiable."""
-    made: Tensor = Reading.apply(tensor, order.slots, order.places)
+    made: Tensor = Reading.apply(tensor, order.slots, order.places)  # type: ignore[no-untyped-call]
     return made

@@ -252,5 +252,9 @@ def test_compiles_as_one_graph() -> None:
     q, k, v = drawn(40)
     pattern = by_name("both")
     router = torch.randn(1, 4, 40, requires_grad=True)
-    traced: Any = torch.compile(lambda q, router: pattern(q, k, v, router=router), fullgraph=True, backend="aot_eager")
-    assert torch.equal(traced(q, router), pattern(q, k, v, router=router))
+
+    def call(q: Tensor, router: Tensor) -> Tensor:
+        return pattern(q, k, v, router=router)
+
+    traced: Any = torch.compile(call, fullgraph=True, backend="aot_eager")
+    assert torch.equal(traced(q, router), call(q, router))
