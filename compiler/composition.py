@@ -84,8 +84,8 @@ class Recur:
 
     S_t = diag(exp g_t) S_{t-1} + x_t (y_t^T S_{t-1}) + k_t v_t^T,   out_t = q_t^T S_t
 
-    `query`, `key` (b, h, t; d), `value` (b, h, t; e), `decay` g: None, (b, h, t) or (b, h, t; d); `left` x and `right`
-    y: (b, h, t; d). A read before the update is the read of the position before.
+    `query` (b, h, i; d), `key` (b, h, j; d), `value` (b, h, j; e), `decay` g: None, (b, h, t) or (b, h, t; d); `left` x
+    and `right` y: (b, h, j; d). A read before the update is the read of the position before.
     """
 
     name: str

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import sympy
 
 from attnc.compiler.algebra import Algebra, Expr
+from attnc.compiler.composition import Carry, Recur
 from attnc.compiler.describe import formula
 from attnc.compiler.ir import Graph, Node
 from attnc.compiler.plan import Bounds, Diagonals, Domain, Grid, KeySet, Listed, Plan, Stepped
+from attnc.dsl.terms import Input
 
 
 def cost_formulas(plan: Plan) -> list[str]:
@@ -131,3 +134,10 @@ def _never_below(algebra: Algebra, x: Expr, y: Expr) -> bool:
         elif node.op in ("parameter", "size"):
             values[symbol] = sympy.Symbol(f"p{len(values)}", integer=True, nonnegative=True)
     return bool(sympy.expand((x - y).subs(values, simultaneous=True)).is_nonnegative)
+
+
+def state_formula(step: Carry | Recur, arrays: Mapping[str, Input]) -> str:
+    """What a step that carries a state costs: linear in the sequence. `F`: its features; C: positions of a chunk."""
+    width, value = (arrays[name].axes[-1] for name in (step.query, step.value))
+    pairs = "2*C*N*(F + E)" if isinstance(step, Carry) else "C*M*(8*F + 4*E)"
+    return f"{step.name}: FLOPs = B*H*(2*F*E*(N + M) + {pairs}), F = size of {width}, E = size of {value}, C = 64"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from attnc.compiler.composition import Attend, Carry, Compute, Recur, Sequential, Step
+from attnc.compiler.composition import Attend, Carry, Compute, Extent, Recur, Sequential, Step
 from attnc.compiler.ir import Node, text
 from attnc.compiler.plan import Diagonals, Domain, Grid, KeySet, Listed, Rows, Stepped
 
@@ -141,9 +141,27 @@ def describe_step(step: Step) -> str:
                 f"q = {step.query}, k = {step.key}, v = {step.value}; score {scores}"
             )
         case Carry():
-            decay = "" if step.decay is None else f", decay {step.decay}"
-            return f"{step.name}: carried sum; q = {step.query}, k = {step.key}, v = {step.value}{decay}"
+            total = "" if step.total is None else f", {step.total}"
+            decay = "" if step.decay is None else f"; log decay {step.decay}"
+            return (
+                f"{step.name}{total}: a state carried along the keys, read where {describe_extent(step.extent)}; "
+                f"q = {step.query}, k = {step.key}, v = {step.value}{decay}"
+            )
         case Recur():
-            return f"{step.name}: state of rank-one changes; q = {step.query}, k = {step.key}, v = {step.value}"
+            decay = "" if step.decay is None else f"; log decay {step.decay}"
+            return (
+                f"{step.name}: a state with a change of rank one, read after each position; "
+                f"q = {step.query}, k = {step.key}, v = {step.value}, x = {step.left}, y = {step.right}{decay}"
+            )
         case Sequential():
             return f"{step.name}: one position after the other: {step.reason}"
+
+
+def describe_extent(extent: Extent) -> str:
+    """Which keys a row sees, as a condition."""
+    seen = "j is any key"
+    if extent.amount is not None:
+        amount = formula(extent.amount)
+        back = "" if amount == "0" else f" - {amount}"
+        seen = f"j <= i{back}" if extent.kind == "lag" else f"j < i // {amount} * {amount}"
+    return seen if extent.same is None else f"{seen} and {extent.same}[i] == {extent.same}[j]"

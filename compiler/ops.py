@@ -66,6 +66,12 @@ OPS: dict[str, OpInfo] = {
     **POINTWISE,
     # `derived`: a table that a prologue step makes, by name (see plan.Derived)
     "derived": OpInfo(),
+    # `features`: vectors and scalars end to end; `kronecker`: all products of elements of two vectors, the first's
+    # outermost; `symmetric`: the monomials of a vector of the degree `attribute`, times the square root of how many
+    # orders each has
+    "features": OpInfo(),
+    "kronecker": OpInfo(),
+    "symmetric": OpInfo(),
     # `unmatrix`: the first vector axis as the index named by attribute, the inverse of `matrix`
     "unmatrix": OpInfo(),
 }

@@ -9,6 +9,7 @@ from attnc.compiler import verify
 from attnc.compiler.algebra import Algebra
 from attnc.compiler.attention import attend
 from attnc.compiler.build import build, unlowered
+from attnc.compiler.carrying import carry_sums, run_scans
 from attnc.compiler.composition import Attend, Composition, Step
 from attnc.compiler.decompose import Decomposer, Rule
 from attnc.compiler.describe import describe_domain, describe_passes, describe_step
@@ -17,11 +18,12 @@ from attnc.compiler.membership import Tables
 from attnc.compiler.plan import Plan, Requirement
 from attnc.compiler.reassociate import reassociate
 from attnc.compiler.simplify import simplify
+from attnc.compiler.statics import by_default
 from attnc.compiler.transpose import Transposer
 from attnc.dsl.terms import Pattern
 
 # What `decompose` tries on a value, in order: the first rule that knows it makes its steps.
-RULES: tuple[Rule, ...] = (attend,)
+RULES: tuple[Rule, ...] = (attend, run_scans, carry_sums)
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ def compose(pattern: Pattern, observe: Observe | None = None) -> Composition:
     after every stage.
     """
     report = observe or (lambda stage: None)
+    pattern = by_default(pattern)
     graph = Graph()
 
     out = build(graph, pattern)

@@ -254,15 +254,18 @@ def _input(at: Arrays, node: Node) -> Tensor:
 
 
 def _rename(at: Arrays, node: Node) -> Tensor:
-    """An array over tokens read at the keys or at the queries, which are the last ones."""
+    """An array over tokens read at the keys or at the queries, which are the last ones; queries that are none are 0."""
     assert isinstance(node.attribute, tuple)
     source, target = (str(name) for name in node.attribute)
     tensor, own = at.value(node.args[0]), node.args[0].type.ordered_indices()
     place = own.index(source)
-    if tensor.shape[place] != 1 and target != "j":
-        if source != "t" or target != "i":
-            raise InternalError(f"{source} read at {target}")
-        tensor = tensor.index_select(place, at.row_positions)
+    if tensor.shape[place] != 1 or at.length(source) == 1:
+        if target == "i":
+            tensor = tensor.index_select(place, at.row_positions)
+        elif source == "i" and at.frame.offset:
+            before = list(tensor.shape)
+            before[place] = at.frame.offset
+            tensor = torch.cat([tensor.new_zeros(before), tensor], place)
     return arranged(tensor, [target if name == source else name for name in own], len(node.type.axes))
 
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from attnc.compiler.cost import cost_formulas
+from attnc.compiler.composition import Carry, Recur
+from attnc.compiler.cost import cost_formulas, state_formula
 from attnc.compiler.pipeline import trace
 from attnc.runtime.comparison import defaults, filled
 from attnc.runtime.executor import live_pairs, visited_pairs
@@ -37,6 +38,10 @@ def explain(prepared: Prepared, *, verbose: bool = False) -> str:
         lines += [f"    - {note}" for note in stage.notes]
     for plan in prepared.program.plans:
         lines += ["", *cost_formulas(plan)]
+    states = [step for step in prepared.composition.steps if isinstance(step, Carry | Recur)]
+    if states:
+        lines += ["", *(state_formula(step, prepared.composition.arrays) for step in states)]
+        lines.append("on a GPU these steps run by torch operators: they have no Triton kernel yet")
     lines += ["", *cost(prepared)]
     return "\n".join(lines)
 

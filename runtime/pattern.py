@@ -25,6 +25,11 @@ def _key_for_lengths(key: str, names: tuple[str, ...], lengths: tuple[int, ...])
     return program(key).with_lengths(dict(zip(names, lengths, strict=True))).key
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # nor replacing parameters by numbers
+def _key_for_numbers(key: str, names: tuple[str, ...], numbers: tuple[int, ...]) -> str:
+    return program(key).with_numbers(dict(zip(names, numbers, strict=True))).key
+
+
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # nor compiling it
 def _is_one_softmax(key: str) -> bool:
     return program(key).composition.is_one_softmax
@@ -47,6 +52,7 @@ class CompiledPattern:
         self._pattern = pattern
         self._parameters = self._program.parameters
         self._tuples = tuple(p.name for p in self._parameters if p.is_tuple)
+        self._statics = self._program.statics
         self.__name__ = self.__qualname__ = pattern.name
         self.__doc__ = _documentation(pattern, self._parameters)
         self.__signature__ = signature(pattern, self._parameters)
@@ -169,6 +175,8 @@ class CompiledPattern:
         key = self._key
         if self._tuples:
             key = _key_for_lengths(key, self._tuples, tuple(len(bound.parameters[name]) for name in self._tuples))
+        if self._statics:
+            key = _key_for_numbers(key, self._statics, tuple(bound.parameters[name] for name in self._statics))
         ints, floats = pack(self._program, bound.parameters)
         return key, ints, floats
 

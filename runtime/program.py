@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from attnc.compiler.statics import specialised, static_parameters
 from attnc.dsl.check import check
 from attnc.dsl.source import Source, Span
 from attnc.dsl.terms import Parameter, Pattern, Term
@@ -29,6 +30,7 @@ class Program:
         self.key = f"{pattern.name}-{fingerprint(pattern)[:24]} of {pattern.source.name}"
         self.parameters = with_scale(pattern)
         self._variants: dict[tuple[tuple[str, int], ...], Program] = {}
+        self._numbered: dict[tuple[tuple[str, int], ...], Program] = {}
 
     @cached_property
     def composition(self) -> Composition:
@@ -69,6 +71,20 @@ class Program:
         found = [(term.args[1], term.span) for term in terms(self.pattern) if term.form in ("floordiv", "mod")]
         found += [(term, axis.span) for axis in self.pattern.axes for term in (axis.size, axis.stride) if term]
         return tuple((term, span) for term, span in found if term.form != "literal" and not term.type.indices)
+
+    @cached_property
+    def statics(self) -> tuple[str, ...]:
+        """Parameters that a call must give a number to before the pattern compiles: see `with_numbers`."""
+        return static_parameters(self.pattern)
+
+    def with_numbers(self, numbers: Mapping[str, int]) -> Program:
+        """The program for these values of the parameters that are `statics`."""
+        chosen = tuple((name, numbers[name]) for name in self.statics)
+        if not chosen:
+            return self
+        if chosen not in self._numbered:
+            self._numbered[chosen] = register(specialised(self.pattern, dict(chosen)), self.root)
+        return self._numbered[chosen]
 
     def with_lengths(self, lengths: Mapping[str, int]) -> Program:
         """The same pattern for tuple parameters of other lengths; its text is checked again, once a combination."""

@@ -13,9 +13,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+import attnc.runtime.array_features
 import attnc.runtime.array_reductions
-import attnc.runtime.array_structure  # noqa: F401  # both register their rules
-from attnc.compiler.composition import Attend, Composition, Compute, Step
+import attnc.runtime.array_structure  # noqa: F401  # each registers its rules
+from attnc.compiler.composition import Attend, Carry, Composition, Compute, Recur, Step
 from attnc.compiler.ir import Node
 from attnc.compiler.plan import Plan
 from attnc.dsl.types import Base
@@ -23,6 +24,7 @@ from attnc.runtime.arrays import Arrays, Frame
 from attnc.runtime.attending import ATTEND, call_of, operands
 from attnc.runtime.backward import Engine, recording
 from attnc.runtime.call import Call
+from attnc.runtime.carrying import CARRY, RECUR
 
 
 class Kind(Protocol):
@@ -52,7 +54,7 @@ class Kind(Protocol):
         """Gradients of the wanted arrays, in their shapes; an absent one is zero."""
 
 
-KINDS: dict[type[Step], Kind] = {Attend: ATTEND}
+KINDS: dict[type[Step], Kind] = {Attend: ATTEND, Carry: CARRY, Recur: RECUR}
 
 
 def frame_of(

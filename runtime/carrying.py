@@ -1,0 +1,203 @@
+"""`Carry` and `Recur` steps at run time: arrays of the call as operands of carried and recurrent sums."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from attnc.compiler.composition import Carry, Recur
+from attnc.dsl.diagnostics import InternalError
+from attnc.runtime.arrays import Frame
+from attnc.runtime.backward import Engine, recording
+from attnc.runtime.carried import Reach, carry, carry_backward
+from attnc.runtime.recurrent import recur, recur_backward
+from attnc.runtime.scalars import of_node
+
+Operands = list[Tensor | None]
+
+
+class Carrying:
+    """The kind of step: see `steps.Kind`."""
+
+    def names(self, step: Carry) -> list[str]:
+        return [step.name, *([step.total] if step.total else [])]
+
+    def reads(self, step: Carry) -> list[str]:
+        return [step.query, step.key, step.value, *([step.decay] if step.decay else [])]
+
+    def shapes(self, step: Carry, frame: Frame) -> list[tuple[list[int], torch.dtype]]:
+        rows = [frame.sizes["b"], frame.sizes["h"], frame.sizes["i"]]
+        out = ([*rows, frame.tensors[step.value].shape[-1]], frame.real)
+        return [out, (rows, frame.real)] if step.total else [out]
+
+    def forward(self, step: Carry, frame: Frame, engine: Engine) -> list[Tensor]:
+        query, key, value, decay = self.operands(step, frame)
+        assert query is not None
+        assert key is not None
+        assert value is not None
+        out, _ = carry(query, key, value, decay, reach_of(step, frame))
+        return [out[..., :-1].contiguous(), out[..., -1].contiguous()] if step.total else [out]
+
+    def backward(
+        self,
+        step: Carry,
+        frame: Frame,
+        engine: Engine,
+        outputs: Sequence[Tensor],
+        cotangents: Sequence[Tensor | None],
+        wanted: Sequence[str],
+    ) -> Mapping[str, Tensor]:
+        grad_out = filled(outputs, cotangents)
+        grad = torch.cat([grad_out[0], grad_out[1].unsqueeze(-1)], -1) if step.total else grad_out[0]
+
+        def backward(operands: Operands) -> Sequence[Tensor | None]:
+            query, key, value, decay = operands
+            assert query is not None
+            assert key is not None
+            assert value is not None
+            return carry_backward(query, key, value, decay, grad, reach_of(step, frame))[:4]
+
+        return through(frame, wanted, lambda frame: self.operands(step, frame), backward)
+
+    def operands(self, step: Carry, frame: Frame) -> Operands:
+        """query, key, value (with a column of ones behind it where the total is asked for) and decay."""
+        query, key, value = sides(frame, step.query, step.key, step.value)
+        if step.total:
+            value = torch.cat([value, torch.ones_like(value[..., :1])], -1)
+        return [query, key, value, decay_of(frame, step.decay)]
+
+
+class Recurring:
+    """The kind of step: see `steps.Kind`."""
+
+    def names(self, step: Recur) -> list[str]:
+        return [step.name]
+
+    def reads(self, step: Recur) -> list[str]:
+        names = [step.query, step.key, step.value, step.left, step.right]
+        return [*names, *([step.decay] if step.decay else [])]
+
+    def shapes(self, step: Recur, frame: Frame) -> list[tuple[list[int], torch.dtype]]:
+        rows = [frame.sizes["b"], frame.sizes["h"], frame.sizes["i"]]
+        return [([*rows, frame.tensors[step.value].shape[-1]], frame.real)]
+
+    def forward(self, step: Recur, frame: Frame, engine: Engine) -> list[Tensor]:
+        return [recur(*self.operands(step, frame), offset=frame.offset)[0]]  # type: ignore[arg-type]
+
+    def backward(
+        self,
+        step: Recur,
+        frame: Frame,
+        engine: Engine,
+        outputs: Sequence[Tensor],
+        cotangents: Sequence[Tensor | None],
+        wanted: Sequence[str],
+    ) -> Mapping[str, Tensor]:
+        (grad,) = filled(outputs, cotangents)
+
+        def backward(operands: Operands) -> Sequence[Tensor | None]:
+            return recur_backward(*operands, grad, offset=frame.offset)[:6]  # type: ignore[arg-type]
+
+        return through(frame, wanted, lambda frame: self.operands(step, frame), backward)
+
+    def operands(self, step: Recur, frame: Frame) -> Operands:
+        """query, key, value, decay, left and right."""
+        query, key, value = sides(frame, step.query, step.key, step.value)
+        left, right = (
+            whole(placed(frame, name, "j", vector=True), frame.sizes["j"]) for name in (step.left, step.right)
+        )
+        return [query, key, value, decay_of(frame, step.decay), left, right]
+
+
+def through(
+    frame: Frame,
+    wanted: Sequence[str],
+    operands: Callable[[Frame], Operands],
+    backward: Callable[[Operands], Sequence[Tensor | None]],
+) -> Mapping[str, Tensor]:
+    """The gradients of a step's operands, carried through the views that made the call's arrays operands."""
+    leaves = {name: frame.tensors[name].detach().requires_grad_() for name in wanted}
+    with recording():
+        viewed = operands(replace(frame, tensors={**frame.tensors, **leaves}))
+    found = backward([None if one is None else one.detach() for one in viewed])
+    pairs = [
+        (one, gradient.to(one.dtype))
+        for one, gradient in zip(viewed, found, strict=True)
+        if one is not None and gradient is not None and one.requires_grad
+    ]
+    if not pairs:
+        return {}
+    results, given = zip(*pairs, strict=True)
+    made = torch.autograd.grad(results, list(leaves.values()), given, allow_unused=True, materialize_grads=True)
+    return dict(zip(leaves, made, strict=True))
+
+
+def filled(outputs: Sequence[Tensor], cotangents: Sequence[Tensor | None]) -> list[Tensor]:
+    """Cotangents with zeros for absent ones."""
+    return [
+        torch.zeros_like(output) if cotangent is None else cotangent
+        for output, cotangent in zip(outputs, cotangents, strict=True)
+    ]
+
+
+def reach_of(step: Carry, frame: Frame) -> Reach:
+    """The extent of a step in this call."""
+    extent, amount = step.extent, 0
+    if extent.amount is not None:
+        value = of_node(extent.amount, frame.parameters, frame.sizes)
+        if not isinstance(value, int):
+            raise InternalError("the amount of an extent is no int of parameters and sizes")
+        amount = value
+    same = None if extent.same is None else placed(frame, extent.same, "t", vector=False)[:, 0]
+    if same is not None:
+        same = same.expand(frame.sizes["b"], frame.sizes["t"])
+    return Reach(extent.kind, amount, frame.offset, same)
+
+
+def sides(frame: Frame, query: str, key: str, value: str) -> tuple[Tensor, Tensor, Tensor]:
+    """query (B, H, N, f) in full, key and value (b, h, M, ..) for all M."""
+    batch, heads, rows = (frame.sizes[name] for name in "bhi")
+    found = placed(frame, query, "i", vector=True)
+    if found.shape[1] not in (1, heads):
+        found = found.repeat_interleave(heads // found.shape[1], 1)
+    found = found.expand(batch, heads, rows, -1)
+    others = [whole(placed(frame, name, "j", vector=True), frame.sizes["j"]) for name in (key, value)]
+    return found, others[0], others[1]
+
+
+def whole(tensor: Tensor, length: int) -> Tensor:
+    """(b, h, 1 or length, ..) for all positions."""
+    return tensor if tensor.shape[2] == length else tensor.expand(-1, -1, length, -1)
+
+
+def decay_of(frame: Frame, name: str | None) -> Tensor | None:
+    """Log decays (b, h, t) or (b, h, t, f); b, h and t may be 1 long."""
+    if name is None:
+        return None
+    layout = [axis for axis in frame.layouts[name] if axis not in ("b", "h", "t", "1")]
+    return placed(frame, name, "t", vector=bool(layout))
+
+
+def placed(frame: Frame, name: str, along: str, *, vector: bool) -> Tensor:
+    """An array as (b, h, along), and its vector axis; an index that it does not vary over is 1 long."""
+    tensor, layout = frame.tensors[name], list(frame.layouts[name])
+    if vector:
+        last = next(at for at in reversed(range(len(layout))) if layout[at] not in ("b", "h", along))
+        tensor = tensor.movedim(last, -1)
+        layout.pop(last)
+    places = [layout.index(axis) if axis in layout else None for axis in ("b", "h", along)]
+    rest = [at for at in range(len(layout)) if at not in places]  # declared to be 1 long
+    kept = [place for place in places if place is not None]
+    tail = [len(layout)] if vector else []
+    tensor = tensor.permute([*rest, *kept, *tail])
+    tensor = tensor.reshape(tensor.shape[len(rest) :]) if rest else tensor
+    for at, place in enumerate(places):
+        if place is None:
+            tensor = tensor.unsqueeze(at)
+    return tensor
+
+
+CARRY, RECUR = Carrying(), Recurring()
