@@ -13,6 +13,7 @@ from attnc.compiler.build import unlowered
 from attnc.compiler.composition import Attend
 from attnc.compiler.decompose import Decomposer, depends, is_pointwise, vector
 from attnc.compiler.ir import Node, walk
+from attnc.compiler.selection import choose, steered
 from attnc.compiler.streaming import Softmax, stream
 from attnc.dsl.terms import Input
 from attnc.dsl.types import Base, Type
@@ -243,11 +244,17 @@ class Attention:
         return make("dot", q, k, type=vector(Base.REAL, "bhij"), attribute="d", span=node.span)
 
     def membership(self, node: Node) -> Node:
-        """A position or distance in a list of the call, or in blocks that no tensor steers, as the text has it."""
+        """A position or distance in a list of the call, a key in a selection, or in blocks that no tensor steers."""
         element, collection = node.args
-        steered = any(one.op == "input" for one in walk(collection))
-        if collection.type.selects is not None and (steered or (self.row, self.key) != ("i", "j")):
-            raise unlowered(node, "a selection that steers which pairs are live")
+        if collection.type.selects is not None and (self.row, self.key) != ("i", "j"):
+            raise unlowered(node, "a selection that steers which pairs of other rows and keys are live")
+        if steered(collection):
+            if element.op != "index" or element.attribute != "j":
+                raise unlowered(node, "asking a selection for anything but the key `j` in a softmax")
+            lists = choose(self.at, collection)
+            name = str(lists.attribute)
+            self.inputs[name] = self.at.inputs[name]
+            return self.graph.make("member", element, lists, type=node.type, span=node.span)
         if collection.type.selects is None:
             lowered = self.at.array(collection)
             return self.graph.make("member", self.transcribe(element), self.alias(lowered), type=node.type)

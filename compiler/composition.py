@@ -47,6 +47,59 @@ class Attend:
 
 
 @dataclass(frozen=True)
+class Order:
+    """Positions of one side sorted by `group` (an int; None: all are in one), those alone for which `live` holds.
+
+    Both read arrays. `indices`: which of b and h the order differs by.
+    """
+
+    group: Node | None
+    live: Node | None
+    indices: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Moved:
+    """The array `source`, over positions of a side (`i` or `j`), in that side's order: the array `name` over slots."""
+
+    name: str
+    source: str
+    side: str
+    operand: bool  # one of query, key and value; else laid out as its source, and by the order's indices
+
+
+@dataclass(frozen=True)
+class Range:
+    """Arrays over rows: the slots `first` .. `last` of the row's group whose positions are in low <= j < high."""
+
+    first: str
+    last: str
+    low: Node | None
+    high: Node | None
+
+
+@dataclass(frozen=True)
+class Regroup:
+    """An `Attend` whose rows, keys, or both are in an order of their own, which tensors decide: by group, or only some.
+
+    `attend` reads arrays over slots: `moved` ones, `positions` (by side: global positions, past every other in empty
+    slots) and `ranges`. Its output is put back at the rows' positions; a row that takes no part gives 0, and -inf as
+    `lse`. Costs the pairs inside of the groups.
+    """
+
+    name: str
+    lse: str
+    attend: Attend
+    rows: Order | None
+    keys: Order | None
+    row: str
+    key: str
+    positions: Mapping[str, str]
+    moved: tuple[Moved, ...]
+    ranges: tuple[Range, ...]
+
+
+@dataclass(frozen=True)
 class Extent:
     """Which keys a row of a carried sum sees: `all`; `lag`: j <= i - amount; `period`: j < (i // amount) * amount.
 
@@ -98,6 +151,32 @@ class Recur:
 
 
 @dataclass(frozen=True)
+class Choose:
+    """A selection by scores: which members of `axis` each row takes (see `runtime.choices`).
+
+    `form` is topk, threshold or mass; `amount` its count, bound or share. `score`, `condition` (which are candidates)
+    and `force` (which of them come first; None: none) are over b, h, `rows` and `axis`: i or a declared axis of i, and
+    a declared axis of j, or j. They are evaluated for some rows at a time: memory is that of a chunk of rows times the
+    members. Nothing of it has a gradient.
+
+    Leaves `name` (b, heads, lines; entries), int32: each row's members, ascending, -1 at the end. `heads` are all query
+    heads (`each`), the first of each key head (`group`), or 1 (`one`); lines are the rows, or the members of the axis
+    `rows` from the first that holds a query on. Entries: the count, or for a threshold and a mass the most that a row
+    takes.
+    """
+
+    name: str
+    form: str
+    axis: str
+    rows: str
+    heads: str
+    score: Node
+    amount: Node | None
+    condition: Node
+    force: Node | None
+
+
+@dataclass(frozen=True)
 class Sequential:
     """A `scan` block of no known form: its steps at one position after the other. Correct, and slow."""
 
@@ -106,7 +185,7 @@ class Sequential:
     reason: str
 
 
-Step = Compute | Attend | Carry | Recur | Sequential
+Step = Compute | Attend | Regroup | Carry | Recur | Choose | Sequential
 
 
 @dataclass(frozen=True)
@@ -140,4 +219,4 @@ class Composition:
     @property
     def is_one_softmax(self) -> bool:
         """Whether the result is one softmax over keys, or a merge: its rows have a log-sum-exp."""
-        return isinstance(self.steps[-1], Attend) and self.output_axes == ("b", "h", "i", "e")
+        return isinstance(self.steps[-1], Attend | Regroup) and self.output_axes == ("b", "h", "i", "e")

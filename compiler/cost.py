@@ -11,7 +11,7 @@ from attnc.compiler.algebra import Algebra, Expr
 from attnc.compiler.composition import Carry, Recur
 from attnc.compiler.describe import formula
 from attnc.compiler.ir import Graph, Node
-from attnc.compiler.plan import Bounds, Diagonals, Domain, Grid, KeySet, Listed, Plan, Stepped
+from attnc.compiler.plan import Bounds, Diagonals, Domain, Grid, KeySet, Listed, Plan, Selected, Stepped
 from attnc.dsl.terms import Input
 
 
@@ -22,12 +22,21 @@ def cost_formulas(plan: Plan) -> list[str]:
     lines = []
     for name, branch in zip(names, plan.branches, strict=True):
         lines.append(f"{name} = B*H * sum over i of the keys of row i:")
+        if branch.selected is not None:
+            lines.append(f"    at most {listed_keys(branch.selected)}")
+            continue
         lines += [f"    {keys}" for keys in row_keys(branch.domain)] or ["    0"]
     total = " + ".join(names)
     lines.append(f"FLOPs = 2*(D + E) * {f'({total})' if branches > 1 else total}")
     results = "E" if branches == 1 else f"{branches}*E"
     lines.append(f"bytes = (B*H*N*(D + {results}) + B*Hk*M*(D + E)) * itemsize + {4 * branches}*B*H*N")
     return lines
+
+
+def listed_keys(selected: Selected) -> str:
+    """How many keys a row has of those that its line lists."""
+    width = "one" if selected.width is None else formula(selected.width)
+    return f"{width} for each entry of {selected.members}"
 
 
 @dataclass(frozen=True)

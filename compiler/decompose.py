@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from attnc.compiler.build import build_term, unlowered
 from attnc.compiler.composition import Compute, Step
 from attnc.compiler.ir import Graph, Node
+from attnc.compiler.needs import needs
 from attnc.compiler.ops import OPS
-from attnc.compiler.plan import Blocks
+from attnc.compiler.plan import Blocks, Selected
 from attnc.compiler.simplify import simplify
 from attnc.dsl.terms import Axis, Input, Pattern, Term
 from attnc.dsl.types import Base, Type
@@ -33,12 +34,16 @@ class Decomposer:
         self.inputs = {name: Input(name, Base.REAL, axes, None, span=pattern.span) for name, axes in BUILT_IN.items()}
         self.inputs |= {entry.name: entry for entry in pattern.inputs}
         self.axes: dict[str, Axis] = {axis.name: axis for axis in pattern.axes}
+        self.selected: dict[str, Selected] = {}  # the lists that selections left, by the names of their steps
+        self.chosen: dict[Node, Node] = {}  # what reads the lists of a selection
+        self._needs: dict[Node, Node] = {}
         self._lowered: dict[Node, Node] = {}
         self._arrays: dict[Node, str] = {}
         self._copies: dict[Node, str] = {}
 
     def finish(self, root: Node) -> None:
         """The steps of a result; the last one leaves it."""
+        self._needs = needs(self.graph, root)
         lowered = self.lower(root)
         last = self.steps[-1] if self.steps else None
         if lowered.op == "input" and last is not None and lowered.attribute == last.name:
@@ -60,22 +65,30 @@ class Decomposer:
             raise self.refused(node)
         return self.graph.rebuild(node, tuple(self.lower(arg) for arg in node.args))
 
+    def need(self, node: Node) -> Node:
+        """Where a value of the text matters: a bool over some of its indices (see `compiler.needs`)."""
+        return self._needs.get(node) or self.graph.literal(True)
+
     def refused(self, node: Node) -> Exception:
         """The error for a value over pairs; the place is the reduction or product that asks for it."""
         over = " and ".join(sorted(self.long(node)))
         return unlowered(node, f"a value over all pairs of {over} (`{node.op}`)")
 
     def long(self, node: Node) -> frozenset[str]:
-        """The indices of a node that grow with the sequence: positions and blocks; segments are few."""
+        """The indices of a node that grow with the sequence, chosen from or not: positions, blocks; segments are few."""
         return frozenset(
             name
-            for name in node.type.indices
+            for name in {*node.type.indices, node.type.selects}
             if name in SEQUENCES or (name in self.axes and self.axes[name].kind == "blocks")
         )
 
     def over_pairs(self, node: Node) -> bool:
         """Whether a value has an element for each pair of positions."""
-        return len(self.long(node)) > 1 or node.type.selects is not None
+        return len(self.long(node)) > 1
+
+    def over_queries(self, name: str) -> bool:
+        """Whether a name is a declared axis of the queries."""
+        return name in self.axes and self.axes[name].over == "i"
 
     def term(self, term: Term) -> Node:
         """The node of a term of the checked tree, such as the size of an axis."""

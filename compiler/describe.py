@@ -4,9 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from attnc.compiler.composition import Attend, Carry, Compute, Extent, Recur, Sequential, Step
+from attnc.compiler.composition import (
+    Attend,
+    Carry,
+    Choose,
+    Compute,
+    Extent,
+    Order,
+    Recur,
+    Regroup,
+    Sequential,
+    Step,
+)
 from attnc.compiler.ir import Node, text
-from attnc.compiler.plan import Diagonals, Domain, Grid, KeySet, Listed, Rows, Stepped
+from attnc.compiler.plan import Branch, Diagonals, Domain, Grid, KeySet, Listed, Rows, Stepped
+from attnc.compiler.schedule import SHARED_ROWS, WIDE_ENTRY
 
 SIZES = {"b": "B", "h": "H", "i": "N", "j": "M", "t": "M", "d": "D", "e": "E", "offset": "offset"}
 INFIX = {
@@ -25,6 +37,7 @@ INFIX = {
     "mod": ("%", 6),
     "pow": ("**", 8),
 }
+HEADS = {"each": "each query head", "group": "each key head", "one": "all heads"}
 CALLS = {"minimum": "min", "maximum": "max", "to_real": "real"}
 
 
@@ -47,6 +60,8 @@ def formula(node: Node, above: int = 0) -> str:
     if node.op in ("take", "rename"):
         place = formula(node.args[1]) if node.op == "take" else str(node.attribute[1])  # type: ignore[index]
         return f"{formula(node.args[0], 9)}[{place}]"
+    if node.op in ("start", "stop"):
+        return f"{node.attribute}.{node.op}"
     if not node.args:
         if isinstance(node.attribute, bool):
             return str(node.attribute).lower()
@@ -61,6 +76,20 @@ def describe_domain(domain: Domain, key: str = "j") -> str:
         lines.append("keys: none; the condition is never true")
     lines += [f"keys: {line}" for key_set in domain.key_sets for line in describe_keys(key_set, key)]
     return "\n".join(lines)
+
+
+def describe_branch(branch: Branch) -> str:
+    """Which keys the rows of a branch see."""
+    selected = branch.selected
+    if selected is None:
+        return describe_domain(branch.domain)
+    entry = "one key" if selected.width is None else f"{formula(selected.width)} keys"
+    line = "a line a row" if selected.row_block is None else f"a line for {formula(selected.row_block)} rows"
+    return (
+        f"rows: stay where {SHARED_ROWS} or more share a line, or an entry has fewer than {WIDE_ENTRY} keys; else keys do\n"
+        f"keys: listed by {selected.members}, {line}, {entry} an entry\n"
+        f"keys: mask: {formula(branch.condition)}"
+    )
 
 
 def describe_passes(passes: Sequence[Domain]) -> str:
@@ -140,6 +169,8 @@ def describe_step(step: Step) -> str:
                 f"{step.name}, {step.lse}: softmax over {step.keys} of rows {step.rows}; "
                 f"q = {step.query}, k = {step.key}, v = {step.value}; score {scores}"
             )
+        case Regroup():
+            return describe_regroup(step)
         case Carry():
             total = "" if step.total is None else f", {step.total}"
             decay = "" if step.decay is None else f"; log decay {step.decay}"
@@ -153,6 +184,13 @@ def describe_step(step: Step) -> str:
                 f"{step.name}: a state with a change of rank one, read after each position; "
                 f"q = {step.query}, k = {step.key}, v = {step.value}, x = {step.left}, y = {step.right}{decay}"
             )
+        case Choose():
+            amount = "" if step.amount is None else f", {formula(step.amount)}"
+            force = "" if step.force is None else f", first {formula(step.force)}"
+            return (
+                f"{step.name}: {step.form} of {step.axis}{amount} for each {step.rows}, {HEADS[step.heads]}, by chunks of "
+                f"rows with torch; candidates {formula(step.condition)}{force}; score {text(step.score).removeprefix('return ')}"
+            )
         case Sequential():
             return f"{step.name}: one position after the other: {step.reason}"
 
@@ -165,3 +203,18 @@ def describe_extent(extent: Extent) -> str:
         back = "" if amount == "0" else f" - {amount}"
         seen = f"j <= i{back}" if extent.kind == "lag" else f"j < i // {amount} * {amount}"
     return seen if extent.same is None else f"{seen} and {extent.same}[i] == {extent.same}[j]"
+
+
+def describe_regroup(step: Regroup) -> str:
+    """Which rows and keys take part, in what order, and the attention over them."""
+
+    def side(name: str, order: Order | None) -> str:
+        parts = [f"{name} in their order" if order is None else name]
+        if order is not None and order.live is not None:
+            parts.append(f"where {formula(order.live)}")
+        if order is not None and order.group is not None:
+            parts.append(f"sorted by {formula(order.group)}")
+        return " ".join(parts)
+
+    inner = describe_step(step.attend).partition(": ")[2]
+    return f"{step.name}, {step.lse}: {side('rows', step.rows)}, {side('keys', step.keys)}: {inner}"

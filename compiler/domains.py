@@ -107,7 +107,7 @@ class DomainBuilder:
             keys.digits[atom] = constraint
         elif isinstance(constraint, Congruence):
             keys.residues[atom] = constraint
-        elif (bounds := self.tables.equal_bounds(atom, self.roles)) is not None:
+        elif (bounds := self.tables.bounds_of(atom, self.roles)) is not None:
             outer, inner = bounds
             keys.lows.append(outer.lo)
             keys.highs.append(outer.hi)

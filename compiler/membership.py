@@ -1,4 +1,4 @@
-"""Conditions that a table answers: equal tables, lists of keys, lists of distances, fixed random blocks.
+"""Conditions that a table answers: equal and ordered tables, lists of keys, lists of distances, fixed random blocks.
 
 Each becomes a derived table (a prologue makes it once a call, linear in the sequence) and a walk or bounds
 that read it.
@@ -14,12 +14,14 @@ import sympy
 from attnc.compiler.algebra import Algebra
 from attnc.compiler.build import unlowered
 from attnc.compiler.ir import Graph, Node, substitute, walk
+from attnc.compiler.ops import OPS
 from attnc.compiler.plan import Blocks, Bounds, Derived, Diagonals, Listed
 from attnc.compiler.reach import reach
 from attnc.compiler.simplify import is_literal
 from attnc.dsl.types import Base, Type
 
 SHARED = frozenset({"b", "h"})
+READABLE = frozenset({"literal", "parameter", "size", "index", "input", "take", "rename"})  # in a derived table
 FARTHEST = 4  # a table of ranks is at most so many times as long as the sequence
 
 
@@ -75,6 +77,10 @@ class Tables:
     def part(self, derived: Derived, part: str, indices: frozenset[str], axes: tuple[str, ...] = ()) -> Node:
         return self.graph.make("derived", type=Type(Base.INT, indices, axes), attribute=f"{derived.name}.{part}")
 
+    def bounds_of(self, atom: Node, roles: Roles) -> tuple[Bounds, Bounds] | None:
+        """The bounds (outer, inner) that a table of ints gives; None for another form."""
+        return self.equal_bounds(atom, roles) or self.ordered_bounds(atom, roles)
+
     def equal_bounds(self, atom: Node, roles: Roles) -> tuple[Bounds, Bounds] | None:
         """The bounds (outer, inner) of `x(row) == y(key)` for two int tables; None for another form."""
         if atom.op != "eq" or any(arg.type.base is not Base.INT for arg in atom.args):
@@ -82,12 +88,35 @@ class Tables:
         for x, y in (atom.args, atom.args[::-1]):
             if x.depends_on(roles.key) or y.depends_on(roles.row):
                 continue
-            parts = ("lo", "hi", "inner_lo", "inner_hi")
-            derived = self.table("equal_bounds", (x, y), parts, roles.key)
-            indices = (x.type.indices | y.type.indices) - {roles.key}
-            lo, hi, inner_lo, inner_hi = (self.part(derived, part, indices) for part in derived.parts)
-            return Bounds(lo, hi), Bounds(inner_lo, inner_hi)
+            return self.bounds("equal_bounds", x, y, roles.key)
         return None
+
+    def ordered_bounds(self, atom: Node, roles: Roles) -> tuple[Bounds, Bounds] | None:
+        """The bounds (outer, inner) of `x(row) <= y(key)`, `<` and `>=`, for ints of tables; None for another form.
+
+        Exact where y ascends or descends along the keys; else the hull of the keys where it holds.
+        """
+        if atom.op not in ("lt", "le") or any(arg.type.base is not Base.INT for arg in atom.args):
+            return None
+        difference = self.algebra.difference(*atom.args)
+        terms = sympy.Add.make_args(difference)
+        of_key = [term for term in terms if self.algebra.contains(term, roles.key)]
+        if any(self.algebra.contains(term, roles.row) for term in of_key) or not of_key:
+            return None
+        y = self.algebra.node(sympy.Add(*of_key))
+        rest = sympy.Add(*of_key) - difference - (1 if atom.op == "lt" else 0)
+        x = self.algebra.node(sympy.expand(rest))
+        if any(node.op not in READABLE and not OPS[node.op].pointwise for node in walk(x, y)):
+            return None
+        return self.bounds("ordered_bounds", x, y, roles.key)
+
+    def bounds(self, kind: str, x: Node, y: Node, key: str) -> tuple[Bounds, Bounds]:
+        """Outer and inner bounds from a derived table of an int of the row and one of the key."""
+        parts = ("lo", "hi", "inner_lo", "inner_hi")
+        derived = self.table(kind, (x, y), parts, key)
+        indices = (x.type.indices | y.type.indices) - {key}
+        lo, hi, inner_lo, inner_hi = (self.part(derived, part, indices) for part in parts)
+        return Bounds(lo, hi), Bounds(inner_lo, inner_hi)
 
     def member(self, atom: Node, key: str) -> Member | None:
         """How to visit the keys of `key in collection` or `i - j in collection`; None for another form."""

@@ -74,4 +74,6 @@ OPS: dict[str, OpInfo] = {
     "symmetric": OpInfo(),
     # `unmatrix`: the first vector axis as the index named by attribute, the inverse of `matrix`
     "unmatrix": OpInfo(),
+    # `fold`: the vectors of each block end to end: attribute (index, its axis of blocks, last first); 0 where none is
+    "fold": OpInfo(),
 }

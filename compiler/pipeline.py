@@ -10,9 +10,10 @@ from attnc.compiler.algebra import Algebra
 from attnc.compiler.attention import attend
 from attnc.compiler.build import build, unlowered
 from attnc.compiler.carrying import carry_sums, run_scans
-from attnc.compiler.composition import Attend, Composition, Step
+from attnc.compiler.composition import Attend, Composition, Regroup, Step
 from attnc.compiler.decompose import Decomposer, Rule
-from attnc.compiler.describe import describe_domain, describe_passes, describe_step
+from attnc.compiler.describe import describe_branch, describe_passes, describe_step
+from attnc.compiler.grouping import regroup
 from attnc.compiler.ir import Graph, Node, text, walk
 from attnc.compiler.membership import Tables
 from attnc.compiler.plan import Plan, Requirement
@@ -23,7 +24,7 @@ from attnc.compiler.transpose import Transposer
 from attnc.dsl.terms import Pattern
 
 # What `decompose` tries on a value, in order: the first rule that knows it makes its steps.
-RULES: tuple[Rule, ...] = (attend, run_scans, carry_sums)
+RULES: tuple[Rule, ...] = (regroup, attend, run_scans, carry_sums)
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def compose(pattern: Pattern, observe: Observe | None = None) -> Composition:
     report(Stage("steps", "\n".join(describe_step(step) for step in parts.steps), tuple(parts.notes)))
     for plan in plans(parts.steps):
         for branch in plan.branches:
-            report(Stage("domains", describe_domain(branch.domain), branch.domain.notes))
+            report(Stage("domains", describe_branch(branch), branch.domain.notes))
 
     return Composition(
         name=pattern.name,
@@ -85,7 +86,8 @@ def compose(pattern: Pattern, observe: Observe | None = None) -> Composition:
 
 def plans(steps: Iterable[Step]) -> list[Plan]:
     """The plans of the steps that stream keys."""
-    return [step.plan for step in steps if isinstance(step, Attend)]
+    attends = (step.attend if isinstance(step, Regroup) else step for step in steps)
+    return [step.plan for step in attends if isinstance(step, Attend)]
 
 
 def lower(pattern: Pattern) -> Plan:
@@ -111,6 +113,9 @@ def transpose(plan: Plan, observe: Observe | None = None) -> Plan:
     tables = Tables(plan.graph, algebra, plan.blocks, plan.derived)
     branches = []
     for branch in plan.branches:
+        if branch.selected is not None:  # its lists are turned around in the call
+            branches.append(branch)
+            continue
         passes = Transposer(plan.graph, algebra, tables).passes(branch.condition)
         branches.append(replace(branch, transposed=passes))
         notes = tuple(note for domain in passes for note in domain.notes)

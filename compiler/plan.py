@@ -155,7 +155,8 @@ class Domain:
 class Derived:
     """A table that a prologue makes before the kernel runs; linear in the sequence.
 
-    kinds: `equal_bounds` (args row side, key side: the four bounds of equal keys; attribute: the key index, j or i),
+    kinds: `equal_bounds` (args row side, key side: the four bounds of equal keys; attribute: the key index, j or i), `ordered_bounds` (the same
+    of the keys whose int is at most the row's),
     `listing` (arg: an int vector; its distinct entries in 0 .. last, sorted, and the ranks of 0 .. last + 1, where
     last = attribute * max(N, M)), `tabulated` (arg: an int of i - j; indexed by i - j + M), `block_list` (args score,
     count, condition, force, width of the blocks; attribute: their axis: a selection that no tensor steers, a line per
@@ -179,8 +180,24 @@ class Requirement:
 
 
 @dataclass(frozen=True)
+class Selected:
+    """The keys of a branch as an array of the call lists them.
+
+    `members`: an int32 input (B, 1 | Hk | H, lines, entries), each line ascending, -1 at its end. An entry is a key or,
+    where `width` is set, the block of keys entry * width + 0 .. width (short at the end of the sequence). Row i has
+    line i - offset or, where `row_block` is set, line i // row_block - offset // row_block.
+    """
+
+    members: str
+    width: Node | None
+    row_block: Node | None
+
+
+@dataclass(frozen=True)
 class Branch:
     """One softmax over the domain's keys and its sum of values.
+
+    With `selected`, the keys are those it lists as far as `condition` holds, and the domain is empty.
 
     `score`: natural logits, over (b, h, i, j); the only dots in it are q @ k. `sink`: a logit that joins the
     denominator. `transposed`: disjoint domains with the roles of i and j swapped, that hold every live pair once;
@@ -192,6 +209,7 @@ class Branch:
     domain: Domain
     sink: Node | None
     transposed: tuple[Domain, ...] = ()
+    selected: Selected | None = None
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,19 @@ def backward_shape(width: int, itemsize: int, side: str, kind: str) -> TileShape
     return TileShape(64, 128, 4, 2) if width <= 64 and kind == "long" else TileShape(64, 32, 4, 3)
 
 
+SHARED_ROWS = 16  # rows that share a line of a selection from which on they stay, however wide its entries
+WIDE_ENTRY = 16  # keys of an entry from which on keys stay where fewer rows share
+
+
+def rows_stay(rows: int, width: int) -> bool:
+    """How listed pairs are gathered: a tile keeps the `rows` that share a line, or the `width` keys of one entry.
+
+    Rows that stay have all their keys in one softmax, but each tile gathers its own; keys that stay are shared by all
+    rows that name them, whose parts are joined afterwards. A tile of fewer than 16 on its own side wastes a product.
+    """
+    return rows >= SHARED_ROWS or width < WIDE_ENTRY
+
+
 @dataclass(frozen=True)
 class Split:
     """A program list: (tile, part, parts, slot) each; slot -1 writes the result itself.

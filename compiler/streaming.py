@@ -9,9 +9,10 @@ from attnc.compiler import verify
 from attnc.compiler.algebra import Algebra
 from attnc.compiler.decompose import Decomposer
 from attnc.compiler.domains import DomainBuilder
-from attnc.compiler.ir import Graph, Node
+from attnc.compiler.ir import Node
 from attnc.compiler.membership import Tables
-from attnc.compiler.plan import Branch, Plan
+from attnc.compiler.plan import Branch, Domain, Plan, Rows
+from attnc.compiler.selection import split
 from attnc.compiler.tabulate import tabulate
 from attnc.dsl.terms import Input
 
@@ -30,7 +31,7 @@ def stream(at: Decomposer, softmaxes: Sequence[Softmax], inputs: Mapping[str, In
     graph, pattern = at.graph, at.pattern
     algebra = Algebra(graph)
     tables = Tables(graph, algebra, at.blocks())
-    branches = tuple(_branch(graph, algebra, tables, softmax) for softmax in softmaxes)
+    branches = tuple(branch for softmax in softmaxes for branch in _branches(at, algebra, tables, softmax))
     for branch in branches:
         verify.branch(branch)
     plan = Plan(
@@ -39,7 +40,7 @@ def stream(at: Decomposer, softmaxes: Sequence[Softmax], inputs: Mapping[str, In
         parameters=pattern.parameters,
         inputs=tuple(inputs.values()),
         branches=branches,
-        merged=merged,
+        merged=merged or len(branches) > 1,
         derived=tuple(tables.derived),
         graph=graph,
         blocks=tables.axes,
@@ -48,8 +49,21 @@ def stream(at: Decomposer, softmaxes: Sequence[Softmax], inputs: Mapping[str, In
     return plan
 
 
-def _branch(graph: Graph, algebra: Algebra, tables: Tables, softmax: Softmax) -> Branch:
+def _branches(at: Decomposer, algebra: Algebra, tables: Tables, softmax: Softmax) -> list[Branch]:
+    """A branch of the keys in closed form, and one of those that a selection lists, where there is one."""
+    graph = at.graph
     score = tables.readable(tabulate(graph, softmax.score, tables))
-    condition = tabulate(graph, softmax.condition, tables)
-    domain = DomainBuilder(graph, algebra, tables).build(condition)
-    return Branch(score, condition, domain, softmax.sink)
+    parts = split(graph, softmax.condition)
+    closed = softmax.condition if parts is None else parts.closed
+    branches = []
+    if closed is None and softmax.sink is not None:
+        closed = graph.literal(False)  # a branch of no key has the sink
+    if closed is not None:
+        condition = tabulate(graph, closed, tables)
+        domain = DomainBuilder(graph, algebra, tables).build(condition)
+        branches.append(Branch(score, condition, domain, softmax.sink))
+    if parts is not None:
+        rest = tables.readable(tabulate(graph, parts.rest, tables))
+        selected = at.selected[str(parts.members.attribute)]
+        branches.append(Branch(score, rest, Domain((), Rows()), None, selected=selected))
+    return branches

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from attnc.compiler import plan as plans
-from attnc.compiler.composition import Attend, Carry, Compute, Recur, Sequential, Step
+from attnc.compiler.composition import Attend, Carry, Choose, Compute, Recur, Regroup, Sequential, Step
 from attnc.compiler.ir import Node, pointwise_type, text, walk
 from attnc.compiler.ops import OPS
 from attnc.dsl.diagnostics import InternalError
@@ -41,11 +41,27 @@ def step_reads(step: Step) -> list[str]:
             return [str(one.attribute) for one in walk(node) if one.op == "input"]
         case Attend():
             return [step.query, step.key, step.value, *(entry.name for entry in step.plan.inputs)]
+        case Choose():
+            parts = [step.score, step.condition, *(part for part in (step.amount, step.force) if part is not None)]
+            return [str(one.attribute) for one in walk(*parts) if one.op == "input"]
+        case Regroup():
+            return regroup_reads(step)
         case Carry():
             read = [step.query, step.key, step.value, step.decay, step.extent.same]
         case Recur():
             read = [step.query, step.key, step.value, step.decay, step.left, step.right]
     return [name for name in read if name is not None]
+
+
+def regroup_reads(step: Regroup) -> list[str]:
+    """What attention in an order of its own reads: not what the step itself makes for it."""
+    made = {*step.positions.values(), *(moved.name for moved in step.moved)}
+    made |= {name for one in step.ranges for name in (one.first, one.last)}
+    nodes = [node for order in (step.rows, step.keys) if order for node in (order.group, order.live)]
+    nodes += [node for one in step.ranges for node in (one.low, one.high)]
+    read = [str(one.attribute) for node in nodes if node for one in walk(node) if one.op == "input"]
+    read += [name for name in step_reads(step.attend) if name not in made]
+    return [*read, *(moved.source for moved in step.moved)]
 
 
 def branch(lowered: plans.Branch) -> None:

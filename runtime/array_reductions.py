@@ -115,15 +115,17 @@ def over_members(at: Arrays, part: Reduced, axis: str, within: str) -> Reduced:
 def windows(tensor: Tensor, dim: int, members: Members, first: int) -> tuple[Tensor, Tensor | None]:
     """Dimension `dim` (positions from `first` on) as (members, width), and which of these are there; None: all."""
     count, width, stride = members.count, members.width, members.stride
+    start = members.first * stride
+    first, length = first - start, members.length - start  # from the first of the members on
     needed = (count - 1) * stride + width if count else 0
-    after = max(needed - members.length, 0)
+    after = max(needed - length, 0)
     if first or after:
         padding = [0, 0] * (tensor.dim() - dim - 1) + [first, after]
         tensor = torch.nn.functional.pad(tensor, padding)
     real = None
     if first or after:
         place = torch.arange(count, device=tensor.device)[:, None] * stride + torch.arange(width, device=tensor.device)
-        real = (place >= first) & (place < members.length)
+        real = (place >= first) & (place < length)
     tensor = tensor.narrow(dim, 0, min(needed, tensor.shape[dim]))
     if count == 0 or width == 0:
         shape = list(tensor.shape)
@@ -235,6 +237,22 @@ def denominator(total: Tensor, eps: Tensor | None, floor: Tensor | None) -> Tens
     return torch.where(total == 0, torch.full_like(total, math.inf), total)
 
 
+def _fold(at: Arrays, node: Node) -> Tensor:
+    """The vectors of each block end to end, zeros for positions that are not there."""
+    (arg,) = node.args
+    assert isinstance(node.attribute, tuple)
+    index, axis, reverse = node.attribute
+    own = arg.type.ordered_indices()
+    place = own.index(str(index))
+    tensor = at.full(at.value(arg), place, str(index))
+    first = at.frame.offset if index == "i" else 0
+    blocks, _ = windows(tensor, place, at.frame.axis(str(axis)), first)
+    if reverse:
+        blocks = blocks.flip(place + 1)
+    blocks = blocks.movedim(place + 1, -2).flatten(-2)
+    return arranged(blocks, [str(axis) if name == index else name for name in own], 1)
+
+
 def _argmax(at: Arrays, node: Node) -> Tensor:
     """Global position of the largest score, ties to the lowest; -1 where there is no candidate."""
     axis = str(node.attribute)
@@ -263,4 +281,5 @@ RULES |= {
     "softmax": _softmax,
     "normalize": _normalize,
     "argmax": _argmax,
+    "fold": _fold,
 }

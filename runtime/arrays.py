@@ -25,19 +25,26 @@ from attnc.runtime.scalars import of_node, of_term
 
 @dataclass(frozen=True)
 class Members:
-    """The members of a declared axis in one call: member n covers n * stride .. n * stride + width, up to `length`."""
+    """The members of a declared axis in one call: member n covers n * stride .. n * stride + width, up to `length`.
+
+    `first`: the number of the member at place 0, where a frame has some of the rows only.
+    """
 
     over: str
     count: int
     width: int
     stride: int
     length: int
+    first: int = 0
+
+    def numbers(self, device: torch.device) -> Tensor:
+        return torch.arange(self.first, self.first + self.count, device=device)
 
     def starts(self, device: torch.device) -> Tensor:
-        return (torch.arange(self.count, device=device) * self.stride).clamp(max=self.length)
+        return (self.numbers(device) * self.stride).clamp(max=self.length)
 
     def stops(self, device: torch.device) -> Tensor:
-        return (torch.arange(self.count, device=device) * self.stride + self.width).clamp(max=self.length)
+        return (self.numbers(device) * self.stride + self.width).clamp(max=self.length)
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,7 @@ class Frame:
     real: torch.dtype
     device: torch.device
     members: dict[str, Members] = field(default_factory=dict)
+    totals: Mapping[str, int] = field(default_factory=dict)  # lengths as the text has them, where these are a part's
 
     def axis(self, name: str) -> Members:
         """The members of a declared axis."""
@@ -195,6 +203,8 @@ class Arrays:
 
     def positions(self, name: str) -> Tensor:
         """Positions along an index; global for i."""
+        if name in self.frame.axes:
+            return self.frame.axis(name).numbers(self.frame.device)
         return self.row_positions if name == "i" else torch.arange(self.length(name), device=self.frame.device)
 
     def scalar(self, node: Node, value: object) -> Tensor:
@@ -202,7 +212,7 @@ class Arrays:
 
     def integer(self, node: Node) -> int:
         """An int of parameters and sizes."""
-        sizes = {**self.frame.sizes, **{name: self.frame.length(name) for name in self.frame.axes}}
+        sizes = {**self.frame.sizes, **{name: self.frame.length(name) for name in self.frame.axes}, **self.frame.totals}
         return _whole(of_node(node, self.frame.parameters, sizes))
 
 
@@ -218,7 +228,8 @@ def _parameter(at: Arrays, node: Node) -> Tensor:
 
 
 def _size(at: Arrays, node: Node) -> Tensor:
-    return at.scalar(node, at.frame.length(str(node.attribute)))
+    name = str(node.attribute)
+    return at.scalar(node, at.frame.totals.get(name) or at.frame.length(name))
 
 
 def _index(at: Arrays, node: Node) -> Tensor:
@@ -285,8 +296,8 @@ def _shift(at: Arrays, node: Node) -> Tensor:
         raise InternalError("rows are read at other rows in a chunk")
     tensor = at.full(at.value(source), place, along).movedim(place, len(own) - 1)
     rest = [name for name in own if name != along]
-    origin = at.frame.offset if along == "i" else 0
-    return _gathered(at, node, tensor, rest, position, origin)
+    origin = at.frame.offset if along == "i" else at.frame.axis(along).first if along in at.frame.axes else 0
+    return gathered(at, node, tensor, rest, position, origin)
 
 
 def _take(at: Arrays, node: Node) -> Tensor:
@@ -294,10 +305,10 @@ def _take(at: Arrays, node: Node) -> Tensor:
     source, position = node.args
     own = source.type.ordered_indices()
     place = len(own) + source.type.axes.index(str(node.attribute))
-    return _gathered(at, node, at.value(source).movedim(place, len(own)), own, position, 0)
+    return gathered(at, node, at.value(source).movedim(place, len(own)), own, position, 0)
 
 
-def _gathered(at: Arrays, node: Node, tensor: Tensor, rest: Sequence[str], position: Node, origin: int) -> Tensor:
+def gathered(at: Arrays, node: Node, tensor: Tensor, rest: Sequence[str], position: Node, origin: int) -> Tensor:
     """`tensor`: dimensions `rest`, then the one that is read at a position, then vector axes."""
     indices = layout((*rest, *position.type.indices))
     for place, name in enumerate(indices):

@@ -22,6 +22,9 @@ Operands = list[Tensor | None]
 class Carrying:
     """The kind of step: see `steps.Kind`."""
 
+    def again(self, step: Carry) -> bool:
+        return False
+
     def names(self, step: Carry) -> list[str]:
         return [step.name, *([step.total] if step.total else [])]
 
@@ -72,6 +75,9 @@ class Carrying:
 
 class Recurring:
     """The kind of step: see `steps.Kind`."""
+
+    def again(self, step: Recur) -> bool:
+        return False
 
     def names(self, step: Recur) -> list[str]:
         return [step.name]

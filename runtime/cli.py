@@ -94,7 +94,7 @@ def check(
         raise UsageError(f"no back end runs {dtype} on {device or 'this machine'}")
     columns = [f"{place.label}\n{short(place.dtype)}" for place in places]
     title = "largest error against float64, of results and of gradients"
-    table = Table("pattern", "calls", *columns, "", title=title, box=box.SIMPLE)
+    table = Table("pattern", "causal", "calls", *columns, "", title=title, box=box.SIMPLE)
     failures: list[str] = []
     for file in files:
         try:
@@ -102,7 +102,7 @@ def check(
                 with console.status(f"{file.name}: {one.__name__}"):
                     table.add_row(*check_pattern(one, set_, shape, places, failures))
         except AttnError as error:
-            table.add_row(file.stem, "", *("" for _ in places), "[red]not checked[/]")
+            table.add_row(file.stem, "", "", *("" for _ in places), "[red]not checked[/]")
             failures.append(str(error))
     console.print(table)
     if failures:
@@ -117,21 +117,24 @@ def check_pattern(
     failures: list[str],
 ) -> list[str]:
     """The row of a pattern; what went wrong is added to `failures`."""
+    from attnc.compiler.causality import leaks
     from attnc.runtime.comparison import cases, compare_all
     from attnc.runtime.settings import settings
 
     name = str(pattern.__name__)
+    causal = "no" if leaks(pattern.pattern) else "yes"
     try:
         chosen = chosen_setting(pattern, set_, shape)
         tried = list(cases(pattern, chosen, settings(pattern.pattern, "check", pattern.known)))
         outcomes = [compare_all(tried, target) for target in targets]
     except AttnError as error:
         failures.append(str(error))
-        return [name, "", *("" for _ in targets), "[red]not compiled[/]"]
+        return [name, causal, "", *("" for _ in targets), "[red]not compiled[/]"]
     short_ones = [outcome for column in outcomes for outcome in column if not outcome.agrees]
     failures += [shortfall(outcome) for outcome in short_ones]
     return [
         name,
+        causal,
         str(len(tried)),
         *(cell(column) for column in outcomes),
         "[red]falls short[/]" if short_ones else "[green]ok[/]",

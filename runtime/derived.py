@@ -50,21 +50,57 @@ def equal_bounds(plan: Plan, table: Derived, call: Call) -> dict[str, Tensor]:
     one binary search: before `lo` all are below x, from `hi` on all are above, and between the inner bounds
     both agree with x. Exact for a sorted y, safe for any.
     """
-    row, key = ("j", "i") if table.attribute == "i" else ("i", "j")
-    x, y = (whole(plan, call, arg, index) for arg, index in zip(table.args, (row, key), strict=True))
-    indices = (table.args[0].type.indices | table.args[1].type.indices) - {key}
-    batch = torch.broadcast_shapes(x.shape[:2], y.shape[:2])
-    x = x.expand(*batch, call.sizes[row] if row in indices else 1).contiguous()
-    y = y.expand(*batch, call.sizes[key])
-    highest = y.cummax(-1).values.contiguous() if y.shape[-1] else y
-    lowest = y.flip(-1).cummin(-1).values.flip(-1).contiguous() if y.shape[-1] else y
+    x, y = sides(plan, table, call)
+    highest, lowest = running(y)
     bounds = {
         "lo": torch.searchsorted(highest, x),
         "hi": torch.searchsorted(lowest, x, right=True),
         "inner_lo": torch.searchsorted(lowest, x),
         "inner_hi": torch.searchsorted(highest, x, right=True),
     }
-    kept, first = frozenset(indices), call.offset if key == "i" else 0
+    return by_row(table, call, bounds)
+
+
+def ordered_bounds(plan: Plan, table: Derived, call: Call) -> dict[str, Tensor]:
+    """Bounds of the keys whose y is at most a row's x: from the first one to the last one.
+
+    Inside are the keys before the first whose y is larger, or those after the last, whichever are more: exact for a y
+    that ascends or descends.
+    """
+    x, y = sides(plan, table, call)
+    highest, lowest = running(y)
+    highest_back, lowest_back = running(y.flip(-1))  # the same from the other end
+    count = y.shape[-1]
+    lo = count - torch.searchsorted(lowest_back, x, right=True)
+    hi = torch.searchsorted(lowest, x, right=True)
+    before = torch.searchsorted(highest, x, right=True)
+    after = count - torch.searchsorted(highest_back, x, right=True)
+    ahead = before >= count - after
+    inner = torch.where(ahead, 0, after), torch.where(ahead, before, count)
+    return by_row(table, call, {"lo": lo, "hi": hi, "inner_lo": inner[0], "inner_hi": inner[1]})
+
+
+def sides(plan: Plan, table: Derived, call: Call) -> tuple[Tensor, Tensor]:
+    """The ints of the rows and of the keys, (b, h, rows or 1) and (b, h, keys)."""
+    row, key = ("j", "i") if table.attribute == "i" else ("i", "j")
+    x, y = (whole(plan, call, arg, index) for arg, index in zip(table.args, (row, key), strict=True))
+    batch = torch.broadcast_shapes(x.shape[:2], y.shape[:2])
+    x = x.expand(*batch, call.sizes[row] if table.args[0].depends_on(row) else 1).contiguous()
+    return x, y.expand(*batch, call.sizes[key])
+
+
+def running(y: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest of the ints up to each place, and the smallest from each place on: both ascend."""
+    if not y.shape[-1]:
+        return y, y
+    return y.cummax(-1).values.contiguous(), y.flip(-1).cummin(-1).values.flip(-1).contiguous()
+
+
+def by_row(table: Derived, call: Call, bounds: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Bounds (b, h, rows or 1), counted from the first key, over the indices that they vary over, as positions."""
+    row, key = ("j", "i") if table.attribute == "i" else ("i", "j")
+    kept = frozenset((table.args[0].type.indices | table.args[1].type.indices) - {key})
+    first = call.offset if key == "i" else 0
     return {part: without(bound if row in kept else bound.squeeze(-1), kept) + first for part, bound in bounds.items()}
 
 
@@ -151,6 +187,7 @@ def block_rows(plan: Plan, table: Derived, call: Call) -> dict[str, Tensor]:
 
 KINDS: dict[str, Callable[[Plan, Derived, Call], dict[str, Tensor]]] = {
     "equal_bounds": equal_bounds,
+    "ordered_bounds": ordered_bounds,
     "listing": listing,
     "tabulated": tabulated,
     "block_list": block_list,

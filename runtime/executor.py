@@ -20,6 +20,7 @@ from attnc.runtime.branches import join
 from attnc.runtime.call import Call
 from attnc.runtime.distances import Line, by_distance
 from attnc.runtime.evaluate import Environment
+from attnc.runtime.listed_executor import ListedRun
 from attnc.runtime.masks import Masks
 from attnc.runtime.scores import read_score
 from attnc.runtime.tiles import Group, Tiling
@@ -39,7 +40,13 @@ def execute(plan: Plan, call: Call, dtype: torch.dtype | None = None) -> tuple[T
     with torch.no_grad():
         # Branches are rounded once, after they are joined.
         own = dtype if len(plan.branches) == 1 else call.compute_dtype
-        return join([BranchRun(plan, branch, call).run(own) for branch in plan.branches], dtype)
+        return join([branch_output(plan, branch, call, own) for branch in plan.branches], dtype)
+
+
+def branch_output(plan: Plan, branch: Branch, call: Call, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """out (B, H, N, E) of `dtype` and lse (B, H, N) of one branch."""
+    run = BranchRun(plan, branch, call) if branch.selected is None else ListedRun(plan, branch, call)
+    return run.run(dtype)
 
 
 @dataclass
@@ -305,6 +312,9 @@ def _counts(plan: Plan, call: Call, *, masks: bool) -> Iterator[tuple[int, int]]
     """(visited, live) of every batch."""
     with torch.no_grad():
         for branch in plan.branches:
+            if branch.selected is not None:
+                yield from ListedRun(plan, branch, call).counts(masks=masks)
+                continue
             run = BranchRun(plan, branch, call)
             for group in run.tiling.groups() if call.sizes["i"] else ():
                 lanes = run.lanes(group)

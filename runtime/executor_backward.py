@@ -19,6 +19,7 @@ from attnc.runtime.call import Call
 from attnc.runtime.evaluate import Environment
 from attnc.runtime.executor import LOG2E, BranchRun, Lanes, Work
 from attnc.runtime.leaf_sums import Derivative, LeafSum
+from attnc.runtime.listed_executor import ListedBackward
 from attnc.runtime.scores import read_score
 from attnc.runtime.tiles import Group
 
@@ -28,7 +29,9 @@ def branch_backward(
 ) -> BranchGradients:
     """The gradients of one branch; see `backward.Engine`. All of them in the dtype of sums."""
     with torch.no_grad():
-        return BackwardRun(plan, plan.branches[number], call, grad_out, lse, delta).gradients()
+        branch = plan.branches[number]
+        made = BackwardRun if branch.selected is None else ListedBackward
+        return made(plan, branch, call, grad_out, lse, delta).gradients()
 
 
 @dataclass

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from attnc.compiler.causality import describe_causality
 from attnc.compiler.composition import Carry, Recur
 from attnc.compiler.cost import cost_formulas, state_formula
 from attnc.compiler.pipeline import trace
@@ -36,6 +37,7 @@ def explain(prepared: Prepared, *, verbose: bool = False) -> str:
         if verbose or stage.name in SHOWN:
             lines += [f"    {line}" for line in stage.text.splitlines()]
         lines += [f"    - {note}" for note in stage.notes]
+    lines += ["", *describe_causality(pattern)]
     for plan in prepared.program.plans:
         lines += ["", *cost_formulas(plan)]
     states = [step for step in prepared.composition.steps if isinstance(step, Carry | Recur)]

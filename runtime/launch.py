@@ -25,6 +25,7 @@ from attnc.runtime.kernel_call import (
     refuse_unfit,
     stride,
 )
+from attnc.runtime.launch_listed import listed_outputs
 from attnc.runtime.work import ProgramList, program_list
 
 _loaded: dict[int, tuple[Plan, Kernels]] = {}
@@ -44,8 +45,10 @@ def execute(plan: Plan, call: Call, dtype: torch.dtype | None = None) -> tuple[T
     kernels = kernels_of(plan)
     own = dtype if len(plan.branches) == 1 else torch.float32
     outputs = [
-        run_branch(plan, branch, kernels, kernel, call, own)
-        for branch, kernel in zip(plan.branches, kernels.kernels, strict=True)
+        run_branch(plan, branch, kernels, kernels.kernels[number], call, own)
+        if branch.selected is None
+        else listed_outputs(plan, branch, kernels, number, call, own)
+        for number, branch in enumerate(plan.branches)
     ]
     return join(outputs, dtype)
 

@@ -26,6 +26,7 @@ from attnc.runtime.kernel_call import (
     refuse_unfit,
     stride,
 )
+from attnc.runtime.launch_listed import listed_gradients
 
 PRODUCT_ROWS = 64
 
@@ -57,6 +58,8 @@ def branch_backward(
     refuse_unfit(call)
     plan, kernels = kernels_of(plan, number)
     branch = plan.branches[number]
+    if branch.selected is not None:
+        return listed_gradients(branch, plan, kernels, call, grad_out, lse, delta)
     derived = dict(call.derived)
     for table in plan.transposed_derived:
         derived |= derive(plan, table, call)

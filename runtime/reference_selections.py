@@ -1,7 +1,8 @@
 """Float64 meaning of selections. A selection is a bool array whose one vector axis is the axis chosen from.
 
 Scores are detached: a hard selection has no gradient. Only members where the condition holds are candidates,
-forced ones included; forced members come first and count among the chosen.
+forced ones included; forced members come first and count among the chosen. A NaN counts as -inf: it comes after every
+number, never reaches a threshold and adds nothing to a mass.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ class Ballot:
 
     def ranked(self) -> Tensor:
         """Places in order of choice: forced, then by score, then by position; others last."""
-        order = self.score.argsort(dim=-1, descending=True, stable=True)
+        score = torch.where(self.score.isnan(), -torch.inf, self.score)
+        order = score.argsort(dim=-1, descending=True, stable=True)
         group = torch.where(self.candidate, torch.where(self.forced, 0, 1), 2)
         return order.gather(-1, group.gather(-1, order).argsort(dim=-1, stable=True))
 
@@ -92,7 +94,7 @@ def mass(scope: Scope, term: Term) -> Array:
     votes = ballot(scope, term, term.args[2], term.args[3] if len(term.args) > 3 else None)
     votes, share = bound(scope, scope.value(term.args[1]), votes)
     ranked = votes.ranked()
-    score = torch.where(votes.candidate, votes.score, torch.zeros_like(votes.score))
+    score = torch.where(votes.candidate & ~votes.score.isnan(), votes.score, torch.zeros_like(votes.score))
     ordered = score.gather(-1, ranked)
     before = ordered.cumsum(-1) - ordered
     needed = before < share.detach() * score.sum(-1, keepdim=True)

@@ -15,8 +15,9 @@ from torch import Tensor
 
 import attnc.runtime.array_features
 import attnc.runtime.array_reductions
+import attnc.runtime.array_selections
 import attnc.runtime.array_structure  # noqa: F401  # each registers its rules
-from attnc.compiler.composition import Attend, Carry, Composition, Compute, Recur, Step
+from attnc.compiler.composition import Attend, Carry, Choose, Composition, Compute, Recur, Regroup, Step
 from attnc.compiler.ir import Node
 from attnc.compiler.plan import Plan
 from attnc.dsl.types import Base
@@ -25,6 +26,8 @@ from attnc.runtime.attending import ATTEND, call_of, operands
 from attnc.runtime.backward import Engine, recording
 from attnc.runtime.call import Call
 from attnc.runtime.carrying import CARRY, RECUR
+from attnc.runtime.choose import CHOOSE
+from attnc.runtime.regrouping import REGROUP, inside, move_all, slots_of
 
 
 class Kind(Protocol):
@@ -35,6 +38,9 @@ class Kind(Protocol):
 
     def reads(self, step: Any) -> list[str]:
         """The arrays that gradients may flow to, in order."""
+
+    def again(self, step: Any) -> bool:
+        """Whether the backward makes again what it leaves, which is then not saved."""
 
     def shapes(self, step: Any, frame: Frame) -> list[tuple[list[int], torch.dtype]]:
         """Shape and type of what it leaves."""
@@ -54,7 +60,13 @@ class Kind(Protocol):
         """Gradients of the wanted arrays, in their shapes; an absent one is zero."""
 
 
-KINDS: dict[type[Step], Kind] = {Attend: ATTEND, Carry: CARRY, Recur: RECUR}
+KINDS: dict[type[Step], Kind] = {
+    Attend: ATTEND,
+    Carry: CARRY,
+    Choose: CHOOSE,
+    Recur: RECUR,
+    Regroup: REGROUP,
+}
 
 
 def frame_of(
@@ -106,7 +118,7 @@ def run(composition: Composition, frame: Frame, engine: Engine | None) -> Result
             left = [torch.empty(shape, dtype=dtype, device=frame.device) for shape, dtype in kind.shapes(step, frame)]
         else:
             left = kind.forward(step, frame, engine)
-        saved += left
+        saved += [] if kind.again(step) else left
         out = left[0]
         frame = with_arrays(frame, dict(zip(kind.names(step), left, strict=True)))
     assert out is not None
@@ -121,6 +133,10 @@ def attended_steps(composition: Composition, frame: Frame, engine: Engine) -> It
             continue
         if isinstance(step, Attend):
             yield step.plan, call_of(step, frame, operands(step, frame))
+        if isinstance(step, Regroup):
+            slots = slots_of(step, frame)
+            inner = inside(step, frame, slots, move_all(step, frame, slots))
+            yield step.attend.plan, call_of(step.attend, inner, operands(step.attend, inner))
         kind = KINDS[type(step)]
         frame = with_arrays(frame, dict(zip(kind.names(step), kind.forward(step, frame, engine), strict=True)))
 
@@ -200,6 +216,9 @@ def _replay(composition: Composition, frame: Frame, engine: Engine, saved: list[
             continue
         kind = KINDS[type(step)]
         names = kind.names(step)
+        if kind.again(step):
+            frame = with_arrays(frame, dict(zip(names, kind.forward(step, frame, engine), strict=True)))
+            continue
         outputs, saved = saved[: len(names)], saved[len(names) :]
         read = list(dict.fromkeys(name for name in kind.reads(step) if frame.tensors[name].is_floating_point()))
         call = _Call(kind, step, frame, engine, outputs, read)

@@ -171,7 +171,9 @@ class BackwardRows(BackwardKernel):
         # A table read at pairs: the few entries that this tile reads, one after the other
         table, index = leaf.value.args
         length = f"{array_name(table)}_n{len(self.expressions.arrays[str(table.attribute)].axes) - 1}"
-        place = f"tl.minimum(tl.maximum({self.expressions.text(index, view)}, 0), {length} - 1)"
+        place = self.expressions.text(index, view)
+        writer.let("part_sum", f"tl.where(({place} >= 0) & ({place} < {length}), part_sum, 0.0)")
+        place = f"tl.minimum(tl.maximum({place}, 0), {length} - 1)"
         axis = "" if pairs else f" + tl.zeros([BLOCK_M, {'1' if pairs else 'BLOCK_N'}], tl.int32)"
         writer.let("entry_of", f"({place}){axis}")
         low, high = ("tl.min(entry_of, 0)", "tl.max(entry_of, 0)")
@@ -304,6 +306,10 @@ class BackwardKeys(BackwardKernel):
 
 def backward_kernels(plan: Plan, branch: Branch, number: int) -> list[Kernel]:
     """The kernels of one branch of a transposed plan: rows first, then a kernel for each pass over the keys."""
+    if branch.selected is not None:
+        from attnc.compiler.emit.listed import listed_backward  # it extends these kernels
+
+        return listed_backward(plan, branch, number)
     leaves = differentiate(branch.score).leaves
     by_row = tuple(n for n, leaf in enumerate(leaves) if leaf.side != "key")
     by_key = tuple(n for n, leaf in enumerate(leaves) if leaf.side == "key")

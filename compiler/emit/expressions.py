@@ -55,11 +55,13 @@ class Expressions:
     """Writes the expressions of one kernel.
 
     `arrays`: layout of every input and table by its node attribute. `streamed`: the index that the loops run over.
+    `head_rows`: rows of a tile may be of several heads, so that h is a vector as i is.
     """
 
     writer: Writer
     arrays: dict[str, Array]
     streamed: str = "j"
+    head_rows: bool = False
     hoisted: dict[Node, str] = field(default_factory=dict)
     local: dict[Node, str] = field(default_factory=dict)
 
@@ -97,7 +99,8 @@ class Expressions:
     def text(self, node: Node, view: View) -> str:
         """The expression of a node; row vectors and key vectors are made to broadcast."""
         if node in self.hoisted:
-            return self.hoisted[node] + (view.i if node.depends_on("i") else view.j if node.depends_on("j") else "")
+            of_row = node.depends_on("i") or (self.head_rows and node.depends_on("h"))
+            return self.hoisted[node] + (view.i if of_row else view.j if node.depends_on("j") else "")
         if node in self.local:
             return self.local[node]
         if node.op == "literal":
@@ -108,7 +111,8 @@ class Expressions:
         if node.op == "size":
             return SIZES.get(str(node.attribute), f"size_{node.attribute}")
         if node.op == "index":
-            return {"i": f"i{view.i}", "j": f"j{view.j}"}.get(str(node.attribute), str(node.attribute))
+            own = {"i": f"i{view.i}", "j": f"j{view.j}", "h": self.head(view)}
+            return own.get(str(node.attribute), str(node.attribute))
         if node.op == "dot":
             return "s"
         if node.op in ("input", "derived", "rename", "take"):
@@ -120,6 +124,10 @@ class Expressions:
         if template is None:
             raise TypeError(f"{node.op} has no text in a kernel")
         return template.format(*(self.text(arg, view) for arg in node.args))
+
+    def head(self, view: View) -> str:
+        """The query head, one a tile or one a row."""
+        return f"h{view.i}" if self.head_rows else "h"
 
     def load(self, node: Node, view: View) -> str:
         """A read of an input or table, every index held inside of its bounds."""
@@ -141,6 +149,8 @@ class Expressions:
                 continue  # an axis of length 1
             if axis in places:
                 place = f"tl.minimum(tl.maximum({places[axis]}, 0), {name}_n{slot} - 1)"
+                if node.op != "derived" and not within(places[axis], axis):
+                    masks[f"({places[axis]} >= 0) & ({places[axis]} < {name}_n{slot})"] = None
             elif index == "i":
                 place = f"i{view.i}" if axis == "t" else f"(i{view.i} - OFFSET)"
                 masks[f"i_ok{view.i}"] = None
@@ -150,7 +160,7 @@ class Expressions:
                 place = f"j{view.j}"
                 masks[f"j_ok{view.j}"] = None
             elif index == "h":
-                place = f"h // {name}_group"
+                place = f"{self.head(view)} // {name}_group"
             else:
                 place = index
             offsets.append(f"({place}) * {name}_s{slot}")
@@ -167,6 +177,11 @@ def literal(node: Node) -> str:
             return f'float("{node.attribute}")'
         return repr(node.attribute)
     return str(node.attribute)
+
+
+def within(place: str, axis: str) -> bool:
+    """Whether a place is a number inside of an axis of known length."""
+    return place.isdigit() and axis.isdigit() and int(place) < int(axis)
 
 
 def is_natural(node: Node) -> bool:

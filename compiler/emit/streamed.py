@@ -144,7 +144,11 @@ class StreamedForward(StreamedKernel):
 
 def forward_kernels(plan: Plan) -> list[Kernel]:
     """One kernel a branch."""
+    from attnc.compiler.emit.listed import listed_forward  # it extends these kernels
+
     return [
         StreamedForward(plan, branch, branch.domain, f"forward_{number}").kernel()
+        if branch.selected is None
+        else listed_forward(plan, branch, number)
         for number, branch in enumerate(plan.branches)
     ]

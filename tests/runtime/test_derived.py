@@ -38,6 +38,37 @@ def table(made: Call, kind: str, part: str) -> Tensor:
     return made.derived[found]
 
 
+ORDERED = """pattern p(gap: int = 0):
+    input rank: int[b, t]
+    out = softmax[j](q @ k where rank[j] + gap < rank[i]) @ v
+"""
+
+
+@given(
+    st.lists(st.integers(-3, 3), min_size=1, max_size=12),
+    st.sampled_from(["as drawn", "ascending", "descending"]),
+    st.integers(0, 5),
+    st.integers(-2, 2),
+)
+def test_ordered_bounds(numbers: list[int], order: str, dropped: int, gap: int) -> None:
+    """The hull of the keys, all of them inside of the inner bounds; exact for a sequence that ascends or descends."""
+    numbers = numbers if order == "as drawn" else sorted(numbers, reverse=order == "descending")
+    keys = len(numbers)
+    rows = max(keys - dropped, 1)
+    rank = torch.tensor([numbers, numbers])
+    made = call(ORDERED, rows, keys, {"gap": gap}, rank=rank)
+    lo, hi, inner_lo, inner_hi = (table(made, "ordered_bounds", part) for part in ("lo", "hi", "inner_lo", "inner_hi"))
+    for b in range(BATCH):
+        for row in range(rows):
+            live = [j for j in range(keys) if numbers[j] + gap < numbers[keys - rows + row]]
+            hull = range(int(lo[b, row]), int(hi[b, row]))
+            assert list(hull) == (list(range(live[0], live[-1] + 1)) if live else list(hull)[:0])
+            inner = range(int(inner_lo[b, row]), int(inner_hi[b, row]))
+            assert set(inner) <= set(live)
+            if order != "as drawn":
+                assert list(inner) == live
+
+
 EQUAL = """pattern p:
     input doc: int[b, t]
     out = softmax[j](q @ k where doc[i] == doc[j]) @ v

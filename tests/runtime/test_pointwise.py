@@ -96,3 +96,16 @@ def test_derivatives_that_are_not_finite_on_dead_pairs_do_no_harm(score: str, co
         torch.autograd.grad(result.square().sum(), (q, k, v, x)) for result in (out, pattern.reference(q, k, v, x=x))
     )
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("place", ["i - j", "(j - i) // 2", "j % 7 - 3", "i - 2"])
+@pytest.mark.parametrize(("backend", "dtype"), [("executor", torch.float64), ("triton", torch.float32)])
+def test_reads_outside_of_a_table_give_0(place: str, backend: str, dtype: torch.dtype) -> None:
+    text = f"pattern p:\n    input table: real[h, x]\n    out = softmax[j](q @ k + table[{place}] where j <= i) @ v\n"
+    pattern = attnc.compile(text).p
+    q, k, v = (tokens(1, 2, 21, 4, seed=seed).to(dtype) for seed in range(3))
+    table = tokens(2, 5, seed=3).to(dtype).requires_grad_()
+    out, _ = pattern.outputs(q, k, v, {"table": table}, backend)
+    exact = pattern.reference(q, k, v, table=table)
+    (found,), (expected,) = (torch.autograd.grad(result.square().sum(), table) for result in (out, exact))
+    torch.testing.assert_close((out.double(), found.double()), (exact, expected.double()), atol=1e-4, rtol=1e-4)

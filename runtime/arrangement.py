@@ -1,0 +1,161 @@
+"""Positions put in an order of their own before attention runs: by group, or only those that take part.
+
+A group is an int of every position; a bool says which take part. Positions of one group become neighbours and ascend
+inside it, so that "same group" is an interval of slots, and so is an interval of positions inside a group. The order
+differs by batch row and head. Everything here is linear in the sequence but for a sort.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+NOWHERE = 2**31 - 1  # the position in a slot that is empty: past every other
+NOBODY = 2**63 - 1  # the group of such a slot
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """An order of the positions 0 .. L of one sequence, for every batch row and head (1 long where they share it).
+
+    `places` (b, h, S): the position in each slot, -1 in the empty slots at the end, of lists shorter than the
+    longest. `slots` (b, h, L): the slot of each position, -1 for none. `group` (b, h, S): ascending, NOBODY where
+    empty. All int64; S is at least 1 where L is.
+    """
+
+    places: Tensor
+    slots: Tensor
+    group: Tensor
+
+    @property
+    def positions(self) -> Tensor:
+        """`places` with NOWHERE in the empty slots: ascending inside a group."""
+        return self.places.masked_fill(self.places < 0, NOWHERE)
+
+    @property
+    def share(self) -> float:
+        """Share of the positions that take part."""
+        return float((self.slots >= 0).double().mean()) if self.slots.numel() else 0.0
+
+
+@torch.no_grad()
+def arrange(group: Tensor | None, live: Tensor | None) -> Arrangement:
+    """Sort the positions where `live` holds (b, h, L) by group (b, h, L), int64; ties by position.
+
+    None: all of them, in one group. As many slots as the longest list has, which is read back from the device.
+    """
+    if group is None:
+        assert live is not None
+        group = torch.zeros(1, 1, 1, dtype=torch.int64, device=live.device)
+    live = torch.ones_like(group, dtype=torch.bool) if live is None else live
+    group, live = torch.broadcast_tensors(*same_heads(group, live))
+    length = group.shape[-1]
+    ordered, order = torch.where(live, group, NOBODY).sort(dim=-1, stable=True)
+    count = live.sum(-1, keepdim=True)
+    capacity = min(max(int(count.max()), 1), length) if group.numel() else length
+    ordered, order = ordered[..., :capacity].contiguous(), order[..., :capacity]
+    slot = torch.arange(capacity, device=group.device)
+    filled = slot < count
+    slots = torch.full(group.shape, -1, dtype=torch.int64, device=group.device)
+    slots.scatter_(-1, order, torch.where(filled, slot, -1))
+    return Arrangement(order.masked_fill(~filled, -1), slots, ordered)
+
+
+@torch.no_grad()
+def interval(
+    rows: Tensor, keys: Arrangement, low: Tensor | int | None = None, high: Tensor | int | None = None
+) -> tuple[Tensor, Tensor]:
+    """The slots [first, last) of the keys of each row's group (b, h, N) that lie at low <= position < high.
+
+    `low` and `high` broadcast against rows; None is unbounded. int64; first == last where a row sees no key.
+    """
+    length = keys.slots.shape[-1]
+    rows, group, places = same_heads(rows, keys.group, keys.places)
+    bounds = [None if end is None else torch.as_tensor(end, device=rows.device) for end in (low, high)]
+    shape = torch.broadcast_shapes(
+        rows.shape[:2], group.shape[:2], *(end.shape[:2] for end in bounds if end is not None and end.dim() == 3)
+    )
+    group = group.expand(*shape, -1).contiguous()
+    wanted = rows.expand(*shape, rows.shape[-1]).contiguous()
+    first, last = torch.searchsorted(group, wanted), torch.searchsorted(group, wanted, right=True)
+    if not group.shape[-1] or (low is None and high is None):
+        return first, last
+    # Groups numbered 0, 1, .. in their order, so that group and position make one int that ascends.
+    number = torch.zeros_like(group)
+    number[..., 1:] = (group[..., 1:] != group[..., :-1]).cumsum(-1)
+    code = number * (length + 1) + places.clamp(min=0)
+    code = code.masked_fill(places < 0, NOBODY)
+    own = number.gather(-1, first.clamp(max=group.shape[-1] - 1)) * (length + 1)
+
+    def ranked(bound: Tensor) -> Tensor:
+        return torch.searchsorted(code, (own + bound.clamp(0, length).expand(wanted.shape)).contiguous())
+
+    begin = first if bounds[0] is None else torch.maximum(first, ranked(bounds[0]))
+    end = last if bounds[1] is None else torch.minimum(last, ranked(bounds[1]))
+    begin = torch.where(first < last, begin, first)
+    return begin, torch.where(first < last, torch.maximum(begin, end), first)
+
+
+def same_heads(*tensors: Tensor) -> list[Tensor]:
+    """Tensors (b, h, ..), those of key heads repeated where another has every query head; 1 is left as it is."""
+    most = max(tensor.shape[1] for tensor in tensors)
+    return [
+        tensor if tensor.shape[1] in (1, most) else tensor.repeat_interleave(most // tensor.shape[1], 1)
+        for tensor in tensors
+    ]
+
+
+def read(tensor: Tensor, places: Tensor, fill: float = 0) -> Tensor:
+    """The rows (b, h, S, ..) of a tensor (b, h, L, ..) at `places` (b, h, S); `fill` where a place is below 0.
+
+    A tensor or places of one batch row or head, or of key heads, serve all of the other's.
+    """
+    (places,) = same_heads(places, tensor)[:1]
+    batch, heads = (max(x, y) if x and y else 0 for x, y in zip(tensor.shape[:2], places.shape[:2], strict=True))
+    slots, tail = places.shape[2], tensor.shape[3:]
+    if tensor.shape[2] == 0 or batch * heads == 0:
+        return tensor.new_full((batch, heads, slots, *tail), fill)
+    group = heads // tensor.shape[1]
+    spread = (*places.shape, *(1,) * len(tail))
+    # Key heads are read by each of their query heads, without a copy.
+    source = tensor.unsqueeze(2).expand(batch, -1, group, *tensor.shape[2:])
+    index = places.clamp(min=0).view(spread).expand(batch, heads, slots, *tail).unflatten(1, (-1, group))
+    found = source.gather(3, index).flatten(1, 2)
+    return torch.where(places.view(spread) >= 0, found, torch.full((), fill, dtype=found.dtype, device=found.device))
+
+
+def totals(gradient: Tensor, shape: torch.Size) -> Tensor:
+    """A gradient summed over the batch rows and heads that the tensor of this shape shares."""
+    if shape[1] != gradient.shape[1] and shape[1]:
+        gradient = gradient.unflatten(1, (shape[1], -1)).sum(2)
+    return gradient.sum(0, keepdim=True) if shape[0] == 1 != gradient.shape[0] else gradient
+
+
+class Reading(torch.autograd.Function):
+    """`read` where the places are distinct: its gradient is a read too, at the inverse places. No sum, no atomics."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, places: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse)
+        ctx.shape = tensor.shape
+        return read(tensor, places)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (inverse,) = ctx.saved_tensors
+        return totals(read(gradient, inverse), ctx.shape), None, None
+
+
+def gathered(tensor: Tensor, order: Arrangement) -> Tensor:
+    """(b, h, L, ..) in the order of the slots, (b, h, S, ..); 0 in empty ones. Differentiable."""
+    made: Tensor = Reading.apply(tensor, order.places, order.slots)
+    return made
+
+
+def scattered(tensor: Tensor, order: Arrangement) -> Tensor:
+    """(b, h, S, ..) back at the positions, (b, h, L, ..); 0 where a position has no slot. Differentiable."""
+    made: Tensor = Reading.apply(tensor, order.slots, order.places)
+    return made
