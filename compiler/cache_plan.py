@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from attnc.compiler.algebra import Algebra, at_most
 from attnc.compiler.causality import Causality, leaks
-from attnc.compiler.composition import Attend, Carry, Composition, Compute, Recur, Step
+from attnc.compiler.composition import Attend, Carry, Choose, Composition, Compute, Recur, Regroup, Step
 from attnc.compiler.ir import Graph, Node, walk
 from attnc.compiler.retention import Retention, counted, retained, union
 from attnc.compiler.statics import below, specialised
@@ -144,6 +144,10 @@ class _Deriving:
             self.carry(step)
         elif isinstance(step, Recur):
             self.states.append(step)
+        elif isinstance(step, Choose | Regroup):
+            what = "a choice may fall on any of them" if isinstance(step, Choose) else "any may be of a query's group"
+            for index in ("j", *self.axis_names()):
+                self.keep(index, arrays_read(step), Retention(reasons=(what,)))
         else:
             raise self.refused(None, "it has a step that does not go on from a cache yet")
 
@@ -164,14 +168,16 @@ class _Deriving:
         found = retained(graph, [branch.condition for branch in step.plan.branches])
         if step.keys != "j" and not found.everything:
             found = Retention(reasons=(f"members of {step.keys} are few",))
+        if any(branch.selected is not None for branch in step.plan.branches):
+            found = Retention(reasons=("a choice may fall on any of them",))
         self.keep(step.keys, [step.key, step.value, *side_inputs(step, "j")], found)
 
     def keep(self, index: str, arrays: Sequence[str], retention: Retention) -> None:
-        held = self.arrays.setdefault(index, {})
-        for name in arrays:
-            if any(axis == index or (index == "j" and axis == "t") for axis in self.composition.arrays[name].axes):
-                held[name] = None
-        self.needs.setdefault(index, []).append(retention)
+        along = ("j", "t") if index == "j" else (index,)
+        found = [name for name in arrays if set(along) & set(self.composition.arrays[name].axes)]
+        if found:
+            self.arrays.setdefault(index, {}).update(dict.fromkeys(found))
+            self.needs.setdefault(index, []).append(retention)
 
     def axis_names(self) -> set[str]:
         return {axis.name for axis in self.composition.axes}
@@ -253,6 +259,25 @@ def every_node(root: Node) -> Iterator[Node]:
         if node.block is not None:
             for _, step in node.block.steps:
                 yield from every_node(step)
+
+
+def arrays_read(step: Choose | Regroup) -> list[str]:
+    """The arrays that a step reads."""
+    nodes: list[Node | None]
+    if isinstance(step, Choose):
+        nodes, names = [step.score, step.condition, step.force], []
+    else:
+        orders = [order for order in (step.rows, step.keys) if order is not None]
+        nodes = [node for order in orders for node in (order.group, order.live)]
+        nodes += [node for one in step.ranges for node in (one.low, one.high)]
+        inner = [step.attend.query, step.attend.key, step.attend.value]
+        inner += [entry.name for entry in step.attend.plan.inputs]
+        made = {moved.name for moved in step.moved} | set(step.positions.values())
+        made |= {name for one in step.ranges for name in (one.first, one.last)}
+        names = [moved.source for moved in step.moved] + [name for name in inner if name not in made]
+    leaves = walk(*(node for node in nodes if node is not None))
+    names += [str(node.attribute) for node in leaves if node.op == "input"]
+    return list(dict.fromkeys(names))
 
 
 def side_inputs(step: Attend, side: str) -> list[str]:

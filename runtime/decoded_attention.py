@@ -129,6 +129,26 @@ class Reader:
         plan = plan_at(step.plan, start=False, places=False) if apart else step.plan
         return execute(step, plan, given, frame, engine, {})
 
+    def all_kept(self, frame: Frame) -> Frame:
+        """The frame of a step that runs over everything: N new rows of M tokens, and members that are not whole yet.
+
+        The values of these are 0: no query may depend on them.
+        """
+        tokens = self.stretch.start + self.stretch.count
+        given = replace(frame, sizes={**frame.sizes, "j": tokens, "t": tokens}, offset=self.stretch.start, members={})
+        tensors = {}
+        for held in self.held.values():
+            if not held.slots.everything:
+                continue
+            start, count = self.span(held)
+            missing = given.length(held.kept.index) - start - count
+            for name in held.kept.arrays:
+                rows = held.view(name, start + count)
+                if missing:
+                    rows = torch.cat([rows, rows.new_zeros(rows.shape[0], missing, *rows.shape[2:])], 1)
+                tensors[name] = held.array(name, rows)
+        return with_arrays(given, tensors)
+
     def ragged(self, step: Attend, frame: Frame, engine: Engine, held: Held) -> tuple[Tensor, Tensor]:
         """Everything is kept, and rows begin anywhere: no later key of its row is live for a query."""
         assert self.starts is not None

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from attnc.compiler.cache_plan import TOKENS, CachePlan, every_node
-from attnc.compiler.composition import Attend, Carry, Composition, Compute, Recur
+from attnc.compiler.composition import Attend, Carry, Choose, Composition, Compute, Recur, Regroup
 from attnc.runtime.arrays import Frame
 from attnc.runtime.backward import Engine
 from attnc.runtime.decoded_attention import Reader
@@ -137,6 +137,8 @@ def _steps(memory: Memory, frame: Frame, engine: Engine, stretch: Stretch, reade
             left = [NewTokens(frame, stretch, trailing, memory.trail).value(step.node)]
         elif isinstance(step, Attend):
             left = list(reader.attend(step, frame, engine))
+        elif isinstance(step, Choose | Regroup):
+            left = KINDS[type(step)].forward(step, reader.all_kept(frame), engine)
         else:
             assert isinstance(step, Carry | Recur)
             left = memory.states.advance(step, frame, reader)
@@ -157,6 +159,8 @@ def ragged_refusal(composition: Composition, plan: CachePlan, *, paged: bool, ra
     if plan.states or plan.trailing or any(kept.index != "j" for kept in plan.kept):
         return f"{what} are for patterns that keep nothing but keys: this one carries states, sums or blocks along"
     for step in composition.steps:
+        if not isinstance(step, Compute | Attend):
+            return f"{what} are for patterns that keep nothing but keys: this one chooses among them"
         for node in every_node(step.node) if isinstance(step, Compute) and ragged else ():
             if node.op == "index" and node.attribute in TOKENS:
                 return f"a value at every token counts positions (`{node.attribute}`), which differ by row"
