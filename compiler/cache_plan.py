@@ -14,6 +14,7 @@ from attnc.compiler.algebra import Algebra, at_most
 from attnc.compiler.causality import Causality, leaks
 from attnc.compiler.composition import Attend, Carry, Choose, Composition, Compute, Recur, Regroup, Step
 from attnc.compiler.ir import Graph, Node, walk
+from attnc.compiler.relocate import obstacle
 from attnc.compiler.retention import Retention, counted, retained, union
 from attnc.compiler.statics import below, specialised
 from attnc.dsl.diagnostics import AttnError, Diagnostic
@@ -27,11 +28,17 @@ SELECTIONS = frozenset({"topk", "threshold", "mass", "argmax"})
 
 @dataclass(frozen=True)
 class Kept:
-    """Arrays along one index (j, the tokens, or a declared axis of blocks) that have a place for each position kept."""
+    """Arrays along one index (j, the tokens, or a declared axis of blocks) that have a place for each position kept.
+
+    `parts`: arrays that are the first columns of another one of them, and take no memory. `given`: arrays of nothing
+    but numbers that the caller gave, kept in their element type; what is computed is kept in the type of sums.
+    """
 
     index: str
     arrays: tuple[str, ...]
     retention: Retention
+    parts: Mapping[str, str] = field(default_factory=dict)
+    given: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -129,10 +136,17 @@ class _Deriving:
             self.step(step)
         graph = self.composition.graph
         assert graph is not None
-        kept = tuple(
-            Kept(index, tuple(self.arrays[index]), union(graph, parts)) for index, parts in self.needs.items()
-        )
+        kept = tuple(self.kept(index, union(graph, parts)) for index, parts in self.needs.items())
         return CachePlan(kept, tuple(self.trailing), tuple(self.states))
+
+    def kept(self, index: str, retention: Retention) -> Kept:
+        arrays = tuple(self.arrays[index])
+        made = {step.name: step.node for step in self.composition.steps if isinstance(step, Compute)}
+        whole = {name: made[name] for name in arrays if name in made and made[name].op == "concat"}
+        parts = {str(first.attribute): name for name, node in whole.items() if (first := node.args[0]).op == "input"}
+        parts = {name: of for name, of in parts.items() if name in arrays and name not in parts.values()}
+        given = frozenset(name for name in arrays if name not in made or is_given(made[name]))
+        return Kept(index, arrays, retention, parts, given)
 
     def step(self, step: Step) -> None:
         if isinstance(step, Compute):
@@ -168,9 +182,13 @@ class _Deriving:
         found = retained(graph, [branch.condition for branch in step.plan.branches])
         if step.keys != "j" and not found.everything:
             found = Retention(reasons=(f"members of {step.keys} are few",))
-        if any(branch.selected is not None for branch in step.plan.branches):
-            found = Retention(reasons=("a choice may fall on any of them",))
-        self.keep(step.keys, [step.key, step.value, *side_inputs(step, "j")], found)
+        fixed = obstacle(step.plan, places=True)
+        if fixed is not None and not found.everything:
+            found = Retention(reasons=(fixed,))
+        beside = side_inputs(step, "j")
+        if obstacle(step.plan, places=False) is not None:
+            beside += side_inputs(step, "i")  # rows read them where they lie among the kept ones
+        self.keep(step.keys, [step.key, step.value, *beside], found)
 
     def keep(self, index: str, arrays: Sequence[str], retention: Retention) -> None:
         along = ("j", "t") if index == "j" else (index,)
@@ -250,6 +268,11 @@ class _Deriving:
 
 def _is_zero(amount: Node | None) -> bool:
     return amount is None or (amount.op == "literal" and amount.attribute == 0)
+
+
+def is_given(root: Node) -> bool:
+    """Whether a value is the caller's numbers, arranged."""
+    return all(node.op in ("input", "concat", "rename") for node in walk(root))
 
 
 def every_node(root: Node) -> Iterator[Node]:

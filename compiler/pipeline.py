@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from attnc.compiler import verify
+from attnc.compiler.absorb import absorb
 from attnc.compiler.algebra import Algebra
 from attnc.compiler.attention import attend
 from attnc.compiler.build import build, unlowered
@@ -39,8 +40,8 @@ class Stage:
 Observe = Callable[[Stage], None]
 
 
-def compose(pattern: Pattern, observe: Observe | None = None) -> Composition:
-    """Compile a checked pattern to its steps.
+def compose(pattern: Pattern, observe: Observe | None = None, *, decoding: bool = False) -> Composition:
+    """Compile a checked pattern to its steps. `decoding`: those that keep least between calls (`compiler.absorb`).
 
     Raises AttnError, located in the pattern's text, for a form that has no lowering yet. `observe` is called
     after every stage.
@@ -58,7 +59,7 @@ def compose(pattern: Pattern, observe: Observe | None = None) -> Composition:
     report(Stage("simplify", text(out)))
 
     needs = tuple(requirements(walk(out)))
-    out = reassociate(graph, out)
+    out = reassociate(graph, absorb(graph, out) if decoding else out)
     verify.graph(out)
 
     parts = Decomposer(graph, pattern, RULES)

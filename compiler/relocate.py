@@ -14,6 +14,7 @@ from attnc.compiler.domains import DomainBuilder
 from attnc.compiler.ir import Graph, Node, walk
 from attnc.compiler.membership import Tables
 from attnc.compiler.plan import Bounds, Branch, Domain, KeySet, Plan, Rows, Run
+from attnc.dsl.source import Span
 from attnc.dsl.terms import Input
 from attnc.dsl.types import Base, Type
 
@@ -26,12 +27,25 @@ def at_rows(name: str) -> str:
     return f"0rows_{name}"
 
 
+def obstacle(plan: Plan, *, places: bool) -> str | None:
+    """Why a plan cannot be relocated; None where it can."""
+    if any(branch.selected is not None for branch in plan.branches):
+        return "its keys are chosen by number"
+    lists = {table.name for table in plan.derived if table.kind not in ("tabulated", "equal_bounds")}
+    if lists and places:
+        return "a list of keys or distances is looked up by number"
+    for node in walk(*(branch.score for branch in plan.branches)):
+        if node.op == "derived" and str(node.attribute).partition(".")[0] in lists:
+            return "a score looks positions up in a list"
+    return None
+
+
 def relocated(plan: Plan, *, start: bool, places: bool) -> Plan:
     """The plan with arrays over t that are read at i given for the rows alone, as `at_rows` of their name.
 
     `start`: row i lies at position i + START[b], an int input [b]; else at i. `places`: key j has the position
     PLACE[b, j], an int input [b, j], negative where there is none; else j.
-    Raises AttnError, located, for a list that cannot be looked up in at these positions.
+    `obstacle` says which plans have none.
     """
     assert plan.graph is not None
     mover = _Mover(plan, start, places)
@@ -51,7 +65,7 @@ def relocated(plan: Plan, *, start: bool, places: bool) -> Plan:
     for name in mover.rows:
         axes = tuple("i" if axis == "t" else axis for axis in inputs[name].axes)
         inputs[at_rows(name)] = replace(inputs[name], name=at_rows(name), axes=axes, span=inputs[name].span)
-    span = next((entry.span for entry in plan.inputs), None) or next(p.span for p in plan.parameters)
+    span = Span(source=plan.source, start=0, stop=0)
     if start:
         inputs[START] = Input(START, Base.INT, ("b",), None, span=span)
     if places:

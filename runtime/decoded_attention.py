@@ -100,7 +100,7 @@ class Reader:
         tail = (1,) * (rows.dim() - 2)
         index = number.clamp(min=0).view(*number.shape, *tail).expand(-1, -1, *rows.shape[2:])
         values = rows.gather(1, index)
-        if name in held.buffers:
+        if name in held.buffers:  # else nothing is there yet
             values = torch.where((counts > 0).view(-1, 1, *tail), values, held.gather(name, place))
         held.write(name, values, place)
 

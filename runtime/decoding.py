@@ -14,6 +14,7 @@ from torch import Tensor
 
 from attnc.compiler.cache_plan import TOKENS, CachePlan, every_node
 from attnc.compiler.composition import Attend, Carry, Choose, Composition, Compute, Recur, Regroup
+from attnc.compiler.relocate import obstacle
 from attnc.runtime.arrays import Frame
 from attnc.runtime.backward import Engine
 from attnc.runtime.decoded_attention import Reader
@@ -70,7 +71,7 @@ class Memory:
                 length = whole(members, length)
             slots = Slots.of(kept.retention, self.parameters, max(length, 1))
             pages = self.pages if kept.index == "j" else None
-            self.held[kept.index] = Held(kept, slots, layouts, pages, batch=frame.sizes["b"])
+            self.held[kept.index] = Held(kept, slots, layouts, pages, frame.tensors["q"].dtype, frame.sizes["b"])
 
 
 def run(memory: Memory, frame: Frame, engine: Engine, counts: Tensor | None = None) -> Tensor:
@@ -161,6 +162,9 @@ def ragged_refusal(composition: Composition, plan: CachePlan, *, paged: bool, ra
     for step in composition.steps:
         if not isinstance(step, Compute | Attend):
             return f"{what} are for patterns that keep nothing but keys: this one chooses among them"
+        fixed = obstacle(step.plan, places=paged) if isinstance(step, Attend) else None
+        if fixed is not None:
+            return f"{what} are not possible here: {fixed}"
         for node in every_node(step.node) if isinstance(step, Compute) and ragged else ():
             if node.op == "index" and node.attribute in TOKENS:
                 return f"a value at every token counts positions (`{node.attribute}`), which differ by row"

@@ -39,13 +39,13 @@ class DecodingCache:
         self.pages = pages
         ints = {name: value for name, value in flat(values).items() if isinstance(value, int)}
         require_positive(self.program, ints)
-        self.plan: CachePlan = cache_of(self.program.pattern, self.program.composition, ints)
+        self.plan: CachePlan = cache_of(self.program.pattern, self.program.decoding, ints)
         self.memory: Memory | None = None
         self._form: tuple[object, ...] | None = None
 
     @property
     def composition(self) -> Composition:
-        return self.program.composition
+        return self.program.decoding
 
     @property
     def tokens(self) -> int:

@@ -32,8 +32,10 @@ class Held:
     slots: Slots
     layouts: Mapping[str, tuple[str, ...]]
     pages: Pages | None = None
-    buffers: dict[str, Tensor] = field(default_factory=dict)
+    element: torch.dtype = torch.float32
     batch: int = 0
+    buffers: dict[str, Tensor] = field(default_factory=dict)
+    forms: dict[str, tuple[int, ...]] = field(default_factory=dict)  # of a place, for parts of other arrays
 
     @property
     def nbytes(self) -> int:
@@ -42,7 +44,7 @@ class Held:
     @property
     def position_bytes(self) -> int:
         """Bytes of one position of every row of the batch."""
-        return self.batch * sum(buffer[:1].nbytes for buffer in self.buffers.values())
+        return self.batch * sum(self.places(name)[0, 0].nbytes for name in self.buffers)
 
     def describe(self) -> list[str]:
         """Bytes of one more token and of all that is there, for all rows of the batch."""
@@ -83,29 +85,50 @@ class Held:
 
     # Reading and writing
 
-    def physical(self, places: Tensor) -> Tensor:
-        """Places (b or 1, n) of the rows in the buffers (b, n)."""
+    def index(self, places: Tensor) -> tuple[Tensor, Tensor]:
+        """Where places (b or 1, n) of the rows are: (row, place), or (page, place in it), each broadcast to (b, n)."""
         if self.pages is None:
-            row = torch.arange(self.batch, device=places.device).unsqueeze(-1)
-            return row * self.slots.count + places
+            return torch.arange(self.batch, device=places.device).unsqueeze(-1), places
         table, size = self.pages.table, self.pages.size
-        page = table.gather(1, (places // size).expand(self.batch, -1).long())
-        return page.long() * size + places % size
+        return table.gather(1, (places // size).expand(self.batch, -1).long()).long(), places % size
+
+    def places(self, name: str) -> Tensor:
+        """A buffer as (rows, places, ..) or (pages, places of one, ..): a view."""
+        return self.buffers[name].permute(self.order(name) if "b" in self.layouts[name] else self.unbatched(name))
+
+    def unbatched(self, name: str) -> list[int]:
+        """`order` for a buffer that has a first dimension which its array does not have."""
+        return [0, *(at + 1 for at in self.order(name))]
 
     def write(self, name: str, rows: Tensor, places: Tensor) -> None:
-        """Sets places (b or 1, n) to rows (b, n, ..)."""
+        """Sets places (b or 1, n) to rows (b, n, ..). The first time takes the memory, laid out as the array is."""
+        if name in self.kept.parts:
+            self.forms[name] = tuple(rows.shape[2:])
+            return
+        if name in self.kept.given and rows.is_floating_point():
+            rows = rows.to(self.element)
         if name not in self.buffers:
-            count = self.batch * self.slots.count if self.pages is None else self.pages.count * self.pages.size
-            self.buffers[name] = rows.new_zeros(count, *rows.shape[2:])
-        self.buffers[name][self.physical(places)] = rows
+            counts = (self.batch, self.slots.count) if self.pages is None else (self.pages.count, self.pages.size)
+            order = self.order(name) if "b" in self.layouts[name] else self.unbatched(name)
+            shape = [*counts, *rows.shape[2:]]
+            self.buffers[name] = rows.new_zeros([shape[order.index(at)] for at in range(len(order))])
+        self.places(name)[self.index(places)] = rows
 
     def gather(self, name: str, places: Tensor) -> Tensor:
         """Places (b or 1, n) as (b, n, ..), a copy."""
-        return self.buffers[name][self.physical(places)]
+        if name in self.kept.parts:
+            return self.part(name, self.gather(self.kept.parts[name], places))
+        return self.places(name)[self.index(places)]
+
+    def part(self, name: str, rows: Tensor) -> Tensor:
+        """The first columns of another array's rows, in the form of the array that they are."""
+        form = self.forms[name]
+        return rows[..., : form[-1]].reshape(*rows.shape[:2], *form)
 
     def view(self, name: str, used: int) -> Tensor:
         """The first places of every row (b, used, ..): in place, or gathered from pages."""
-        buffer = self.buffers[name]
+        if name in self.kept.parts:
+            return self.part(name, self.view(self.kept.parts[name], used))
         if self.pages is None:
-            return buffer.view(self.batch, self.slots.count, *buffer.shape[1:])[:, :used]
-        return self.gather(name, torch.arange(used, device=buffer.device).unsqueeze(0))
+            return self.places(name)[:, :used]
+        return self.gather(name, torch.arange(used, device=self.pages.table.device).unsqueeze(0))

@@ -39,6 +39,13 @@ class Program:
 
         return compose(self.pattern)
 
+    @cached_property
+    def decoding(self) -> Composition:
+        """What decoding executes: the same steps, or ones that keep less between calls."""
+        from attnc.compiler.pipeline import compose
+
+        return compose(self.pattern, decoding=True)
+
     @property
     def plans(self) -> list[Plan]:
         """The plans of the steps that stream keys."""
