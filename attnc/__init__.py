@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 from attnc.runtime import import_hook
 
 if TYPE_CHECKING:
+    from attnc import nn
     from attnc.dsl.diagnostics import AttnError
     from attnc.runtime.gaussian import orthogonal_gaussian
     from attnc.runtime.modules import AttnModule, compile, load
     from attnc.runtime.pattern import CompiledPattern
 
 __version__ = "0.1.0"
-__all__ = ["AttnError", "AttnModule", "CompiledPattern", "__version__", "compile", "load", "orthogonal_gaussian"]
+__all__ = ["AttnError", "AttnModule", "CompiledPattern", "__version__", "compile", "load", "nn", "orthogonal_gaussian"]
 
 # Loaded at first use: they bring torch, which `attnc fmt` and a mere `import attnc` do without.
 _HOMES = {
@@ -31,6 +32,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "nn":
+        return importlib.import_module("attnc.nn")
     if name not in _HOMES:
         raise AttributeError(f"module 'attnc' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOMES[name]), name)

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from benchmarks.contenders import CONTENDERS, first_line
+from benchmarks.contenders import CONTENDERS
+from benchmarks.ready import first_line
 from benchmarks.work import Problem, Work
 
 if TYPE_CHECKING:

@@ -7,7 +7,6 @@ Each entry of `CONTENDERS` makes a `Ready` from a problem, with all that can be 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -15,28 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from benchmarks.timing import Call, seconds_of
+from benchmarks.libraries import fla, natten
+from benchmarks.ready import Ready, UnavailableError, first_line
+from benchmarks.timing import seconds_of
 from benchmarks.work import Problem, no_inputs
-
-
-class UnavailableError(Exception):
-    """A contender cannot take part; the message says why."""
-
-
-@dataclass(frozen=True)
-class Ready:
-    """A contender about to be timed.
-
-    `first_seconds`: from nothing to the first result, compilation included. `exact`: it computes what the pattern
-    means. `build` makes what the timed call is given (a block mask); `built_bytes` is its size, `note` how it is made.
-    """
-
-    call: Call
-    first_seconds: float
-    exact: bool = True
-    build: Callable[[], object] | None = None
-    built_bytes: int = 0
-    note: str = ""
 
 
 def attnc(problem: Problem) -> Ready:
@@ -57,22 +38,32 @@ def dense(problem: Problem) -> Ready:
 
 def cudnn(problem: Problem) -> Ready:
     """Causal attention by cuDNN."""
+    return sdpa(problem, "CUDNN_ATTENTION", "cuDNN")
+
+
+def flash(problem: Problem) -> Ready:
+    """Causal attention by torch's own FlashAttention."""
+    return sdpa(problem, "FLASH_ATTENTION", "FlashAttention")
+
+
+def sdpa(problem: Problem, kernel: str, name: str) -> Ready:
+    """Causal attention by one of torch's kernels."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     if not problem.q.is_cuda:
-        raise UnavailableError("cuDNN needs a CUDA device")
+        raise UnavailableError(f"{name} needs a CUDA device")
     if problem.work.pattern != "causal":
-        raise UnavailableError("cuDNN's kernel is dense")
+        raise UnavailableError(f"{name}'s kernel is dense")
     q, k, v = problem.q, problem.k, problem.v
 
     def call() -> Tensor:
-        with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+        with sdpa_kernel(getattr(SDPBackend, kernel)):
             return scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
 
     try:
         return Ready(call, seconds_of(call, problem.device))
     except RuntimeError as error:
-        raise UnavailableError(f"cuDNN refuses: {first_line(error)}") from error
+        raise UnavailableError(f"{name} refuses: {first_line(error)}") from error
 
 
 def flex(problem: Problem) -> Ready:
@@ -81,6 +72,8 @@ def flex(problem: Problem) -> Ready:
 
     if not problem.q.is_cuda:
         raise UnavailableError("FlexAttention is compared on a GPU")
+    if problem.mask is None:
+        raise UnavailableError("no mask of FlexAttention says the same")
     torch._dynamo.reset()  # each row is a first use; and no row reaches the limit of recompilations
     torch._dynamo.config.fail_on_recompile_limit_hit = True  # else it would go on with dense eager attention
     q, k, v, mask = problem.q, problem.k, problem.v, problem.mask
@@ -111,11 +104,22 @@ def flex(problem: Problem) -> Ready:
     return Ready(call, building + first, True, build, sum(part.nbytes for part in held), note)
 
 
-def first_line(error: BaseException) -> str:
-    """Type and start of a message, for a table."""
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0][:200]}" if text else type(error).__name__
-
-
-CONTENDERS: dict[str, Callable[[Problem], Ready]] = {"attnc": attnc, "cudnn": cudnn, "dense": dense, "flex": flex}
-LABELS = {"attnc": "attnc", "cudnn": "cuDNN", "dense": "dense SDPA", "flex": "FlexAttention"}
+CONTENDERS: dict[str, Callable[[Problem], Ready]] = {
+    "attnc": attnc,
+    "cudnn": cudnn,
+    "flash": flash,
+    "dense": dense,
+    "flex": flex,
+    "fla": fla,
+    "natten": natten,
+}
+LABELS = {
+    "attnc": "attnc",
+    "cudnn": "cuDNN",
+    "flash": "flash SDPA",
+    "dense": "dense SDPA",
+    "flex": "FlexAttention",
+    "fla": "fla",
+    "natten": "NATTEN",
+}
+GROUPS = {"sdpa": ("dense", "flash", "cudnn")}  # names for several of them

@@ -107,7 +107,8 @@ def line(row: Row, rows: Sequence[Row]) -> list[str]:
         return [*cells, *[""] * empty, row.failure or "WRONG: " + worst(row)]
     own = row.entries["attnc"]
     pairs = shape.batch * shape.heads * shape.queries * shape.keys
-    cells += [f"{row.live_pairs / pairs:.3%}", f"{own.times.median:.3f}", f"{row.teraflops:.3g}"]
+    live = "-" if row.live_pairs is None else f"{row.live_pairs / pairs:.3%}"
+    cells += [live, f"{own.times.median:.3f}", "-" if row.teraflops is None else f"{row.teraflops:.3g}"]
     for peer in peers_of(rows):
         times = row.times_faster(peer)
         cells += ["-", ""] if times is None else [f"{row.entries[peer].times.median:.3f}", f"{times:.2f}"]
@@ -218,6 +219,8 @@ def row_data(row: Row) -> dict[str, Any]:
         "parameters": dict(row.work.timed.parameters),
         "dtype": str(row.dtype).removeprefix("torch."),
         "live_pairs": row.live_pairs,
+        "operations": row.operations,
+        "least_bytes": row.least_bytes,
         "right": row.right,
         "failure": row.failure,
         "checks": [asdict(check) | {"agrees": check.agrees} for check in row.checks],

@@ -20,7 +20,8 @@ from torch import Tensor
 
 import attnc
 from attnc.runtime.tolerance import error, tolerance
-from benchmarks.contenders import CONTENDERS, LABELS, UnavailableError, first_line
+from benchmarks.contenders import CONTENDERS, LABELS
+from benchmarks.ready import UnavailableError, first_line
 from benchmarks.suites import fixed
 from benchmarks.timing import side_by_side
 from benchmarks.work import EXAMPLES, Problem, Size, Work

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import sympy
@@ -16,6 +17,10 @@ from attnc.compiler.ir import Graph, Node
 from attnc.dsl.types import Base
 
 Expr = Any  # a sympy expression; sympy's own annotations are too loose to check against
+
+# How large the sympy form of a node may be once it is written out (sympy shares nothing, a product of sums has all
+# products); a larger one stays opaque, so that its comparison is left to the mask.
+LARGEST = 200
 
 
 class FloorDiv(sympy.Function):
@@ -30,6 +35,16 @@ class FloorMod(sympy.Function):
 
     nargs = 2
     is_integer = True
+
+
+ARITHMETIC: dict[str, Callable[..., Expr]] = {
+    "add": lambda x, y: x + y,
+    "sub": lambda x, y: x - y,
+    "mul": lambda x, y: x * y,
+    "neg": lambda x: -x,
+    "floordiv": FloorDiv,
+    "mod": FloorMod,
+}
 
 
 @dataclass(frozen=True)
@@ -97,6 +112,7 @@ class Algebra:
         self._symbols: dict[Node, Expr] = {}
         self._nodes: dict[Expr, Node] = {}
         self._expressions: dict[Node, Expr] = {}
+        self._terms: dict[Node, int] = {}
 
     def symbol(self, node: Node) -> Expr:
         if node not in self._symbols:
@@ -107,26 +123,35 @@ class Algebra:
 
     def expression(self, node: Node) -> Expr:
         """The sympy form of an int node."""
-        if node not in self._expressions:
-            self._expressions[node] = self._translate(node)
+        stack = [node]  # operands first, without recursion: a chain may be as long as the language allows
+        while stack:
+            top = stack[-1]
+            missing = [arg for arg in top.args if arg not in self._expressions] if self._is_arithmetic(top) else []
+            if top not in self._expressions and not missing:
+                self._expressions[top] = self._translate(top)
+            if missing:
+                stack.extend(reversed(missing))
+            else:
+                stack.pop()
         return self._expressions[node]
+
+    @staticmethod
+    def _is_arithmetic(node: Node) -> bool:
+        """Whether sympy sees into a node. A divisor that varies cannot be promised to be positive."""
+        divides = node.op in ("floordiv", "mod")
+        return node.op in ARITHMETIC and node.type.base is Base.INT and not (divides and node.args[1].type.indices)
 
     def _translate(self, node: Node) -> Expr:
         if node.op == "literal":
             return sympy.Integer(node.attribute)
-        build: Callable[..., Expr] | None = {
-            "add": lambda x, y: x + y,
-            "sub": lambda x, y: x - y,
-            "mul": lambda x, y: x * y,
-            "neg": lambda x: -x,
-            "floordiv": FloorDiv,
-            "mod": FloorMod,
-        }.get(node.op)
-        if build is None or node.type.base is not Base.INT:
+        if not self._is_arithmetic(node):
             return self.symbol(node)
-        if node.op in ("floordiv", "mod") and node.args[1].type.indices:
-            return self.symbol(node)  # no requirement can promise that this divisor is positive
-        return build(*(self.expression(arg) for arg in node.args))
+        sizes = [self._terms.get(arg, 1) for arg in node.args]
+        size = max(sum(sizes), prod(sizes) if node.op == "mul" else 0) + (node.op in ("floordiv", "mod"))
+        if size > LARGEST:
+            return self.symbol(node)
+        self._terms[node] = size
+        return ARITHMETIC[node.op](*(self._expressions[arg] for arg in node.args))
 
     def node(self, expression: Expr) -> Node:
         """The node of a sympy form."""
@@ -138,7 +163,7 @@ class Algebra:
         if isinstance(expression, FloorDiv | FloorMod):
             op = "floordiv" if isinstance(expression, FloorDiv) else "mod"
             return graph.make(op, *(self.node(arg) for arg in expression.args))
-        if isinstance(expression, sympy.Pow) and expression.exp.is_Integer and 0 < int(expression.exp) <= 8:
+        if isinstance(expression, sympy.Pow) and expression.exp.is_Integer and expression.exp > 0:
             return self._reduce("mul", [expression.base] * int(expression.exp))
         if isinstance(expression, sympy.Mul) and expression.as_coeff_Mul()[0] == -1:
             return graph.make("neg", self.node(-expression))

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from attnc.compiler.algebra import Algebra
+from attnc.compiler.conditions import negate
 from attnc.compiler.extents import Reach, Reaches, looks_ahead
 from attnc.compiler.features import end_to_end, features
 from attnc.compiler.ir import Graph, Node, walk
@@ -34,11 +35,28 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Exponential:
+    """One sum with weights exp(score + shift): exp(lse + shift) times the softmax of the scores, over its keys.
+
+    `score` is over pairs, `shift` over rows (None: 0).
+    """
+
+    score: Node
+    shift: Node | None
+    condition: Node
+    value: Node
+
+
+@dataclass(frozen=True)
 class Associated:
-    """A reduction over the keys as the sum of `parts`; `options`: eps and floor of a normaliser, None without one."""
+    """A reduction over the keys as the sum of `parts` and `exponentials`, over disjoint keys or of the same ones.
+
+    `options`: eps and floor of a normaliser, None without one.
+    """
 
     node: Node
     parts: tuple[Part, ...]
+    exponentials: tuple[Exponential, ...]
     options: tuple[Node, ...] | None
 
 
@@ -56,11 +74,55 @@ def associate(graph: Graph, algebra: Algebra, node: Node) -> Associated | Declin
     if found is None:
         return None
     body, condition, value, options = found
+    carried: list[Part] = []
+    exponentials: list[Exponential] = []
     try:
-        reach = Reaches(graph, algebra).read(condition)
-        return Associated(node, tuple(parts(graph, body, value, reach)), options)
+        for weight, where in pieces(graph, body, condition):
+            exponential = None if value is None else as_exponential(graph, weight, where, value)
+            if exponential is not None:
+                exponentials.append(exponential)
+                continue
+            carried += parts(graph, weight, value, Reaches(graph, algebra).read(where))
     except Inseparable as reason:
         return Declined(reason.reason, reason.node)
+    return Associated(node, tuple(carried), tuple(exponentials), options)
+
+
+def pieces(graph: Graph, body: Node, condition: Node) -> list[tuple[Node, Node]]:
+    """A weight that pairs choose, `if c then x else y`, as x over the keys of c and y over the others."""
+    if body.op != "select" or not is_mixed(body.args[0]):
+        return [(body, condition)]
+    chosen, accepted, otherwise = body.args
+    return [
+        *pieces(graph, accepted, graph.all_of([condition, chosen])),
+        *pieces(graph, otherwise, graph.all_of([condition, negate(graph, chosen)])),
+    ]
+
+
+def as_exponential(graph: Graph, weight: Node, condition: Node, value: Node) -> Exponential | None:
+    """A weight that is exp of a score, where no state can carry it."""
+    if weight.op != "exp":
+        return None
+    try:
+        Separator(graph).separate(weight)
+    except Inseparable:
+        pass
+    else:
+        return None
+    pairs: list[Node] = []
+    rows: list[Node] = []
+    for sign, term in addends(weight.args[0]):
+        signed = term if sign > 0 else graph.make("neg", term)
+        (pairs if term.depends_on("j") else rows).append(signed)
+    return Exponential(_added(graph, pairs), _added(graph, rows) if rows else None, condition, value)
+
+
+def addends(node: Node, sign: int = 1) -> list[tuple[int, Node]]:
+    """The terms of a sum with their signs."""
+    if node.op in ("add", "sub"):
+        x, y = node.args
+        return addends(x, sign) + addends(y, sign if node.op == "add" else -sign)
+    return addends(node.args[0], -sign) if node.op == "neg" else [(sign, node)]
 
 
 def weighted(graph: Graph, node: Node) -> tuple[Node, Node, Node | None, tuple[Node, ...] | None] | None:
@@ -124,11 +186,8 @@ def check_decay(reach: Reach, body: Node) -> None:
 
 
 def finish(graph: Graph, associated: Associated, sums: Sequence[Node], totals: Sequence[Node]) -> Node:
-    """The reduction, from each part's sum (b, h, i; e) and, under a normaliser, its weights' total (b, h, i)."""
-    node, result = (
-        associated.node,
-        _added(graph, [_times(graph, *pair) for pair in zip(associated.parts, sums, strict=True)]),
-    )
+    """The reduction, from each part's `times` its sum (b, h, i; e) and, under a normaliser, its weights' total."""
+    node, result = associated.node, _added(graph, list(sums))
     if not node.type.axes:  # the weights were summed alone
         axis = result.type.axes[0]
         type = Type(Base.REAL, result.type.indices)
@@ -147,10 +206,6 @@ def reciprocal(graph: Graph, total: Node, options: Sequence[Node]) -> Node:
         total = graph.make("maximum", graph.make("abs", total), options[1])
     empty = graph.make("eq", total, zero)
     return graph.make("select", empty, zero, graph.make("div", one, graph.make("select", empty, one, total)))
-
-
-def _times(graph: Graph, part: Part, sum: Node) -> Node:
-    return sum if part.times is None else graph.make("mul", sum, part.times)
 
 
 def _added(graph: Graph, nodes: Sequence[Node]) -> Node:

@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from attnc.compiler.algebra import Algebra
-from attnc.compiler.associate import Associated, Declined, associate, finish
+from attnc.compiler.associate import Associated, Declined, Exponential, associate, finish
 from attnc.compiler.build import unlowered
-from attnc.compiler.composition import Carry, Extent, Recur, Sequential
+from attnc.compiler.composition import Attend, Carry, Extent, Extreme, Recur, Sequential
 from attnc.compiler.decompose import Decomposer
 from attnc.compiler.extents import Reach
+from attnc.compiler.features import end_to_end
 from attnc.compiler.ir import Node, substitute, walk
 from attnc.compiler.recurrence import Read, Unrecognised, reads_state, recognise
 from attnc.compiler.reindex import renamed
+from attnc.compiler.separate import is_mixed
 from attnc.dsl.types import Base, Type
+
+ROWS = Type(Base.REAL, frozenset("bhi"))
 
 
 def carry_sums(at: Decomposer, node: Node) -> Node | None:
@@ -25,28 +29,66 @@ def carry_sums(at: Decomposer, node: Node) -> Node | None:
         raise unlowered(
             found.node,
             f"a sum over keys whose weights do not separate: {found.reason}; such weights",
-            "a softmax takes any score; other weights must be sums of products of a value of the row and one of the key",
+            "a softmax takes any score; other weights must be sums of products of values of the row and of the key",
         )
     return carried(at, found)
 
 
 def carried(at: Decomposer, found: Associated) -> Node:
     """The steps of a separated sum; the node that reads its result."""
-    where = f"`{found.node.span.text}`: " if found.node.span else ""
-    at.notes.append(
-        f"{where}the weights separate into products of a value of the row and one of the key, so no pair is formed"
-    )
+    if found.parts:
+        where = f"`{found.node.span.text}`: " if found.node.span else ""
+        at.notes.append(f"{where}weights that separate into values of the row and of the key: no pair is formed")
     sums, totals = [], []
     for part in found.parts:
-        names = [at.array(one) for one in (part.query, part.key, part.value)]
+        query, key, value = (at.array(one) for one in (part.query, part.key, part.value))
         decay = None if part.decay is None else at.array(part.decay)
         name = at.fresh("carry")
         total = at.fresh("total") if found.options is not None else None
-        at.steps.append(Carry(name, *names, extent_of(at, part.reach), decay, total))
-        sums.append(at.declare(name, Type(Base.REAL, frozenset("bhi"), part.value.type.axes)))
+        at.steps.append(Carry(name, query, key, value, extent_of(at, part.reach), decay, total))
+        made = at.declare(name, Type(Base.REAL, frozenset("bhi"), part.value.type.axes))
+        sums.append(made if part.times is None else at.graph.make("mul", made, part.times))
         if total is not None:
-            totals.append(at.declare(total, Type(Base.REAL, frozenset("bhi"))))
+            totals.append(at.declare(total, ROWS))
+    for exponential in found.exponentials:
+        made, factor = exponential_sum(at, exponential)
+        sums.append(at.graph.make("mul", made, factor))
+        totals.append(factor)
     return at.lower(finish(at.graph, found, sums, totals))
+
+
+def exponential_sum(at: Decomposer, found: Exponential) -> tuple[Node, Node]:
+    """The softmax of the scores with its values, and what it was divided by: exp(lse + shift)."""
+    graph = at.graph
+    type = Type(Base.REAL, found.score.type.indices | frozenset("bhij"))
+    weights = graph.make("softmax", found.score, found.condition, type=type, attribute=("j", None))
+    result = Type(Base.REAL, frozenset("bhi"), found.value.type.axes)
+    made = at.lower(graph.make("dot", weights, found.value, type=result, attribute="j", span=found.score.span))
+    exponent = at.declare(attention_of(at, made).lse, ROWS)
+    if found.shift is not None:
+        exponent = graph.make("add", exponent, found.shift)
+    return made, graph.make("exp", exponent)
+
+
+def attention_of(at: Decomposer, made: Node) -> Attend:
+    """The step that left an attention's output."""
+    return next(one for one in at.steps if isinstance(one, Attend) and one.name == made.attribute)
+
+
+def extremes(at: Decomposer, node: Node) -> Node | None:
+    """`max[j](score where condition)` and `min` over the keys of a row."""
+    if node.op not in ("max", "min") or node.attribute != ("j", None) or not is_mixed(node.args[0]):
+        return None
+    graph, (body, condition) = at.graph, node.args
+    type = Type(Base.REAL, body.type.indices | frozenset("bhij"))
+    weights = graph.make("softmax", body, condition, type=type, attribute=("j", None), span=node.span)
+    nothing = end_to_end(graph, [graph.literal(1.0)])
+    output = Type(Base.REAL, frozenset("bhi"), nothing.type.axes)
+    made = at.lower(graph.make("dot", weights, nothing, type=output, attribute="j", span=node.span))
+    attend = attention_of(at, made)
+    name = at.fresh("extreme")
+    at.steps[at.steps.index(attend)] = Extreme(name, attend, node.op == "max")
+    return at.declare(name, ROWS)
 
 
 def extent_of(at: Decomposer, reach: Reach) -> Extent:

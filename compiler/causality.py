@@ -204,7 +204,7 @@ class Causality:
         own = {Horizon("at", name), Horizon("end", name)} & found
         if not own:
             return found
-        (horizon,) = own if len(own) == 1 else ({Horizon("at", name)},)
+        (horizon,) = own  # of a token, or of a member: a name is one of both
         bounds = self.bounds(horizon, self.node(condition)) if condition is not None else None
         if bounds is not None:
             return (found - own) | bounds
@@ -260,7 +260,7 @@ class Causality:
         selection = atom.args[1]
         axis = str(selection.attribute)
         candidate = Horizon("end" if axis in self.axes else "at", axis)
-        return self.bounds(candidate, selection.args[2]) == {Horizon("at", "i")}
+        return self.bounds(candidate, selection.args[2]) == frozenset({Horizon("at", "i")})
 
     def member_bound(self, name: str, atom: Node) -> Horizon | None:
         """The last token of a member, from `s.stop <= x`, `s.index < x // size` or `s.index <= u.index`."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from attnc.compiler.absorb import Projection
 from attnc.compiler.ir import Graph, Node
 from attnc.compiler.plan import Plan, Requirement
 from attnc.dsl.source import Source
@@ -44,6 +45,18 @@ class Attend:
     value: str
     rows: str = "i"
     keys: str = "j"
+
+
+@dataclass(frozen=True)
+class Extreme:
+    """The largest (or smallest) score of each row over its keys; 0 where it has none.
+
+    `attend` says which scores, as for a softmax of them; its value plays no part. Leaves `name` (b, h, rows).
+    """
+
+    name: str
+    attend: Attend
+    largest: bool
 
 
 @dataclass(frozen=True)
@@ -185,7 +198,7 @@ class Sequential:
     reason: str
 
 
-Step = Compute | Attend | Regroup | Carry | Recur | Choose | Sequential
+Step = Compute | Attend | Regroup | Extreme | Carry | Recur | Choose | Sequential
 
 
 @dataclass(frozen=True)
@@ -205,7 +218,7 @@ class Composition:
     requirements: tuple[Requirement, ...]
     output_axes: tuple[str, ...]
     uses_value: bool
-    notes: tuple[str, ...] = ()
+    projections: tuple[Projection, ...] = ()  # of the keys, that a call with few queries takes over
     graph: Graph | None = field(default=None, repr=False, compare=False)
 
     @property

@@ -10,13 +10,14 @@ from attnc.compiler.composition import (
     Choose,
     Compute,
     Extent,
+    Extreme,
     Order,
     Recur,
     Regroup,
     Sequential,
     Step,
 )
-from attnc.compiler.ir import Node, text
+from attnc.compiler.ir import Node, text, walk
 from attnc.compiler.plan import Branch, Diagonals, Domain, Grid, KeySet, Listed, Rows, Stepped
 from attnc.compiler.schedule import SHARED_ROWS, WIDE_ENTRY
 
@@ -39,34 +40,45 @@ INFIX = {
 }
 HEADS = {"each": "each query head", "group": "each key head", "one": "all heads"}
 CALLS = {"minimum": "min", "maximum": "max", "to_real": "real"}
+LONGEST = 500  # operations that a formula is written out with
 
 
 def formula(node: Node, above: int = 0) -> str:
-    """A node in the notation of the language; parentheses only where precedence asks for them."""
+    """A node in the notation of the language; parentheses only where precedence asks for them.
+
+    One of more than LONGEST operations is `(...)`: shared values are written as often as they are used.
+    """
+    written: dict[Node, int] = {}
+    for inner in walk(node):
+        written[inner] = 1 + sum(written[arg] for arg in inner.args)
+    return _formula(node, above) if written[node] <= LONGEST else "(...)"
+
+
+def _formula(node: Node, above: int = 0) -> str:
     if node.op in INFIX:
         sign, level = INFIX[node.op]
-        left, right = (formula(arg, level + (slot if level > 2 else 0)) for slot, arg in enumerate(node.args))
+        left, right = (_formula(arg, level + (slot if level > 2 else 0)) for slot, arg in enumerate(node.args))
         written = f"{left} {sign} {right}"
         return f"({written})" if level < above else written
     if node.op == "not":
-        return f"not {formula(node.args[0], 3)}"
+        return f"not {_formula(node.args[0], 3)}"
     if node.op == "neg":
-        return f"-{formula(node.args[0], 7)}"
+        return f"-{_formula(node.args[0], 7)}"
     if node.op == "size":
         return SIZES.get(str(node.attribute), str(node.attribute).upper())
     if node.op == "select":
-        written = "if {} then {} else {}".format(*(formula(arg) for arg in node.args))
+        written = "if {} then {} else {}".format(*(_formula(arg) for arg in node.args))
         return f"({written})" if above else written
     if node.op in ("take", "rename"):
-        place = formula(node.args[1]) if node.op == "take" else str(node.attribute[1])  # type: ignore[index]
-        return f"{formula(node.args[0], 9)}[{place}]"
+        place = _formula(node.args[1]) if node.op == "take" else str(node.attribute[1])  # type: ignore[index]
+        return f"{_formula(node.args[0], 9)}[{place}]"
     if node.op in ("start", "stop"):
         return f"{node.attribute}.{node.op}"
     if not node.args:
         if isinstance(node.attribute, bool):
             return str(node.attribute).lower()
         return str(node.attribute)
-    return f"{CALLS.get(node.op, node.op)}({', '.join(formula(arg) for arg in node.args)})"
+    return f"{CALLS.get(node.op, node.op)}({', '.join(_formula(arg) for arg in node.args)})"
 
 
 def describe_domain(domain: Domain, key: str = "j") -> str:
@@ -169,6 +181,11 @@ def describe_step(step: Step) -> str:
                 f"{step.name}, {step.lse}: softmax over {step.keys} of rows {step.rows}; "
                 f"q = {step.query}, k = {step.key}, v = {step.value}; score {scores}"
             )
+        case Extreme():
+            which, by = "largest" if step.largest else "smallest", step.attend
+            score = text(*(branch.score for branch in by.plan.branches))
+            given = f"q = {by.query}, k = {by.key}"
+            return f"{step.name}: {which} score of each row {by.rows} over {by.keys}; {given}; score {score}"
         case Regroup():
             return describe_regroup(step)
         case Carry():
@@ -185,12 +202,7 @@ def describe_step(step: Step) -> str:
                 f"q = {step.query}, k = {step.key}, v = {step.value}, x = {step.left}, y = {step.right}{decay}"
             )
         case Choose():
-            amount = "" if step.amount is None else f", {formula(step.amount)}"
-            force = "" if step.force is None else f", first {formula(step.force)}"
-            return (
-                f"{step.name}: {step.form} of {step.axis}{amount} for each {step.rows}, {HEADS[step.heads]}, by chunks of "
-                f"rows with torch; candidates {formula(step.condition)}{force}; score {text(step.score).removeprefix('return ')}"
-            )
+            return describe_choice(step)
         case Sequential():
             return f"{step.name}: one position after the other: {step.reason}"
 
@@ -203,6 +215,16 @@ def describe_extent(extent: Extent) -> str:
         back = "" if amount == "0" else f" - {amount}"
         seen = f"j <= i{back}" if extent.kind == "lag" else f"j < i // {amount} * {amount}"
     return seen if extent.same is None else f"{seen} and {extent.same}[i] == {extent.same}[j]"
+
+
+def describe_choice(step: Choose) -> str:
+    """How a selection is made."""
+    amount = "" if step.amount is None else f", {formula(step.amount)}"
+    force = "" if step.force is None else f", first {formula(step.force)}"
+    return (
+        f"{step.name}: {step.form} of {step.axis}{amount} for each {step.rows}, {HEADS[step.heads]}, by chunks of rows "
+        f"with torch; candidates {formula(step.condition)}{force}; score {text(step.score).removeprefix('return ')}"
+    )
 
 
 def describe_regroup(step: Regroup) -> str:

@@ -43,9 +43,11 @@ class ScoreGradient:
 def differentiate(score: Node) -> ScoreGradient:
     """The derivatives of one branch's score. Raises a located error where an op has no gradient rule."""
     graph = Graph()
-    sides = {node: side_of(node) for node in walk(score)}
+    carriers = carrying(score)
+    sides = {node: side_of(node, carriers) for node in walk(score)}
     adjoints: dict[Node, Node] = {score: graph.literal(1.0)}
-    inner = reachable(score, sides)
+    inner = reachable(score, sides, carriers)
+    known = set(inner)
     for node in reversed(inner):
         adjoint = adjoints.get(node)
         if adjoint is None or sides[node] is not None or node.op == "dot":
@@ -54,7 +56,7 @@ def differentiate(score: Node) -> ScoreGradient:
         if rule is None:
             raise unlowered(node, f"the gradient of `{node.op}` in a score")
         for arg, part in zip(node.args, rule(graph, node, adjoint), strict=True):
-            if part is not None and arg in set(inner):
+            if part is not None and arg in known:
                 held = adjoints.get(arg)
                 adjoints[arg] = part if held is None else graph.make("add", held, part)
     leaves, dot = [], None
@@ -62,21 +64,20 @@ def differentiate(score: Node) -> ScoreGradient:
         side = sides[node]
         if node not in adjoints:
             continue
-        adjoint = simplify(graph, adjoints[node])
         if node.op == "dot":
-            dot = adjoint
+            dot = simplify(graph, adjoints[node])
         elif side is not None:
-            leaves.append(Leaf(node, side, adjoint))
+            leaves.append(Leaf(node, side, simplify(graph, adjoints[node])))
     return ScoreGradient(dot, tuple(leaves))
 
 
-def reachable(score: Node, sides: dict[Node, str | None]) -> list[Node]:
+def reachable(score: Node, sides: dict[Node, str | None], carriers: dict[Node, Carried]) -> list[Node]:
     """The nodes between the score and its leaves, operands first; leaves are not entered."""
     order: list[Node] = []
     seen: set[Node] = set()
 
     def visit(node: Node) -> None:
-        if node in seen or not carries_gradient(node):
+        if node in seen or not carriers[node].gradient:
             return
         seen.add(node)
         if sides[node] is None and node.op != "dot":
@@ -88,16 +89,31 @@ def reachable(score: Node, sides: dict[Node, str | None]) -> list[Node]:
     return order
 
 
-def carries_gradient(node: Node) -> bool:
-    """Whether q @ k or a real input is somewhere below, not rounded away at once."""
-    return (node.type.base is Base.REAL and node.op not in CONSTANT) and any(
-        one.op == "dot" or (one.op == "input" and one.type.base is Base.REAL) for one in walk(node)
-    )
+@dataclass(frozen=True)
+class Carried:
+    """What is somewhere below a node. `gradient`: q @ k or a real input that the node does not round away at once."""
+
+    product: bool
+    real: bool
+    gradient: bool
 
 
-def side_of(node: Node) -> str | None:
+def carrying(score: Node) -> dict[Node, Carried]:
+    """For every node of a score."""
+    found: dict[Node, Carried] = {}
+    for node in walk(score):
+        below = [found[arg] for arg in node.args]
+        product = node.op == "dot" or any(one.product for one in below)
+        is_input = node.op == "input" and node.type.base is Base.REAL
+        real = is_input or any(one.real for one in below)
+        carries = node.type.base is Base.REAL and node.op not in CONSTANT
+        found[node] = Carried(product, real, carries and (product or real))
+    return found
+
+
+def side_of(node: Node, carriers: dict[Node, Carried]) -> str | None:
     """`row`, `key` or `pair` where the node is a leaf; None where adjoints pass through."""
-    if not carries_gradient(node) or any(one.op == "dot" for one in walk(node)):
+    if not carriers[node].gradient or carriers[node].product:
         return None
     if not node.depends_on("j"):
         return "row"

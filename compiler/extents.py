@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import sympy
 
-from attnc.compiler.algebra import Algebra, Coordinate, FloorDiv, Interval, at_most, solve
+from attnc.compiler.algebra import Algebra, Coordinate, Expr, FloorDiv, Interval, at_most, solve
 from attnc.compiler.conditions import disjunction
 from attnc.compiler.ir import Graph, Node
 from attnc.compiler.separate import Inseparable, at_row, is_mixed
@@ -41,7 +41,7 @@ class Reaches:
 
     def read(self, condition: Node) -> Reach:
         """The extent of a condition. Raises Inseparable for what no state can carry."""
-        conjunctions = disjunction(self.graph, condition)
+        conjunctions = [one for one in disjunction(self.graph, condition) if not self.contradicts(one)]
         if len(conjunctions) != 1:
             raise Inseparable("its keys are a union of several sets", condition)
         masks, limits = [], dict[Node, Node]()
@@ -59,6 +59,13 @@ class Reaches:
         if same is not None and (kind == "all" or looks_ahead(amount)):
             raise Inseparable("packed rows that see keys behind them; let the condition hold j <= i", condition)
         return Reach(kind, amount, same, tuple(masks))
+
+    def contradicts(self, atoms: Sequence[Node]) -> bool:
+        """Whether no key meets all of the atoms, for certain: a bound from above lies at or below one from below."""
+        solved = [solve(self.algebra, atom, "j") for atom in atoms if atom.depends_on("j")]
+        bounds = [one for one in solved if isinstance(one, Interval) and one.coordinate == Coordinate()]
+        lows, highs = [one.lo for one in bounds if one.lo], [one.hi for one in bounds if one.hi]
+        return any(at_most(self.algebra, high, low) for low in lows for high in highs)
 
     def agreement(self, atom: Node) -> Node | None:
         """x of `x[i] == x[j]`, an int of tokens."""
@@ -81,18 +88,27 @@ class Reaches:
         """Kind and amount of the smallest limit."""
         if not limits:
             return "all", None
-        smallest = next(
-            (one for one in limits if all(other is one or at_most(self.algebra, one, other) for other in limits)), None
-        )
-        if smallest is None:
-            raise Inseparable("which of its upper bounds of the keys is the smallest depends on the call", condition)
-        i = self.algebra.symbol(self.graph.index("i"))
-        bound = self.algebra.expression(smallest)
-        lag = sympy.expand(i + 1 - bound)
-        for kind, amount in (("lag", lag), ("period", _period(bound, i))):
-            if amount is not None and not any(self.algebra.contains(amount, name) for name in "bhij"):
-                return kind, self.algebra.node(amount)
+        smallest = [one for one in limits if all(other is one or at_most(self.algebra, one, other) for other in limits)]
+        found = [self.amount(one) for one in smallest[:1] or limits]
+        if len(found) == 1 and found[0] is not None:
+            kind, amount = found[0]
+            return kind, self.algebra.node(amount)
+        lags = [one[1] for one in found if one is not None and one[0] == "lag"]
+        if len(lags) == len(limits) > 1:
+            furthest = self.algebra.node(lags[0])
+            for lag in lags[1:]:
+                furthest = self.graph.make("maximum", furthest, self.algebra.node(lag))
+            return "lag", furthest
         raise Inseparable("the keys that a row sees do not grow with it in equal steps", condition)
+
+    def amount(self, limit: Node) -> tuple[str, Expr] | None:
+        """Kind and amount of one limit."""
+        i = self.algebra.symbol(self.graph.index("i"))
+        bound = self.algebra.expression(limit)
+        for kind, amount in (("lag", sympy.expand(i + 1 - bound)), ("period", _period(bound, i))):
+            if amount is not None and not any(self.algebra.contains(amount, name) for name in "bhij"):
+                return kind, amount
+        return None
 
 
 def looks_ahead(amount: Node | None) -> bool:
@@ -105,8 +121,8 @@ def is_literal_at_least_0(node: Node) -> bool:
     return node.op == "literal" and node.attribute is not None and float(node.attribute) >= 0  # type: ignore[arg-type]
 
 
-def _period(bound: sympy.Expr, i: sympy.Expr) -> sympy.Expr | None:
-    """p of i // p * p."""
+def _period(bound: Expr, i: Expr) -> Expr:
+    """p of i // p * p, else None."""
     for factor in sympy.Mul.make_args(bound):
         if isinstance(factor, FloorDiv) and factor.args[0] == i and bound == factor * factor.args[1]:
             return factor.args[1]

@@ -41,7 +41,7 @@ def _joined(separator: Separator, terms: Sequence[Term]) -> Features:
     """Terms of the same scalar decays end to end."""
     graph = separator.graph
     made = [_of_term(separator, term) for term in terms]
-    query, key = (end_to_end(graph, [one[side] for one in made]) for side in (0, 1))
+    query, key = end_to_end(graph, [one for one, _, _ in made]), end_to_end(graph, [one for _, one, _ in made])
     steady = separator.total(terms[0].decays)
     vectors = [decay for _, _, decay in made if decay is not None]
     if not vectors:

@@ -82,9 +82,7 @@ def equal_groups(atom: Node, row: str, key: str) -> tuple[Node, Node] | None:
 
 def is_computed(node: Node) -> bool:
     """Whether reals of tensors, or a choice among them, decide a value: its pattern over positions is not known."""
-    return any(
-        one.op in CHOICES or (one.op == "input" and one.type.base is Base.REAL) for one in walk(node)
-    )
+    return any(one.op in CHOICES or (one.op == "input" and one.type.base is Base.REAL) for one in walk(node))
 
 
 @dataclass
@@ -126,8 +124,16 @@ class Regrouped(Attention):
         name, lse = at.fresh("attention"), at.fresh("lse")
         at.steps.append(
             Regroup(
-                name, lse, inner, orders["i"], orders["j"], self.row, self.key, dict(self.positions),
-                tuple(self.moved.values()), tuple(self.ranges),
+                name,
+                lse,
+                inner,
+                orders["i"],
+                orders["j"],
+                self.row,
+                self.key,
+                dict(self.positions),
+                tuple(self.moved.values()),
+                tuple(self.ranges),
             )
         )
         return self.result(name)

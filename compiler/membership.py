@@ -190,6 +190,16 @@ class Tables:
         rows, starts = (f"{derived.name}.{part}" for part in ("rows", "starts"))
         return Member(Listed(rows, None, axis.size, axis.size, zero, starts), row_block=axis.size)
 
+    def settled(self, condition: Node) -> Node:
+        """The condition with memberships inside of numbers made readable; those that say which keys live stay."""
+        replacements: dict[Node, Node] = {}
+        for node in walk(condition):
+            numbers = [arg for arg in node.args if arg.type.base is not Base.BOOL and arg.type.selects is None]
+            if node.type.base is Base.BOOL and any(inner.op == "member" for inner in walk(*numbers)):
+                args = tuple(self.readable(arg) if arg in numbers else arg for arg in node.args)
+                replacements[node] = self.graph.rebuild(node, args)
+        return substitute(self.graph, condition, replacements) if replacements else condition
+
     def readable(self, mask: Node) -> Node:
         """The mask with every membership turned into two reads of a rank table."""
         replacements: dict[Node, Node] = {}

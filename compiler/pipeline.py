@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from attnc.compiler import verify
-from attnc.compiler.absorb import absorb
+from attnc.compiler.absorb import Projection, absorb
 from attnc.compiler.algebra import Algebra
 from attnc.compiler.attention import attend
 from attnc.compiler.build import build, unlowered
-from attnc.compiler.carrying import carry_sums, run_scans
+from attnc.compiler.carrying import carry_sums, extremes, run_scans
 from attnc.compiler.composition import Attend, Composition, Regroup, Step
 from attnc.compiler.decompose import Decomposer, Rule
 from attnc.compiler.describe import describe_branch, describe_passes, describe_step
@@ -25,7 +25,7 @@ from attnc.compiler.transpose import Transposer
 from attnc.dsl.terms import Pattern
 
 # What `decompose` tries on a value, in order: the first rule that knows it makes its steps.
-RULES: tuple[Rule, ...] = (regroup, attend, run_scans, carry_sums)
+RULES: tuple[Rule, ...] = (regroup, attend, run_scans, carry_sums, extremes)
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Stage:
 Observe = Callable[[Stage], None]
 
 
-def compose(pattern: Pattern, observe: Observe | None = None, *, decoding: bool = False) -> Composition:
-    """Compile a checked pattern to its steps. `decoding`: those that keep least between calls (`compiler.absorb`).
+def compose(pattern: Pattern, observe: Observe | None = None, *, absorbed: bool = False) -> Composition:
+    """Compile a checked pattern to its steps. `absorbed`: queries take over projections of the keys (see `absorb`).
 
     Raises AttnError, located in the pattern's text, for a form that has no lowering yet. `observe` is called
     after every stage.
@@ -59,13 +59,16 @@ def compose(pattern: Pattern, observe: Observe | None = None, *, decoding: bool 
     report(Stage("simplify", text(out)))
 
     needs = tuple(requirements(walk(out)))
-    out = reassociate(graph, absorb(graph, out) if decoding else out)
+    out = reassociate(graph, out)
+    turned, projections = absorb(graph, out)
+    out = turned if absorbed else out
     verify.graph(out)
 
     parts = Decomposer(graph, pattern, RULES)
     parts.finish(out)
     verify.steps(parts.steps, parts.inputs)
-    report(Stage("steps", "\n".join(describe_step(step) for step in parts.steps), tuple(parts.notes)))
+    notes = [*parts.notes, *(absorb_note(one) for one in projections)]
+    report(Stage("steps", "\n".join(describe_step(step) for step in parts.steps), tuple(notes)))
     for plan in plans(parts.steps):
         for branch in plan.branches:
             report(Stage("domains", describe_branch(branch), branch.domain.notes))
@@ -81,7 +84,16 @@ def compose(pattern: Pattern, observe: Observe | None = None, *, decoding: bool 
         requirements=needs,
         output_axes=pattern.output_axes,
         uses_value=pattern.uses_value,
+        projections=projections,
         graph=graph,
+    )
+
+
+def absorb_note(projection: Projection) -> str:
+    """What a projection of the keys means for execution."""
+    return (
+        f"keys are projected from {projection.inner} to {projection.outer} where many queries share that; "
+        f"few queries take the projection over and read {projection.inner}"
     )
 
 

@@ -4,9 +4,9 @@ Every assignment of a state is brought to the form
 
     S <- diag(a) S + sum of x (y^T S) + sum of k v^T,
 
-over the state at the start of the position, and every read to y^T S + rest. Without x and y the reads are carried sums;
-with one pair they are those of a `Recur`; what writes k v^T in several places is several sums, since the state is linear
-in what is written. What is not of that form raises `Unrecognised` with the reason.
+over the state at the start of the position, and every read to y^T S + rest. Without x and y the reads are carried
+sums; with one pair they are those of a `Recur`; what writes k v^T in several places is several sums, since the state
+is linear in what is written. What is not of that form raises `Unrecognised` with the reason.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from attnc.compiler.features import end_to_end
 from attnc.compiler.ir import Graph, Node, substitute, walk
 from attnc.compiler.reindex import reindexed
+from attnc.compiler.scans import scan_names
 from attnc.compiler.simplify import simplify
 from attnc.dsl.types import Base, Type
 
@@ -87,11 +88,11 @@ class Reader:
     def __init__(self, graph: Graph, scan: Node) -> None:
         self.graph = graph
         self.scan = scan
-        index, *names = scan.attribute  # type: ignore[misc]
-        self.index = str(index)
+        index, names = scan_names(scan)
+        self.index = index
         self.assigned: dict[str, list[Node]] = {}
         for name, value in zip(names, scan.args, strict=False):
-            self.assigned.setdefault(str(name), []).append(value)
+            self.assigned.setdefault(name, []).append(value)
         self.reads: list[Read] = []
         self._stateful: dict[Node, bool] = {}
         self._transitions: dict[str, Matrix] = {}

@@ -58,6 +58,13 @@ def build_scan(graph: Graph, term: Term, done: dict[int, Node], build: Build) ->
     return graph.make("scan", *args, type=term.type, attribute=attribute, span=term.span)
 
 
+def scan_names(scan: Node) -> tuple[str, list[str]]:
+    """The index of a scan node, and the states that its args are assigned to."""
+    assert isinstance(scan.attribute, tuple)
+    index, *names = (str(name) for name in scan.attribute)
+    return index, names
+
+
 def terms_of(root: Term, done: dict[int, Node]) -> Iterator[Term]:
     """The terms below one that have no node yet."""
     seen: set[int] = set()

@@ -22,16 +22,16 @@ class TileShape:
 def tile_shape(width: int, itemsize: int, kind: str) -> TileShape:
     """The shape for vectors of `width` (the larger of D and E, padded) of `itemsize` bytes.
 
-    `kind`: how many keys a row sees in order: `long` (all of them, or all before it), `local` (a window), `sparse`
-    (by a step, a grid or a list). Measured on an H200, see benchmarks/results/.
+    `kind`: how many keys a row sees in order: `long` (all of them, or all before it), `local` (a window), `blocks`
+    (listed ones), `sparse` (by a step, a grid or a list). Measured on an H100, see benchmarks/results/.
     """
     if itemsize > 2:
         return WIDE[128 if width <= 128 else 256] if width > 64 else TileShape(128, 64, 8, 2)
     if width > 128 or kind == "sparse":
         return TileShape(64, 32, 4, 3)
-    if kind == "local":
-        return TileShape(64, 64, 4, 2 if width <= 64 else 3)
-    return TileShape(64, 128, 4, 2) if width <= 64 else TileShape(128, 128, 8, 3)
+    if kind == "long":
+        return TileShape(64, 128, 4, 3) if width <= 64 else TileShape(128, 128, 8, 3)
+    return TileShape(64, 64, 4, 2 if width <= 64 else 3)
 
 
 WIDE = {128: TileShape(128, 32, 8, 2), 256: TileShape(64, 16, 8, 2)}  # four-byte elements
@@ -44,12 +44,14 @@ def backward_shape(width: int, itemsize: int, side: str, kind: str) -> TileShape
     if width > 128:
         return TileShape(64, 32, 8, 1)
     if side == "rows":
-        if kind == "sparse":
+        if kind in ("sparse", "blocks"):
             return TileShape(64, 32, 4, 2)
-        if width <= 64:
-            return TileShape(64, 64, 4, 3)
-        return TileShape(64, 64, 4, 2) if kind == "local" else TileShape(128, 64, 8, 3)
-    return TileShape(64, 128, 4, 2) if width <= 64 and kind == "long" else TileShape(64, 32, 4, 3)
+        return TileShape(128, 64, 8, 3) if kind == "long" else TileShape(64, 64, 4, 2)
+    if kind == "blocks":
+        return TileShape(64, 32, 4, 2)
+    if width <= 64:
+        return TileShape(64, 64, 4, 3) if kind == "long" else TileShape(64, 32, 4, 2)
+    return TileShape(64, 64, 4, 2)
 
 
 SHARED_ROWS = 16  # rows that share a line of a selection from which on they stay, however wide its entries

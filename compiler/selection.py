@@ -179,20 +179,23 @@ def folded_diagonal(at: Decomposer, node: Node) -> Node | None:
     if node.op != "sum" or node.args[0].op != "sum":
         return None
     inner = node.args[0]
-    ranges = dict(one.attribute for one in (node, inner) if isinstance(one.attribute, tuple))
+    ranges: dict[str, str] = {}
+    for one in (node, inner):
+        assert isinstance(one.attribute, tuple)
+        ranges[str(one.attribute[0])] = str(one.attribute[1])
     product, condition = inner.args
     always = node.args[1]
     if set(ranges) != {"i", "j"} or product.op != "dot" or not (always.op == "literal" and always.attribute is True):
         return None
-    axes = [at.axes.get(str(ranges[name])) for name in "ij"]
+    axes = [at.axes.get(ranges[name]) for name in "ij"]
     sizes = {at.term(axis.size) for axis in axes if axis and axis.kind == "blocks" and axis.stride is None}
     if len(sizes) != 1 or None in axes or not is_antidiagonal(condition, *sizes):
         return None
     x, y = product.args if product.args[0].depends_on("i") else product.args[::-1]
     if x.depends_on("j") or y.depends_on("i") or len(x.type.axes) != 1 or len(y.type.axes) != 1:
         return None
-    x = fold(at.graph, x, "i", str(ranges["i"]), reverse=True)
-    y = fold(at.graph, y, "j", str(ranges["j"]), reverse=False)
+    x = fold(at.graph, x, "i", ranges["i"], reverse=True)
+    y = fold(at.graph, y, "j", ranges["j"], reverse=False)
     return at.graph.make("dot", x, y, type=node.type, attribute="folded", span=node.span)
 
 

@@ -59,7 +59,7 @@ def _branches(at: Decomposer, algebra: Algebra, tables: Tables, softmax: Softmax
     if closed is None and softmax.sink is not None:
         closed = graph.literal(False)  # a branch of no key has the sink
     if closed is not None:
-        condition = tabulate(graph, closed, tables)
+        condition = tables.settled(tabulate(graph, closed, tables))
         domain = DomainBuilder(graph, algebra, tables).build(condition)
         branches.append(Branch(score, condition, domain, softmax.sink))
     if parts is not None:

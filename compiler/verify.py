@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from attnc.compiler import plan as plans
-from attnc.compiler.composition import Attend, Carry, Choose, Compute, Recur, Regroup, Sequential, Step
+from attnc.compiler.composition import Attend, Carry, Choose, Compute, Extreme, Recur, Regroup, Sequential, Step
 from attnc.compiler.ir import Node, pointwise_type, text, walk
 from attnc.compiler.ops import OPS
 from attnc.dsl.diagnostics import InternalError
@@ -41,6 +41,8 @@ def step_reads(step: Step) -> list[str]:
             return [str(one.attribute) for one in walk(node) if one.op == "input"]
         case Attend():
             return [step.query, step.key, step.value, *(entry.name for entry in step.plan.inputs)]
+        case Extreme():
+            return step_reads(step.attend)
         case Choose():
             parts = [step.score, step.condition, *(part for part in (step.amount, step.force) if part is not None)]
             return [str(one.attribute) for one in walk(*parts) if one.op == "input"]

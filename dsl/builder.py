@@ -8,7 +8,7 @@ from attnc.dsl.terms import FORMS, Attribute, Repeat, Scalar, Scan, Term
 from attnc.dsl.types import Base, Type
 
 MAX_TERMS = 20_000
-MAX_DEPTH = 400
+MAX_DEPTH = 200
 
 # The type of a state of a scan before anything is known about it: it is zero, of whatever shape is asked for.
 UNKNOWN = Type(Base.REAL, frozenset(), ("?",))

@@ -154,7 +154,8 @@ def _unchanged(form: str) -> Handler:
         (argument,) = at.arguments(call, ("x",))
         (operand,) = promoted(at.build, [at.operand(argument)], real=True)
         if form == "group_sum" and operand.type is not UNKNOWN and "h" not in operand.type.indices:
-            raise rejection("unknown-axis", f"`group_sum` sums over heads, and this is {operand.type}", operand.span)
+            message = f"`group_sum` sums over query heads, and this does not vary over `h`: it is {operand.type}"
+            raise rejection("unknown-axis", message, operand.span)
         return at.build.make(form, (operand.term,), operand.type, call.span)
 
     return handler
@@ -219,7 +220,8 @@ def _unrolled(at: Expressions, call: Call) -> list[Operand]:
     if len(call.arguments) != 1:
         raise rejection("argument", "one expression stands before `for`", call.span)
     if len(loop.names) != len(loop.iterables):
-        raise rejection("loop", f"{len(loop.names)} names for {len(loop.iterables)} tuples", loop.span)
+        message = f"`for` has names and tuples of other numbers: {len(loop.names)} and {len(loop.iterables)}"
+        raise rejection("loop", message, loop.span, help="one name for each tuple: `for x, y in (1, 2), (3, 4)`")
     columns = [at.elements(iterable) for iterable in loop.iterables]
     if len({len(column) for column in columns}) > 1:
         lengths = ", ".join(str(len(column)) for column in columns)

@@ -243,7 +243,11 @@ class Expressions:
         definition = function.syntax
         if function in self.context.active:
             raise rejection(
-                "recursion", f"`{syntax.function}` calls itself", syntax.span, (definition.span, "defined here")
+                "recursion",
+                f"`{syntax.function}` calls itself",
+                syntax.span,
+                (definition.span, "defined here"),
+                help="functions are inlined; `repeat n:` and `scan t:` repeat",
             )
         arguments = self.arguments(syntax, definition.parameters, definition.span)
         values = [self.term(argument) for argument in arguments]

@@ -150,6 +150,8 @@ def explain_character(source: Source, at: int) -> Diagnostic:
     help = _CHARACTERS.get(character)
     if help is None and character.isalpha():
         help = "names are written with the letters a to z, digits and `_`"
+    elif help is None and character.isspace():
+        help = "put an ordinary space in its place"
     shown = f"`{character}`" if character.isprintable() else unicodedata.name(character, "a control character").lower()
     number = "" if character.isascii() and character.isprintable() else f" (U+{ord(character):04X})"
     return Diagnostic("character", f"{shown}{number} means nothing here", span, help=help)
@@ -176,6 +178,8 @@ def explain_token(source: Source, error: UnexpectedToken, start: int, line_start
     help: str | None = None
     if accepted == {"EQUAL"} and kind == "LPAR":
         help = "inside `scan` and `repeat` stand equations only: define the function above"
+    elif accepted == {"NAME"} and error.token in ("input", "axis"):
+        help = "inside `scan` and `repeat` stand equations only: declare it above"
     line = source.text[line_start : span.start]
     if len(line) > LONGEST_CONTEXT:  # the mark keeps the cut from looking like the start of the line
         line = "…" + line[-LONGEST_CONTEXT:]

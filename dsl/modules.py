@@ -92,7 +92,8 @@ class Modules:
     def _path(self, use: Use, folder: Path | None) -> Path:
         """Where a used file is: below the root, however the path is written."""
         if self.root is None or folder is None:
-            raise rejection("use", f"`{use.path}` cannot be found: this text is not in a file", use.span)
+            help = "say which folder it is in: `attnc.compile(text, root=folder)`"
+            raise rejection("use", f"`{use.path}` cannot be found: this text is not in a file", use.span, help=help)
         written = PurePosixPath(use.path)
         if written.is_absolute() or "\\" in use.path or "\0" in use.path:
             raise rejection("use", f"`{use.path}` must be relative to the file that uses it", use.span)

@@ -90,7 +90,7 @@ class Body:
 
     def _parameter(self, parameter: ParameterDeclaration) -> None:
         if parameter.name == "scale" and parameter.type.base not in ("real", "float"):
-            raise rejection("parameter", "`scale` is a real", parameter.span)
+            raise rejection("parameter", "`scale` is a real", parameter.span, help="write `scale: real = 1.0`")
         if parameter.name != "scale":
             self._define(parameter.name, parameter.span)
         self.scope.values[parameter.name] = self.binding.parameter(parameter)
@@ -129,7 +129,9 @@ class Body:
         if operand.type.indices:
             raise rejection("type-mismatch", f"a size is one int, found {operand.type}", operand.span)
         if is_zero(operand.term):
-            raise rejection("division-by-zero", "blocks of no length", operand.span)
+            raise rejection(
+                "division-by-zero", "blocks of length 0", operand.span, help="a size or a stride is at least 1"
+            )
         if is_negative(operand.term):
             raise rejection("not-positive", f"a size is positive, not {operand.span.text}", operand.span)
         return operand.term
@@ -215,7 +217,9 @@ def input_layout(at: Expressions, declaration: InputDeclaration) -> tuple[tuple[
         help = "t is any position: read it as `x[i]` or `x[j]`"
         raise rejection("axis-mismatch", "an input is over t, or over i and j", declaration.type.span, help=help)
     if "0" in axes:
-        raise rejection("axis-mismatch", "an axis of no length", declaration.type.span)
+        raise rejection(
+            "axis-mismatch", "an axis of length 0", declaration.type.span, help="an axis is at least 1 long"
+        )
     return axes, Type(base, frozenset(indices), vector)
 
 

@@ -37,6 +37,8 @@ def _along(index: str, operands: list[Operand], span: Span, what: str) -> bool:
     help = did_you_mean(index, has)
     if help is None and index in ("i", "j") and "t" in has:
         help = f"say at which position it is read: `{body.span.text}[{index}]`"
+    if help is None:
+        help = "between the brackets stands an index that the value or its condition varies over"
     raise rejection(
         "unknown-axis",
         f"nothing in this {what} varies over `{index}`",
@@ -78,7 +80,8 @@ def reduction(
         if within is not None:
             indices |= {within}
     elif within is not None:
-        raise rejection("unknown-axis", f"`{form}` cannot run inside the members of `{within}`", span)
+        help = "only what gives one value a member can: `mean`, `sum`, `max` and `min`"
+        raise rejection("unknown-axis", f"`{form}` cannot run inside the members of `{within}`", span, help=help)
     if is_axis and within is not None:
         raise rejection("unknown-axis", f"`{index}` is a vector axis, and `{within}` groups positions", span)
     return build.make(form, tuple(args), Type(body.type.base, indices, axes), span, (index, within))
@@ -151,4 +154,9 @@ def _require_position(index: str, selects: str, axes: Mapping[str, Axis], left: 
     over = axes[selects].over if selects in axes else selects
     fits = index == over or (over == "t" and index in ("i", "j")) or {index, over} == {"i", "j"}
     if not fits or selects == "h":
-        raise rejection("axis-mismatch", f"`{left.span.text}` is no member of a selection of `{selects}`", left.span)
+        help = None
+        if selects in axes:
+            position, number = f"`{axes[selects].over} in ..`", f"`{selects}.index in ..`"
+            help = f"ask for a position, {position}, or for a member by its number, {number}"
+        message = f"`{left.span.text}` is no member of a selection of `{selects}`"
+        raise rejection("axis-mismatch", message, left.span, help=help)

@@ -120,27 +120,24 @@ def run_model(console: Console, device: torch.device) -> list[Row]:
     ids = read_text(tokenizer).to(device)
     from transformers import AttentionInterface
 
-    own_name = model.config._attn_implementation
-    own_function = AttentionInterface()[own_name]
+    from attnc.integrations.transformers import register
+
+    names = [model.config._attn_implementation]
+    names += [register(HERE / f"{name}.attn", parameters)[0] for name, parameters in ROWS]
     with progress_bar(console) as progress:
         task = progress.add_task("compiling", total=(1 + len(ROWS)) * LAYERS)
         table = [Row("the model's own", None, math.nan), *rows(*made_tensors(device))]
-        for row in table:
+        for row, name in zip(table, names, strict=True):
             progress.update(task, description=row.label)
+            replaced = AttentionInterface()[name]
 
-            def attention(
-                module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any, *, row: Row = row, scaling: float, **rest: Any
-            ) -> tuple[Tensor, None]:
-                """What `transformers` calls in every layer: (b, h, tokens, d) in, (b, tokens, h, d) out."""
+            def attention(*given: Any, row: Row = row, inner: Any = replaced, **rest: Any) -> Any:
+                """What `transformers` calls in every layer."""
                 with timed(row):
-                    if row.attend is None:
-                        out = own_function(module, q, k, v, mask, scaling=scaling, **rest)[0]
-                    else:
-                        out = row.attend(q, k, v, scaling).transpose(1, 2)
+                    out = inner(*given, **rest)
                 progress.advance(task)
-                return out, None
+                return out
 
-            name = "attnc" if row.attend else own_name  # under its own name the model makes its usual masks
             AttentionInterface.register(name, attention)
             model.set_attn_implementation(name)
             with torch.inference_mode():

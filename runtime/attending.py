@@ -26,9 +26,6 @@ class Attending:
         leaves = [entry.name for entry in step.plan.inputs if entry.base is Base.REAL and entry.name in smooth]
         return [step.query, step.key, step.value, *leaves]
 
-    def again(self, step: Attend) -> bool:
-        return False
-
     def shapes(self, step: Attend, frame: Frame) -> list[tuple[list[int], torch.dtype]]:
         value = frame.tensors[step.value]
         rows = [frame.sizes["b"], frame.sizes["h"], frame.length(step.rows)]

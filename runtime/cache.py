@@ -1,7 +1,8 @@
 """Generated kernels on disk: a cache that can only save time.
 
-An entry is a Python file and a JSON file beside it that holds its checksum. Whatever is torn, altered, not this
-user's or not readable is ignored and written again; a folder that cannot be written costs the time to generate.
+An entry is a Python file and a JSON file beside it that holds its checksum and what it was made for. Whatever is torn,
+altered, another's, not this user's or not readable is ignored and written again. The folder is made for this user
+alone; one that cannot be written, or that others may write, costs the time to generate.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def cached_module(key: str, build: Callable[[], str]) -> ModuleType:
         module = _modules.get(digest)
         if module is None:
             path = folder() / f"{digest}.py"
-            text = _load(path)
+            text = _load(path, key)
             if text is None:
                 text = build()
                 _store(path, text, key)
@@ -87,9 +88,10 @@ def _digest(key: str) -> str:
     return hashlib.sha256(json.dumps([key, versions()], sort_keys=True).encode()).hexdigest()[:40]
 
 
-def _load(path: Path) -> str | None:
-    """The text of an entry that is whole and this user's own, else None."""
+def _load(path: Path, key: str) -> str | None:
+    """The text of an entry for `key` that is whole and this user's own, else None."""
     try:
+        _require_private(path.parent)
         record = json.loads(_read_own(path.with_suffix(".json")))
         text = _read_own(path)
     except FileNotFoundError:
@@ -100,7 +102,17 @@ def _load(path: Path) -> str | None:
     if not isinstance(record, dict) or record.get("sha256") != hashlib.sha256(text).hexdigest():
         _tell(f"ignored cache entry {path}: its checksum is another")
         return None
+    if record.get("key") != key or record.get("versions") != versions():
+        _tell(f"ignored cache entry {path}: it was made for something else")
+        return None
     return text.decode()
+
+
+def _require_private(directory: Path) -> None:
+    """OSError for a folder that another user owns or may write: files there could be exchanged under their names."""
+    status = directory.stat()
+    if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+        raise OSError(f"another user owns {directory} or may write it")
 
 
 def _read_own(path: Path) -> bytes:
@@ -123,6 +135,7 @@ def _store(path: Path, text: str, key: str) -> None:
     record = {"key": key, "sha256": hashlib.sha256(content).hexdigest(), "versions": versions()}
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _require_private(path.parent)
         _sweep(path.parent)
         _replace(path, content)
         _replace(path.with_suffix(".json"), json.dumps(record, indent=1).encode())

@@ -105,7 +105,13 @@ class Recurring:
         (grad,) = filled(outputs, cotangents)
 
         def backward(operands: Operands) -> Sequence[Tensor | None]:
-            return recur_backward(*operands, grad, offset=frame.offset)[:6]  # type: ignore[arg-type]
+            query, key, value, decay, left, right = operands
+            assert query is not None
+            assert key is not None
+            assert value is not None
+            assert left is not None
+            assert right is not None
+            return recur_backward(query, key, value, decay, left, right, grad, offset=frame.offset)[:6]
 
         return through(frame, wanted, lambda frame: self.operands(step, frame), backward)
 

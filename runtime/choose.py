@@ -13,7 +13,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-import attnc.runtime.array_reductions  # noqa: F401  # registers its rules
 from attnc.compiler.composition import Choose
 from attnc.compiler.ir import Node, walk
 from attnc.runtime.arrays import Arrays, Frame, Members, layout
@@ -32,15 +31,11 @@ class Choosing:
     def reads(self, step: Choose) -> list[str]:
         return []
 
-    def again(self, step: Choose) -> bool:
-        """How many members reach a threshold is known once they are chosen: such lists are made again, not saved."""
-        return step.form != "topk" or bool(step.amount is not None and step.amount.type.indices)
-
     def shapes(self, step: Choose, frame: Frame) -> list[tuple[list[int], torch.dtype]]:
         heads = {"one": 1, "group": frame.sizes["key_heads"], "each": frame.sizes["h"]}[step.heads]
         batch = frame.sizes["b"] if any(part.depends_on("b") for part in parts_of(step)) else 1
         width = frame.length(step.axis)
-        if not self.again(step) and step.amount is not None:
+        if not ragged(step) and step.amount is not None:
             width = min(max(Arrays(frame).integer(step.amount), 0), width)
         return [([batch, heads, lines(step, frame), width], torch.int32)]
 
@@ -58,6 +53,11 @@ class Choosing:
         wanted: Sequence[str],
     ) -> Mapping[str, Tensor]:
         return {}
+
+
+def ragged(step: Choose) -> bool:
+    """Whether the tensors decide how many members the longest line has, so that lists are made again and not saved."""
+    return step.form != "topk" or bool(step.amount is not None and step.amount.type.indices)
 
 
 def choose(step: Choose, frame: Frame) -> Tensor:

@@ -1,4 +1,4 @@
-"""The command line: `attnc check | run | explain | kernel | fmt`."""
+"""The command line: `attnc check | run | explain | kernel | draw | fmt | lsp`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from rich.syntax import Syntax
 from rich.table import Table
 
 from attnc.dsl.diagnostics import AttnError
+from attnc.runtime.extras import MissingExtraError, require_library
 from attnc.runtime.options import (
     DTYPES,
     UsageError,
@@ -59,7 +60,7 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
             command(*args, **kwargs)
         except AttnError as error:
             fail(str(error))
-        except UsageError as error:
+        except (UsageError, MissingExtraError) as error:
             fail(f"error: {error}")
 
     return run
@@ -230,6 +231,36 @@ def kernel(
 
 @app.command()
 @reports_errors
+def draw(
+    file: File,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="PICTURE", help=".svg, .png or .pdf; default: NAME.svg")
+    ] = None,
+    pattern: Name = None,
+    set_: Sets = None,
+    shape: Sizes = None,
+    weights: Annotated[
+        bool, typer.Option("--weights", help="the weight of every key, not only whether it has one")
+    ] = False,
+    graph: Annotated[bool, typer.Option("--graph", help="what the pattern computes, as a graph")] = False,
+    tile: Annotated[int | None, typer.Option("--tile", min=1, help="rows and keys of a tile")] = None,
+    tensors: Annotated[
+        Path | None, typer.Option("--tensors", metavar="FILE", help="q, k and inputs: a dict that torch.save wrote")
+    ] = None,
+) -> None:
+    """Draw which keys every query sees, pair by pair and in tiles, per head where heads differ.
+
+    Parameters that are not set are those of the file's first check line, or small, so that structure shows.
+    """
+    from attnc.runtime.picture_command import Request, write_picture
+
+    one = select(file, pattern)[0]
+    request = Request(chosen_setting(one, set_, shape), weights, graph, tile, tensors)
+    print(write_picture(one, request, output or Path(f"{one.__name__}.svg")))
+
+
+@app.command()
+@reports_errors
 def fmt(
     files: Annotated[
         list[str], typer.Argument(metavar="FILE..", help=".attn files; - reads and writes the standard streams")
@@ -261,6 +292,16 @@ def fmt(
         fail("\n\n".join(mistakes))
     if check_ and changed:
         raise typer.Exit(1)
+
+
+@app.command()
+@reports_errors
+def lsp() -> None:
+    """Serve an editor over the standard streams: mistakes, types, names, formatting."""
+    require_library("pygls")
+    from attnc.runtime.language_server import serve
+
+    serve()
 
 
 def write(path: Path, text: str) -> None:

@@ -39,13 +39,14 @@ class DecodingCache:
         self.pages = pages
         ints = {name: value for name, value in flat(values).items() if isinstance(value, int)}
         require_positive(self.program, ints)
-        self.plan: CachePlan = cache_of(self.program.pattern, self.program.decoding, ints)
+        self.plan: CachePlan = cache_of(self.program.pattern, self.composition, ints)
         self.memory: Memory | None = None
         self._form: tuple[object, ...] | None = None
 
     @property
     def composition(self) -> Composition:
-        return self.program.decoding
+        """The steps: queries take projections of the keys over, so that what all heads share is kept, once."""
+        return self.program.absorbed if self.program.composition.projections else self.program.composition
 
     @property
     def tokens(self) -> int:

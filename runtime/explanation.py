@@ -108,8 +108,11 @@ def cost(prepared: Prepared) -> list[str]:
     found = streamed_pairs(prepared)
     pairs = batch * heads * rows * keys
     widths = f"D={sizes['d']} E={sizes.get('e', sizes['d'])}"
-    table = [
-        ("call", f"B={batch} H={heads} Hk={k.shape[1]} N={rows} M={keys} {widths}"),
+    table = [("call", f"B={batch} H={heads} Hk={k.shape[1]} N={rows} M={keys} {widths}")]
+    if not prepared.program.plans:
+        table.append(("pairs", f"no pair of the {pairs:,} is formed but within chunks"))
+        return [f"{name:<14}{value}" for name, value in table]
+    table += [
         ("live pairs", f"{found.live:,} of B*H*N*M = {pairs:,}: {found.live / pairs:.4%}"),
         (
             "visited pairs",

@@ -72,15 +72,19 @@ def made_inputs(
     device: str | torch.device = "cpu",
     seed: int = 0,
     ranges: Mapping[str, tuple[float, float]] | None = None,
+    axes: Mapping[str, int] | None = None,
 ) -> Made:
     """Draws a call. q, k, v and real inputs over tokens: standard normal; other rules are at `_integers`, `_reals`.
 
-    `ranges` overrides how an input is drawn: uniform between two bounds (ints: both included).
+    `ranges` overrides how an input is drawn: uniform between two bounds (ints: both included). `axes`: lengths of axes
+    that neither `shape` nor the pattern fixes.
     """
     generator = torch.Generator().manual_seed(seed)
     sizes = {"b": shape.batch, "h": shape.heads, "i": shape.queries, "j": shape.keys, "t": shape.keys}
     sizes |= {"d": shape.width, "e": shape.value_width}
     sizes |= fixed_sizes(pattern, flat(parameters), sizes)
+    for name, length in (axes or {}).items():
+        sizes.setdefault(name, length)
 
     def normal(*lengths: int) -> Tensor:
         return torch.randn(lengths, generator=generator).to(device, dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
@@ -16,15 +17,16 @@ from attnc.compiler.emit.kernel import Kernel
 from attnc.compiler.emit.module import emit_module
 from attnc.compiler.emit.rows import row_nodes, row_tiles
 from attnc.compiler.ir import Node
-from attnc.compiler.plan import Domain, Plan
+from attnc.compiler.plan import Domain, Listed, Plan
 from attnc.compiler.schedule import TileShape
 from attnc.runtime.cache import cached_module
 from attnc.runtime.call import Call
 from attnc.runtime.scalars import of_node
-from attnc.runtime.views import Views
+from attnc.runtime.views import ALIGNMENT, View, Views
 
 INTERPRETED = TileShape(32, 32, 1, 1)  # small, so that small tests have several tiles
 INTERPRETED_PROCESSORS = 2
+REMEMBERED = 256  # launches of a module
 LEAST = 16  # the smallest side of a matrix product in Triton
 
 
@@ -34,12 +36,50 @@ def interpreting() -> bool:
 
 
 class Kernels:
-    """A generated module, loaded."""
+    """A generated module, loaded. `prepared`: launches by all that they depend on but the tensors' contents."""
 
     def __init__(self, plan: Plan, kernels: Sequence[Kernel]) -> None:
         self.text = emit_module(plan, kernels)
         self.kernels = tuple(kernels)
         self.module = cached_module(self.text, lambda: self.text)
+        self.prepared: OrderedDict[tuple[object, ...], Prepared] = OrderedDict()
+
+
+class Prepared:
+    """A launch with all that stays the same from call to call worked out: some ten microseconds instead of hundreds.
+
+    `values`: the arguments in order; those that `slots` name (place, argument, its view) are filled in.
+    """
+
+    def __init__(
+        self,
+        function: Any,
+        values: list[Any],
+        slots: list[tuple[int, Argument, View | None]],
+        constants: dict[str, Any],
+    ) -> None:
+        self.function = function
+        self.values = values
+        self.slots = slots
+        self.constants = constants
+        self.compiled: Any = None
+        self.ordered: Sequence[str] = ()
+
+    def launch(self, call: KernelCall, grid: tuple[int, int]) -> None:
+        """By Triton's own dispatch at first; then the kernel that it chose, for the same types, strides and alignments."""
+        values = self.values.copy()
+        for place, argument, view in self.slots:
+            tensor = call.value(argument)
+            values[place] = tensor if view is None else view.of(tensor)
+        with device_of(call.call.q):
+            if self.compiled is not None:
+                self.compiled[(*grid, 1)](*values, *(self.constants[name] for name in self.ordered))
+                return
+            shape = call.shape
+            options = {"num_warps": shape.warps, "num_stages": shape.stages}
+            self.compiled = self.function[grid](*values, **self.constants, **options)
+            if self.compiled is not None:  # the interpreter has none
+                self.ordered = self.function.arg_names[len(values) :]
 
 
 class KernelCall:
@@ -65,8 +105,36 @@ class KernelCall:
 
     def run(self, kernels: Kernels, kernel: Kernel, grid: tuple[int, int], **constants: Any) -> None:
         """Launch one kernel; `constants` are those that only some kernels have, or that differ from the usual."""
+        key = self.key(kernel, constants)
+        prepared = kernels.prepared.get(key)
+        if prepared is None:
+            prepared = kernels.prepared[key] = self.prepare(kernels, kernel, constants)
+            if len(kernels.prepared) > REMEMBERED:
+                kernels.prepared.popitem(last=False)
+        prepared.launch(self, grid)
+
+    def key(self, kernel: Kernel, constants: Mapping[str, Any]) -> tuple[object, ...]:
+        """What the arguments of a launch depend on, and which compiled kernel takes them."""
+        call = self.call
+        given = [
+            (name, tensor.dtype, tensor.shape, tensor.stride(), tensor.data_ptr() % ALIGNMENT == 0)
+            for tensors in (self.tensors, call.inputs, call.derived)
+            for name, tensor in tensors.items()
+        ]
+        numbers = (*self.sizes.values(), *call.sizes.values(), *constants.values())
+        return (kernel.name, self.shape, call.q.device, numbers, *call.parameters.items(), *given)
+
+    def prepare(self, kernels: Kernels, kernel: Kernel, constants: Mapping[str, Any]) -> Prepared:
+        """The arguments' values; those of tensors are left to each launch."""
         views = Views(kernel.domain, self.call, self.tensors, self.padded, self.shape)
-        values = [views.of(one) if one.role == "view" else self.value(one) for one in kernel.arguments]
+        values: list[Any] = []
+        slots: list[tuple[int, Argument, View | None]] = []
+        for place, argument in enumerate(kernel.arguments):
+            if argument.role in ("tensor", "array", "view"):
+                slots.append((place, argument, views.of(argument) if argument.role == "view" else None))
+                values.append(None)
+            else:
+                values.append(self.value(argument))
         width, value_width = self.padded
         given: dict[str, Any] = {
             "BLOCK_M": self.shape.block_m,
@@ -82,15 +150,13 @@ class KernelCall:
             **views.present,
             **constants,
         }
-        function = getattr(kernels.module, kernel.name)
-        with device_of(self.call.q):
-            function[grid](*values, **given, num_warps=self.shape.warps, num_stages=self.shape.stages)
+        return Prepared(getattr(kernels.module, kernel.name), values, slots, given)
 
     def value(self, argument: Argument) -> Any:
         """What an argument stands for."""
         attribute, slot = argument.attribute, argument.slot
         match argument.role:
-            case "tensor":
+            case "tensor" | "view":
                 return self.tensors[attribute]
             case "stride":
                 return stride(self.tensors[attribute], slot)
@@ -159,8 +225,9 @@ def processors(tensor: Tensor) -> int:
 
 def kind_of(domain: Domain) -> str:
     """How a row's keys lie, for the choice of a tile shape."""
-    if any(key_set.walk is not None for key_set in domain.key_sets):
-        return "sparse"
+    walks = [key_set.walk for key_set in domain.key_sets if key_set.walk is not None]
+    if walks:
+        return "blocks" if all(isinstance(walk, Listed) and walk.row_block for walk in walks) else "sparse"
     from_start = (run.outer.lo.op == "literal" for key_set in domain.key_sets for run in key_set.runs)
     return "long" if all(from_start) else "local"
 

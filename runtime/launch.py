@@ -65,7 +65,7 @@ def run_branch(
         return out, lse
     widest = max(padded(width), padded(v.shape[-1]))
     shape = INTERPRETED if interpreting() else tile_shape(widest, q.element_size(), kind_of(branch.domain))
-    listed = program_list(plan, branch, call, shape, processors(q))
+    listed = program_list(plan, branch.domain, call, shape, processors(q))
     tensors = {"q": q, "k": call.k, "v": v, "o": out, "lse": lse, "part_out": lse, "part_lse": lse, "schedule": lse}
     if listed is not None:
         parts = (max(listed.slots, 1), batch * heads, shape.block_m)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from attnc.compiler.differentiate import Leaf, differentiate
+from attnc.compiler.differentiate import Leaf
 from attnc.compiler.emit.backward import backward_kernels
+from attnc.compiler.emit.kernel import Kernel
 from attnc.compiler.pipeline import transpose
 from attnc.compiler.plan import Branch, Plan, Rows
 from attnc.compiler.schedule import backward_shape
-from attnc.runtime.backward import BranchGradients
+from attnc.runtime.backward import BranchGradients, score_gradient
 from attnc.runtime.call import Call
 from attnc.runtime.derived import derive
 from attnc.runtime.kernel_call import (
@@ -23,12 +25,15 @@ from attnc.runtime.kernel_call import (
     interpreting,
     kind_of,
     padded,
+    processors,
     refuse_unfit,
     stride,
 )
 from attnc.runtime.launch_listed import listed_gradients
+from attnc.runtime.work import ProgramList, program_list
 
 PRODUCT_ROWS = 64
+DIRECT_PASSES = 2  # up to so many passes write dk and dv in their own dtype
 
 _loaded: dict[int, tuple[Plan, Plan, dict[int, Kernels]]] = {}
 
@@ -64,36 +69,108 @@ def branch_backward(
     for table in plan.transposed_derived:
         derived |= derive(plan, table, call)
     call = replace(call, derived=derived)
-    leaves = differentiate(branch.score).leaves
+    leaves = score_gradient(branch.score).leaves
     v = call.v if call.v is not None else call.k
     passes = kernels.kernels[1:]
     shared = {"q": call.q, "k": call.k, "v": v, "do": grad_out}
     shared |= {"lse": lse.contiguous().float(), "delta": delta.contiguous().float()}
-    results = run_rows(branch, kernels, call, shared, leaves)
-    sizes = call.sizes
-    whole = len(passes) == 1 and complete(passes[0].domain.rows) and sizes["i"] > 0
-    dtype = call.k.dtype if whole else torch.float32
+    results = run_rows(plan, branch, kernels, call, shared, leaves)
+    outputs, whole = key_outputs(call, v, passes, leaves)
+    results |= {at: outputs[f"leaf_{at}"] for at, leaf in enumerate(leaves) if leaf.side == "key"}
+    for at, kernel in enumerate(passes):
+        run_pass(plan, kernels, kernel, call, shared | outputs, adding=at > 0 or not whole)
+    gradients = tuple(results[at] for at in range(len(leaves)))
+    return BranchGradients(results[-1], outputs["dk"].to(call.k.dtype), outputs["dv"].to(v.dtype), gradients)
+
+
+def key_outputs(
+    call: Call, v: Tensor, passes: Sequence[Kernel], leaves: Sequence[Leaf]
+) -> tuple[dict[str, Tensor], bool]:
+    """What the passes over the keys fill: dk, dv and the leaves' sums; whether the first pass writes all of dk and dv.
+
+    Where it does and one other adds to some of them, they are of the keys' dtype at once; else sums are kept in
+    float32, which takes far more traffic than it is worth for a single addition.
+    """
+    sizes, device = call.sizes, call.q.device
+    whole = bool(passes) and complete(passes[0].domain.rows) and sizes["i"] > 0 and call.k.numel() > 0
+    dtype = call.k.dtype if whole and len(passes) <= DIRECT_PASSES else torch.float32
     make = torch.empty if whole else torch.zeros
-    outputs = {
-        "dk": make(call.k.shape, dtype=dtype, device=call.q.device),
-        "dv": make(v.shape, dtype=dtype, device=call.q.device),
-    }
+    outputs = {"dk": make(call.k.shape, dtype=dtype, device=device), "dv": make(v.shape, dtype=dtype, device=device)}
     for at, leaf in enumerate(leaves):
         if leaf.side == "key":
             by_key = (sizes["b"], sizes["h"], sizes["j"])
-            results[at] = outputs[f"leaf_{at}"] = torch.zeros(by_key, dtype=torch.float32, device=call.q.device)
-    for kernel in passes:
-        shape = INTERPRETED if interpreting() else backward_shape(*widths(call, v), "keys", kind_of(kernel.domain))
-        run = KernelCall(call, shared | outputs, shape)
-        tiles = run.tiles(kernel.domain, sizes["j"], 0)
-        if call.k.numel() == 0 or sizes["i"] == 0 or tiles == 0:
-            continue
-        listed = kernel.domain.rows.listed is not None  # heads list keys of their own: one launch a member
-        for member in range(run.sizes["GROUP"] if listed else 1):
-            run.sizes["MEMBER"] = member
-            run.run(kernels, kernel, (tiles, sizes["b"] * call.k.shape[1]), ADDING=not whole)
-    gradients = tuple(results[at] for at in range(len(leaves)))
-    return BranchGradients(results[-1], outputs["dk"].to(call.k.dtype), outputs["dv"].to(v.dtype), gradients)
+            outputs[f"leaf_{at}"] = torch.zeros(by_key, dtype=torch.float32, device=device)
+    return outputs, whole
+
+
+def run_pass(
+    plan: Plan, kernels: Kernels, kernel: Kernel, call: Call, tensors: dict[str, Tensor], *, adding: bool
+) -> None:
+    """One kernel that keeps keys: it writes dk and dv, or adds to them."""
+    sizes, key_heads = call.sizes, call.k.shape[1]
+    if call.k.numel() == 0 or sizes["i"] == 0:
+        return
+    v = tensors["v"]
+    shape = INTERPRETED if interpreting() else backward_shape(*widths(call, v), "keys", kind_of(kernel.domain))
+    run = KernelCall(call, tensors, shape)
+    tiles = run.tiles(kernel.domain, sizes["j"], 0)
+    if tiles == 0:
+        return
+    parts = Parts.of(plan, kernel, run, {"part_k": "dk", "part_v": "dv"}, "j")
+    constants = {"MEMBERS": run.sizes["GROUP"], "ADDING": adding, "SPLIT": parts.split}
+    listed = kernel.domain.rows.listed is not None  # heads list keys of their own: one launch a member
+    for member in range(run.sizes["GROUP"] if listed else 1):
+        run.sizes["MEMBER"] = member
+        run.run(kernels, kernel, (parts.programs(tiles), sizes["b"] * key_heads), **constants)
+    parts.add(kernels, run, adding=adding)
+
+
+class Parts:
+    """The parts of rows that see too much for one program: where their sums lie until they are added up in order."""
+
+    def __init__(self, listed: ProgramList | None, targets: Mapping[str, str]) -> None:
+        self.listed = listed
+        self.targets = targets
+        self.split = listed is not None
+
+    @classmethod
+    def of(cls, plan: Plan, kernel: Kernel, run: KernelCall, targets: Mapping[str, str], at: str) -> Parts:
+        """Makes the buffers among the tensors of `run`: `targets` names the tensor of each. Leaves are not split."""
+        listed = None
+        if kernel.splits:
+            listed = program_list(plan, kernel.domain, run.call, run.shape, processors(run.call.q), at)
+        for buffer, target in targets.items():
+            run.tensors[buffer] = run.tensors["lse"]  # in its place where nothing is split
+            if listed is not None:
+                out = run.tensors[target]
+                lines = (max(listed.slots, 1), out.shape[0] * out.shape[1], run.shape.block_m, padded(out.shape[3]))
+                run.tensors[buffer] = torch.empty(lines, dtype=torch.float32, device=out.device)
+        run.tensors["schedule"] = run.tensors["lse"] if listed is None else listed.entries
+        return cls(listed, targets)
+
+    def programs(self, tiles: int) -> int:
+        """Programs a head, where `tiles` are the row tiles."""
+        return tiles if self.listed is None else len(self.listed.entries)
+
+    def add(self, kernels: Kernels, run: KernelCall, *, adding: bool) -> None:
+        """Sums the parts, to what is there where `adding`."""
+        if self.listed is None or not len(self.listed.long_tiles):
+            return
+        for buffer, target in self.targets.items():
+            out = run.tensors[target]
+            with device_of(out):
+                kernels.module.add_parts[(len(self.listed.long_tiles), out.shape[0] * out.shape[1])](
+                    run.tensors[buffer],
+                    self.listed.long_tiles,
+                    self.listed.rows,
+                    out,
+                    *(stride(out, slot) for slot in range(4)),
+                    out.shape[1],
+                    out.shape[3],
+                    BLOCK_M=run.shape.block_m,
+                    BLOCK_D=padded(out.shape[3]),
+                    ADDING=adding,
+                )
 
 
 def widths(call: Call, v: Tensor) -> tuple[int, int]:
@@ -102,19 +179,20 @@ def widths(call: Call, v: Tensor) -> tuple[int, int]:
 
 
 def complete(rows: Rows) -> bool:
-    """Whether the row tiles of a transposed domain are all keys."""
+    """Whether the row tiles of a domain are all of its rows."""
     return rows.phase is None and rows.listed is None and not rows.packed
 
 
 def run_rows(
-    branch: Branch, kernels: Kernels, call: Call, shared: dict[str, Tensor], leaves: tuple[Leaf, ...]
+    plan: Plan, branch: Branch, kernels: Kernels, call: Call, shared: dict[str, Tensor], leaves: tuple[Leaf, ...]
 ) -> dict[int, Tensor]:
     """The kernel that keeps queries: {-1: dq, leaf: its gradient}."""
     kernel = kernels.kernels[0]
     sizes, device = call.sizes, call.q.device
     v = shared["v"]
     shape = INTERPRETED if interpreting() else backward_shape(*widths(call, v), "rows", kind_of(branch.domain))
-    dq = torch.zeros_like(call.q, memory_format=torch.contiguous_format)
+    make = torch.empty_like if complete(branch.domain.rows) and sizes["j"] else torch.zeros_like
+    dq = make(call.q, memory_format=torch.contiguous_format)
     run = KernelCall(call, shared | {"dq": dq}, shape)
     tiles = run.tiles(branch.domain, sizes["i"], call.offset) if sizes["i"] else 0
     results: dict[int, Tensor] = {-1: dq}
@@ -130,7 +208,10 @@ def run_rows(
             continue
         run.tensors[f"leaf_{at}"] = results[at]
     if dq.numel() and sizes["j"]:
-        run.run(kernels, kernel, (tiles, sizes["b"] * sizes["h"]), **constants)
+        parts = Parts.of(plan, kernel, run, {"part_q": "dq"}, "i")
+        constants["SPLIT"] = parts.split
+        run.run(kernels, kernel, (parts.programs(tiles), sizes["b"] * sizes["h"]), **constants)
+        parts.add(kernels, run, adding=False)
     for at, leaf in enumerate(leaves):
         if leaf.side == "pair":
             length = call.inputs[str(leaf.value.args[0].attribute)].shape[-1]

@@ -34,6 +34,8 @@ GRADIENT_SCHEMA = (
     "attention_backward(str plan, Tensor grad_out, Tensor? grad_lse, Tensor out, Tensor lse, Tensor[] saved, Tensor q,"
     " Tensor k, Tensor? v, Tensor[] inputs, SymInt[] ints, float[] floats, str backend, bool[] needed) -> Tensor[]"
 )
+FARTHEST = 2**30  # kernels count in 32 bits: positions, and what is added to them
+WIDEST_STEP = 2**24  # a tile's keys lie up to 127 steps apart
 BACKENDS = ("auto", "executor", "triton")
 
 library = torch.library.Library("attnc", "DEF")
@@ -85,7 +87,7 @@ def sizes_of(
 
 
 def require(program: Program, parameters: dict[str, Any], sizes: dict[str, int]) -> None:
-    """What divides or sizes something in the text is positive. Raises AttnError at that place."""
+    """What divides or sizes something in the text is positive, ints are not too large. Raises AttnError, located."""
     pattern = program.pattern
     if sizes["i"] > sizes["j"] and (read := program.token_read) is not None:
         help = "inputs over t have the length of the keys; with more queries than keys the last queries have no token"
@@ -97,6 +99,18 @@ def require(program: Program, parameters: dict[str, Any], sizes: dict[str, int])
             name = str(term.attribute) if term.form == "parameter" else term.span.text
             help = "it divides or sizes something there, so it must be positive"
             refuse(pattern, "not-positive", f"`{name}` is {value} in this call", span=span, help=help)
+        if value is not None and value > WIDEST_STEP:
+            name = str(term.attribute) if term.form == "parameter" else term.span.text
+            help = "a block or a stride as long as the sequence does the same"
+            message = (
+                f"`{name}` is {value} in this call, where at most 2**24 can divide positions or size groups of them"
+            )
+            refuse(pattern, "argument", message, span=span, help=help)
+    for name in program.counted:
+        if abs(parameters[name]) > FARTHEST:
+            help = "the same holds beyond the length of the sequence: a window of 2**30 sees every key"
+            message = f"parameter `{name}` is {parameters[name]}, where at most 2**30 can be counted with"
+            refuse(pattern, "argument", message, about=name.partition(".")[0], help=help)
 
 
 def checked(
@@ -133,7 +147,7 @@ class Prepared:
 
     @property
     def composition(self) -> Composition:
-        return self.program.composition
+        return self.program.composition_for(self.sizes)
 
     def call(self, plan: Plan) -> Call:
         """The call of a plan over q, k and v as they are given."""
@@ -173,7 +187,7 @@ def _run(
     with torch.no_grad():
         made = run(prepared.composition, prepared.frame(), engine)
     statistics = torch.float64 if q.dtype == torch.float64 else torch.float32
-    lse = made.saved[-1] if prepared.composition.is_one_softmax else q.new_empty(0, dtype=statistics)
+    lse = made.saved[-1] if prepared.program.composition.is_one_softmax else q.new_empty(0, dtype=statistics)
     return _own(made.out.to(q.dtype), [q, k, v, *inputs, *made.saved]), lse.clone(), made.saved
 
 
@@ -235,7 +249,7 @@ def _fake(
 
     given = dict(zip((declared.name for declared in extra_inputs(found.pattern)), inputs, strict=True))
     prepared = Prepared(found, {"q": q, "k": k, "v": v}, given, parameters, sizes)
-    return out, lse, run(found.composition, prepared.frame(), None).saved
+    return out, lse, run(prepared.composition, prepared.frame(), None).saved
 
 
 def _shape(found: Program, sizes: dict[str, int]) -> list[int]:

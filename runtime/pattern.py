@@ -18,8 +18,13 @@ from attnc.runtime.program import Program, program, register
 from attnc.runtime.refusal import extra_inputs, refuse
 
 if TYPE_CHECKING:
+    import os
+
+    from matplotlib.figure import Figure
+
     from attnc.runtime.decoding_cache import DecodingCache
     from attnc.runtime.kv_cache import Pages
+    from attnc.runtime.picture import View
 
 PYTHON_TYPES = {Base.BOOL: bool, Base.INT: int, Base.REAL: float}
 
@@ -133,7 +138,7 @@ class CompiledPattern:
         """The meaning of the pattern in float64, straight from its text: slow, of memory N x M, differentiable."""
         from attnc.runtime.reference import reference
 
-        pattern, bound = self._bound_for_reference(q, k, v, settings)
+        pattern, bound = self.bound_for_reference(q, k, v, settings)
         return reference(pattern, q, k, v, bound.parameters, bound.inputs)
 
     def reference_with_lse(
@@ -143,12 +148,13 @@ class CompiledPattern:
         from attnc.runtime.reference import reference_with_lse
 
         self._require_one_softmax()
-        pattern, bound = self._bound_for_reference(q, k, v, settings)
+        pattern, bound = self.bound_for_reference(q, k, v, settings)
         return reference_with_lse(pattern, q, k, v, bound.parameters, bound.inputs)
 
-    def _bound_for_reference(
+    def bound_for_reference(
         self, q: Tensor, k: Tensor, v: Tensor | None, settings: dict[str, Any]
     ) -> tuple[Pattern, Bound]:
+        """The checked tree, for tuples of the lengths given, and the arguments that the reference takes."""
         bound = bind(self._pattern, self._parameters, q, k, v, settings)
         program = self._program.with_lengths({name: len(bound.parameters[name]) for name in self._tuples})
         require(program, flat(bound.parameters), bound.sizes)
@@ -169,6 +175,31 @@ class CompiledPattern:
         from attnc.runtime.explanation import explain
 
         return explain(self.prepared(q, k, v, settings), verbose=verbose)
+
+    def draw(
+        self,
+        q: Tensor | None = None,
+        k: Tensor | None = None,
+        v: Tensor | None = None,
+        *,
+        view: View | None = None,
+        tile: int | None = None,
+        file: str | os.PathLike[str] | None = None,
+        **settings: Any,
+    ) -> Figure:
+        """A matplotlib figure, also written to `file` (.svg, .png or .pdf) if one is given.
+
+        `view`: "pairs", which pairs and which tiles are live; "weights", every key's weight on every row; "graph", what
+        the pattern computes. Without q and k it is drawn at small sizes with tensors made for it, as "pairs" if nothing
+        else is asked for; parameters that are not given are those of the file's first `# check:` line, or small. With q
+        and k it shows the first element of the batch, as "weights". `tile`: rows and keys of a tile of "pairs".
+
+        Raises AttnError as a call does and for more than 1024 positions, and MissingExtraError (an ImportError)
+        without matplotlib.
+        """
+        from attnc.runtime.picture import drawn
+
+        return drawn(self, q, k, v, settings, view=view, tile=tile, file=file)
 
     def prepared(self, q: Tensor, k: Tensor, v: Tensor | None, settings: dict[str, Any]) -> Prepared:
         """The call that the back ends would get."""
@@ -215,6 +246,9 @@ class CompiledPattern:
 
     def __repr__(self) -> str:
         return f"<pattern {self.__name__}{self.__signature__} of {self._pattern.source.name}>"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CompiledPattern:
+        return self  # nothing of it changes; modules that hold it can be copied
 
     def __reduce__(self) -> str | tuple[Any, ...]:
         raise TypeError(f"pattern {self.__name__} is not pickled: load its file where it is needed")

@@ -40,11 +40,18 @@ class Program:
         return compose(self.pattern)
 
     @cached_property
-    def decoding(self) -> Composition:
-        """What decoding executes: the same steps, or ones that keep less between calls."""
+    def absorbed(self) -> Composition:
+        """The composition in which queries take over projections of the keys."""
         from attnc.compiler.pipeline import compose
 
-        return compose(self.pattern, decoding=True)
+        return compose(self.pattern, absorbed=True)
+
+    def composition_for(self, sizes: Mapping[str, int]) -> Composition:
+        """The cheaper composition for a call of these lengths."""
+        from attnc.compiler.absorb import saves
+
+        projections = self.composition.projections
+        return self.absorbed if projections and saves(projections, sizes) else self.composition
 
     @property
     def plans(self) -> list[Plan]:
@@ -92,6 +99,22 @@ class Program:
         if chosen not in self._numbered:
             self._numbered[chosen] = register(specialised(self.pattern, dict(chosen)), self.root)
         return self._numbered[chosen]
+
+    @cached_property
+    def counted(self) -> tuple[str, ...]:
+        """The int parameters that kernels count with: all that a result reads but seeds of random numbers."""
+        found: dict[str, None] = {}
+        seen: set[int] = set()
+        stack = [self.pattern.out]
+        while stack:
+            term = stack.pop()
+            if id(term) in seen or term.form in ("uniform", "orthogonal_gaussian"):
+                continue
+            seen.add(id(term))
+            if term.form == "parameter" and term.type.base is Base.INT:
+                found[str(term.attribute)] = None
+            stack += [*term.args, *(step for _, step in term.block.steps)] if term.block else term.args
+        return tuple(found)
 
     def with_lengths(self, lengths: Mapping[str, int]) -> Program:
         """The same pattern for tuple parameters of other lengths; its text is checked again, once a combination."""

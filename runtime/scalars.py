@@ -58,23 +58,36 @@ SCALAR: dict[str, Callable[..., Any]] = {
 def scalar(
     expression: Expression, kind: Callable[[Any], str], parameters: Mapping[str, Number], sizes: Mapping[str, int]
 ) -> Number | None:
-    """Value of an expression of parameters and sizes; None where it depends on anything else.
+    """Value of an expression of parameters and sizes; None where it depends on anything else or leaves 64 bits.
 
     `kind` gives the form of a term or the op of a node. Raises ZeroDivisionError as Python does.
     """
-    form = kind(expression)
-    if form == "literal":
-        return expression.attribute  # type: ignore[no-any-return]
-    if form == "parameter":
-        return parameters.get(expression.attribute)
-    if form == "size":
-        return sizes.get(expression.attribute)
-    if form not in SCALAR:
-        return None
-    operands = [scalar(arg, kind, parameters, sizes) for arg in expression.args]
-    if any(operand is None for operand in operands):
-        return None
-    return SCALAR[form](*operands)  # type: ignore[no-any-return]
+    done: dict[int, Number | None] = {}  # expressions share parts
+
+    def value(expression: Expression) -> Number | None:
+        if id(expression) not in done:
+            done[id(expression)] = compute(expression)
+        return done[id(expression)]
+
+    def compute(expression: Expression) -> Number | None:
+        form = kind(expression)
+        if form == "literal":
+            return expression.attribute  # type: ignore[no-any-return]
+        if form == "parameter":
+            return parameters.get(expression.attribute)
+        if form == "size":
+            return sizes.get(expression.attribute)
+        if form not in SCALAR:
+            return None
+        operands = [value(arg) for arg in expression.args]
+        if any(operand is None for operand in operands):
+            return None
+        if form == "pow" and isinstance(operands[1], int) and operands[1] > 64 and isinstance(operands[0], int):
+            return operands[0] if operands[0] in (0, 1) else None
+        result: Number = SCALAR[form](*operands)
+        return None if isinstance(result, int) and abs(result) >= 2**63 else result
+
+    return value(expression)
 
 
 def of_term(term: Term, parameters: Mapping[str, Number], sizes: Mapping[str, int]) -> Number | None:

@@ -17,7 +17,18 @@ import attnc.runtime.array_features
 import attnc.runtime.array_reductions
 import attnc.runtime.array_selections
 import attnc.runtime.array_structure  # noqa: F401  # each registers its rules
-from attnc.compiler.composition import Attend, Carry, Choose, Composition, Compute, Recur, Regroup, Step
+from attnc.compiler.composition import (
+    Attend,
+    Carry,
+    Choose,
+    Composition,
+    Compute,
+    Extreme,
+    Recur,
+    Regroup,
+    Sequential,
+    Step,
+)
 from attnc.compiler.ir import Node
 from attnc.compiler.plan import Plan
 from attnc.dsl.types import Base
@@ -26,8 +37,10 @@ from attnc.runtime.attending import ATTEND, call_of, operands
 from attnc.runtime.backward import Engine, recording
 from attnc.runtime.call import Call
 from attnc.runtime.carrying import CARRY, RECUR
-from attnc.runtime.choose import CHOOSE
+from attnc.runtime.choose import CHOOSE, ragged
+from attnc.runtime.extremes import EXTREME
 from attnc.runtime.regrouping import REGROUP, inside, move_all, slots_of
+from attnc.runtime.sequential import RUN
 
 
 class Kind(Protocol):
@@ -38,9 +51,6 @@ class Kind(Protocol):
 
     def reads(self, step: Any) -> list[str]:
         """The arrays that gradients may flow to, in order."""
-
-    def again(self, step: Any) -> bool:
-        """Whether the backward makes again what it leaves, which is then not saved."""
 
     def shapes(self, step: Any, frame: Frame) -> list[tuple[list[int], torch.dtype]]:
         """Shape and type of what it leaves."""
@@ -64,9 +74,16 @@ KINDS: dict[type[Step], Kind] = {
     Attend: ATTEND,
     Carry: CARRY,
     Choose: CHOOSE,
+    Extreme: EXTREME,
     Recur: RECUR,
     Regroup: REGROUP,
+    Sequential: RUN,
 }
+
+
+def made_again(step: Step) -> bool:
+    """Whether the backward makes again what a step leaves, which is then not saved."""
+    return isinstance(step, Choose) and ragged(step)
 
 
 def frame_of(
@@ -118,7 +135,7 @@ def run(composition: Composition, frame: Frame, engine: Engine | None) -> Result
             left = [torch.empty(shape, dtype=dtype, device=frame.device) for shape, dtype in kind.shapes(step, frame)]
         else:
             left = kind.forward(step, frame, engine)
-        saved += [] if kind.again(step) else left
+        saved += [] if made_again(step) else left
         out = left[0]
         frame = with_arrays(frame, dict(zip(kind.names(step), left, strict=True)))
     assert out is not None
@@ -206,17 +223,17 @@ def gradients(
 
 
 def _replay(composition: Composition, frame: Frame, engine: Engine, saved: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """The result, and the last that the last step left, under autograd; heavy steps give back what they left."""
+    """The result, and the last that the last heavy step left, under autograd; those give back what they left."""
     out: Tensor | None = None
     last: Tensor | None = None
     for step in composition.steps:
         if isinstance(step, Compute):
-            out = last = Arrays(frame).value(step.node)
+            out = Arrays(frame).value(step.node)
             frame = with_arrays(frame, {step.name: out})
             continue
         kind = KINDS[type(step)]
         names = kind.names(step)
-        if kind.again(step):
+        if made_again(step):
             frame = with_arrays(frame, dict(zip(names, kind.forward(step, frame, engine), strict=True)))
             continue
         outputs, saved = saved[: len(names)], saved[len(names) :]
@@ -228,8 +245,7 @@ def _replay(composition: Composition, frame: Frame, engine: Engine, saved: list[
         out, last = left[0], left[-1]
         frame = with_arrays(frame, dict(zip(names, left, strict=True)))
     assert out is not None
-    assert last is not None
-    return arranged(composition, frame, out), last
+    return arranged(composition, frame, out), out if last is None else last
 
 
 @dataclass(frozen=True)

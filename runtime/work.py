@@ -12,7 +12,7 @@ from torch import Tensor
 
 from attnc.compiler.emit.arguments import walk_nodes
 from attnc.compiler.ir import Node, walk
-from attnc.compiler.plan import Branch, Diagonals, Grid, KeySet, Listed, Plan, Stepped
+from attnc.compiler.plan import Branch, Diagonals, Domain, Grid, KeySet, Listed, Plan, Stepped
 from attnc.compiler.schedule import Split, TileShape, split_rows
 from attnc.runtime.call import Call
 from attnc.runtime.evaluate import Environment
@@ -31,42 +31,81 @@ class ProgramList:
     slots: int
 
 
-_remembered: OrderedDict[tuple[object, ...], tuple[Branch, ProgramList | None]] = OrderedDict()
+_remembered: OrderedDict[tuple[object, ...], tuple[Domain, ProgramList | None]] = OrderedDict()
 
 
-def program_list(plan: Plan, branch: Branch, call: Call, shape: TileShape, processors: int) -> ProgramList | None:
-    """The list for one branch, or None where every program takes one whole row tile.
+def program_list(
+    plan: Plan, domain: Domain, call: Call, shape: TileShape, processors: int, at: str = "i"
+) -> ProgramList | None:
+    """The list for one domain, or None where every program takes one whole row tile.
 
-    Only closed forms are looked at (no tensor is read back from the device): where a table steers the bounds,
-    tiles are not split.
+    `at`: what the domain's rows are, i or, in a transposed one, j. Only closed forms are looked at (no tensor is read
+    back from the device): where a table steers the bounds, tiles are not split.
     """
-    if not splits(branch):
-        return None
-    parameters = tuple(sorted(call.parameters.items()))
-    heads = call.sizes["b"] * call.sizes["h"]
+    parameters = tuple(call.parameters.items())
+    heads = call.sizes["b"] * (call.sizes["h"] if at == "i" else call.k.shape[1])
     sizes = (call.sizes["i"], call.sizes["j"], heads)
-    key = (id(branch), parameters, sizes, shape, processors, str(call.q.device))
+    key = (id(domain), parameters, sizes, shape, processors, str(call.q.device))
     if key not in _remembered:
-        split = split_rows(work_of(plan, branch, call, shape), heads, processors)
-        made = tensors(split, call, shape) if split else None
-        _remembered[key] = branch, made  # the branch is held, so that its id stays its own
+        made = None
+        if splits(domain):
+            rows = RowTiles.of(plan, domain, call, shape, at)
+            split = split_rows(work_of(plan, domain, call, shape, rows), heads, processors)
+            made = tensors(split, rows, call) if split else None
+        _remembered[key] = domain, made  # the domain is held, so that its id stays its own
         if len(_remembered) > REMEMBERED:
             _remembered.popitem(last=False)
     return _remembered[key][1]
 
 
-@lru_cache(maxsize=1024)
-def splits(branch: Branch) -> bool:
-    """Whether the work of consecutive row tiles follows from sizes and parameters alone."""
-    rows = branch.domain.rows
-    return not steered(bounds_of(branch)) and rows.period is None and rows.step is None and bool(branch.domain.key_sets)
+@dataclass(frozen=True)
+class RowTiles:
+    """The rows of every tile in the order of `emit_rows`, (tiles, block_m); those that are not there clamped to others."""
+
+    at: str  # i or j
+    rows: Tensor
+    exists: Tensor
+    offset: int  # of a row's position
+
+    @classmethod
+    def of(cls, plan: Plan, domain: Domain, call: Call, shape: TileShape, at: str) -> RowTiles:
+        count, offset = call.sizes[at], call.offset if at == "i" else 0
+        rows = domain.rows
+        environment = Environment(plan, call, {at: torch.zeros(1, dtype=torch.int64)}, torch.float64)
+        if rows.period is not None:  # parts of a line of the grid, line by line
+            period = int(environment.value(rows.period))
+            first = offset // period
+            lines = (offset + count - 1) // period - first + 1
+            low = torch.arange(-(-period // shape.block_m) * shape.block_m)
+            place = (first + torch.arange(lines))[:, None] * period + low - offset
+            exists = (low < period) & (place >= 0) & (place < count)
+            place, exists = place.view(-1, shape.block_m), exists.view(-1, shape.block_m)
+            return cls(at, place.clamp(0, count - 1), exists, offset)
+        step, first = 1, 0
+        if rows.step is not None and rows.phase is not None:
+            step = int(environment.value(rows.step))
+            first = (int(environment.value(rows.phase)) - offset) % step
+        tiles = -(-(-(-count // step)) // shape.block_m)
+        place = first + step * torch.arange(tiles * shape.block_m).view(tiles, shape.block_m)
+        last = first + step * max((count - 1 - first) // step, 0)
+        return cls(at, place.clamp(max=last), place < count, offset)
+
+
+def splits(domain: Domain) -> bool:
+    """Whether the work of row tiles that follow each other is the same for all heads, from sizes and parameters."""
+    rows = domain.rows
+    grid = rows.period is not None and (rows.square or rows.packed or rows.high_step or rows.low_step)
+    known = not grid and rows.listed is None and (rows.step is None or rows.phase is not None)
+    lines = any(isinstance(key_set.walk, Listed) and key_set.walk.starts for key_set in domain.key_sets)
+    phases = [node for node in (rows.phase, rows.step, rows.period) if node is not None]
+    return known and bool(domain.key_sets) and not lines and not steered([*bounds_of(domain), *phases])
 
 
 @lru_cache(maxsize=1024)
 def closed_form(branch: Branch) -> bool:
     """Whether no tensor, batch row or head steers which keys a row visits, nor in which order."""
     listed = any(isinstance(key_set.walk, Listed | Diagonals) for key_set in branch.domain.key_sets)
-    return not listed and not steered([*bounds_of(branch), *walk_nodes(branch.domain)])
+    return not listed and not steered([*bounds_of(branch.domain), *walk_nodes(branch.domain)])
 
 
 def steered(nodes: Sequence[Node]) -> bool:
@@ -74,10 +113,10 @@ def steered(nodes: Sequence[Node]) -> bool:
     return any(node.op in FIXED_OPS or (node.op == "index" and node.attribute in ("b", "h")) for node in walk(*nodes))
 
 
-def bounds_of(branch: Branch) -> list[Node]:
+def bounds_of(domain: Domain) -> list[Node]:
     """What decides how many keys a row tile visits."""
     nodes: list[Node] = []
-    for key_set in branch.domain.key_sets:
+    for key_set in domain.key_sets:
         for run in key_set.runs:
             nodes += [run.outer.lo, run.outer.hi]
         if isinstance(key_set.walk, Grid):
@@ -85,23 +124,22 @@ def bounds_of(branch: Branch) -> list[Node]:
     return nodes
 
 
-def work_of(plan: Plan, branch: Branch, call: Call, shape: TileShape) -> list[int]:
-    """Key tiles that every row tile visits, at most."""
-    rows = call.sizes["i"]
-    tiles = -(-rows // shape.block_m)
-    position = torch.arange(tiles * shape.block_m).clamp(max=rows - 1)
-    environment = Environment(plan, call, {"i": position + call.offset}, torch.float64)
-    work = torch.zeros(tiles, dtype=torch.int64)
-    for key_set in branch.domain.key_sets:
-        work += key_set_work(environment, key_set, shape, tiles, call)
+def work_of(plan: Plan, domain: Domain, call: Call, shape: TileShape, rows: RowTiles) -> list[int]:
+    """Tiles of the streamed side that every row tile visits, at most."""
+    environment = Environment(plan, call, {rows.at: rows.rows.flatten() + rows.offset}, torch.float64)
+    work = torch.zeros(len(rows.rows), dtype=torch.int64)
+    for key_set in domain.key_sets:
+        work += key_set_work(environment, key_set, shape, rows, call)
     return [int(count) for count in work.tolist()]
 
 
-def key_set_work(environment: Environment, key_set: KeySet, shape: TileShape, tiles: int, call: Call) -> Tensor:
-    """Key tiles of one key set, a row tile each."""
+def key_set_work(environment: Environment, key_set: KeySet, shape: TileShape, rows: RowTiles, call: Call) -> Tensor:
+    """Tiles of one key set, a row tile each."""
+    tiles = len(rows.rows)
+    end = call.sizes["j"] if rows.at == "i" else call.offset + call.sizes["i"]
 
     def of(node: Node) -> Tensor:
-        return environment.value(node).expand(tiles * shape.block_m).view(tiles, shape.block_m)
+        return environment.value(node).expand(rows.rows.numel()).view(rows.rows.shape)
 
     walk = key_set.walk
     if isinstance(walk, Diagonals):
@@ -113,7 +151,7 @@ def key_set_work(environment: Environment, key_set: KeySet, shape: TileShape, ti
     for run in key_set.runs:
         lo, hi = of(run.outer.lo), of(run.outer.hi)
         live = lo < hi
-        first = torch.where(live, lo, call.sizes["j"]).amin(1)
+        first = torch.where(live, lo, end).amin(1)
         last = torch.where(live, hi, 0).amax(1)
         keys = (last - first).clamp(min=0)
         if isinstance(walk, Stepped):
@@ -125,16 +163,13 @@ def key_set_work(environment: Environment, key_set: KeySet, shape: TileShape, ti
     return work
 
 
-def tensors(split: Split, call: Call, shape: TileShape) -> ProgramList:
+def tensors(split: Split, rows: RowTiles, call: Call) -> ProgramList:
     """The split on the call's device."""
-    lane = torch.arange(shape.block_m)
     tile = torch.tensor([tile for tile, _, _ in split.long_tiles])
-    rows = tile[:, None] * shape.block_m + lane
-    rows = torch.where(rows < call.sizes["i"], rows, -1)
     device = call.q.device
     return ProgramList(
         torch.tensor(split.entries, dtype=torch.int32, device=device),
         torch.tensor([(slot, parts) for _, slot, parts in split.long_tiles], dtype=torch.int32, device=device),
-        rows.to(device=device, dtype=torch.int32),
+        torch.where(rows.exists, rows.rows, -1)[tile].to(device=device, dtype=torch.int32),
         split.slots,
     )

@@ -23,6 +23,7 @@ import torch
 
 import attnc
 from attnc.dsl.check import predefine
+from attnc.dsl.codes import CODES
 from attnc.dsl.expressions import Context, Expressions
 from attnc.dsl.inlining import inline
 from attnc.dsl.modules import prelude
@@ -115,6 +116,19 @@ def test_attn_reference_blocks_have_a_meaning_and_no_kernels(block: Block) -> No
         with pytest.raises(attnc.AttnError) as refused:
             pattern(made.q, made.k, made.v, **given)
         assert [found.code for found in refused.value.diagnostics] == ["not-lowered"]
+
+
+def test_every_code_of_an_error_has_a_section_with_an_example_and_a_remedy() -> None:
+    """A program that has the error, what is printed, and a program that has not: each is run by the tests above."""
+    page = ROOT / "docs" / "errors.md"
+    heading, *sections = re.split(r"^## ", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert [section.split("\n", 1)[0] for section in sections] == list(CODES)
+    for code, section in zip(CODES, sections, strict=True):
+        found = [(match[1], match[2]) for match in FENCE.finditer(section)]
+        shown = [kind == "output" and text.startswith(f"error[{code}]: ") for kind, text in found]
+        assert any(shown), code
+        remedies = [kind for kind, _ in found[shown.index(True) + 1 :]]
+        assert {*remedies} & {"attn", "attn reference", "python"}, code
 
 
 def tables_of_types() -> Iterator[Any]:

@@ -28,8 +28,8 @@ class Argument:
     """One kernel argument.
 
     roles: `tensor` (q k v o lse, parts and schedule), `stride` (attribute tensor, slot), `size` (attribute),
-    `view` (a tensor descriptor of q, k or v: attribute; slot: the key set whose step it follows, or one of PLAIN
-    and ROW_VIEW),
+    `view` (a tensor descriptor of q, k, v, do or of statistics: attribute; slot: the key set whose step it follows,
+    or one of PLAIN and ROW_VIEW),
     `parameter` (attribute), `array` (an input or table: attribute, axes), `array_stride`, `array_length` and
     `array_group` (attribute, slot). Only a `specialised` argument's value is looked at by Triton's own
     compilation, so one compilation serves all lengths and parameters.
@@ -45,12 +45,16 @@ class Argument:
 
 @dataclass(frozen=True)
 class Signature:
-    """What a kernel is given: strided tensors, flat buffers, which tensors stay in rows and which are streamed."""
+    """What a kernel is given: strided tensors, flat buffers, which tensors stay in rows and which are streamed.
+
+    `statistics`: buffers (B, H, N) of which tiles are streamed, too.
+    """
 
     tensors: tuple[str, ...]
     buffers: tuple[str, ...]
     rows: tuple[str, ...]
     streamed: tuple[str, ...]
+    statistics: tuple[str, ...] = ()
 
 
 def kernel_arguments(
@@ -70,7 +74,8 @@ def kernel_arguments(
         if key_set.walk is None or isinstance(key_set.walk, Stepped):
             slot = PLAIN if key_set.walk is None else number
             suffix = view_suffix(slot)
-            views += [Argument(f"{x}_view{suffix}", "view", x, slot, specialised=True) for x in signature.streamed]
+            streamed = (*signature.streamed, *signature.statistics)
+            views += [Argument(f"{x}_view{suffix}", "view", x, slot, specialised=True) for x in streamed]
     sizes = [Argument(name, "size", name) for name in ("B", "H", "N", "M", "D", "E", "OFFSET", "GROUP")]
     sizes += [Argument("MEMBER", "size", "MEMBER")] if domain.rows.listed is not None else []
     nodes = list(walk(*expressions, *walk_nodes(domain)))
@@ -84,7 +89,10 @@ def kernel_arguments(
 
 def view_constant(argument: Argument) -> str:
     """The constant that says whether a view's descriptor is there."""
-    return "VIEW_Q" if argument.slot == ROW_VIEW else f"VIEW{view_suffix(argument.slot)}"
+    if argument.slot == ROW_VIEW:
+        return "VIEW_Q"
+    kind = "VIEW" if argument.attribute in LAYOUTS else "VIEW_S"
+    return f"{kind}{view_suffix(argument.slot)}"
 
 
 def view_suffix(slot: int) -> str:

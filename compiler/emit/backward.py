@@ -5,17 +5,20 @@ rows. The other keeps keys and streams the queries that see them, over the trans
 of what varies over the keys. Each output element is summed by one program in a fixed order, so no atomics are needed
 and equal inputs give equal bits (Dao et al. 2022, arXiv 2205.14135, algorithm 4, for the recomputation).
 
+The second product of a tile comes after the weights: both products' results at once would not fit in registers.
+
 With P the weights and dO the cotangent: dV = P^T dO, g = P * (dO V^T - delta), delta_i = sum_e dO_ie O_ie - dlse_i,
 d(leaf) = g * d(score)/d(leaf).
 """
 
 from __future__ import annotations
 
+from attnc.compiler.build import unlowered
 from attnc.compiler.differentiate import Leaf, ScoreGradient, differentiate
 from attnc.compiler.emit.arguments import Signature
 from attnc.compiler.emit.expressions import PAIRS, TILE, TURNED, View, array_name
 from attnc.compiler.emit.kernel import Kernel, StreamedKernel
-from attnc.compiler.emit.ranges import Loop, emit_ranges, table_line
+from attnc.compiler.emit.ranges import Loop, table_line
 from attnc.compiler.emit.rows import emit_rows
 from attnc.compiler.emit.streamed import emit_heads
 from attnc.compiler.ir import Graph, Node, walk
@@ -47,15 +50,18 @@ class BackwardKernel(StreamedKernel):
         # A score without q @ k, or that rounds it, sends nothing back to q and k.
         self.adjoint = Graph().literal(0.0) if self.gradient.dot is None else self.gradient.dot
         extra = [*adjoints, self.adjoint, *(leaf.value for leaf in self.leaves)]
-        self.signature = Signature(
-            self.tensors, ("lse", "delta", *(f"leaf_{number}" for number in leaves)), self.row_tensors, self.streams
-        )
-        self.constants = tuple(f"WIDTH_{n}" for n, leaf in zip(leaves, self.leaves, strict=True) if leaf.side == "pair")
+        scheduled = (*self.parts, "schedule") if self.parts else ()
+        buffers = ("lse", "delta", *scheduled, *(f"leaf_{number}" for number in leaves))
+        self.signature = Signature(self.tensors, buffers, self.row_tensors, self.streams, self.statistics)
+        pairs = (n for n, leaf in zip(leaves, self.leaves, strict=True) if leaf.side == "pair")
+        self.constants = (*self.constants, *(f"WIDTH_{number}" for number in pairs))
         super().__init__(plan, branch, domain, name, extra)
 
     tensors: tuple[str, ...]
     row_tensors: tuple[str, ...]
     streams: tuple[str, ...]
+    parts: tuple[str, ...]  # buffers of sums over a part of what a row sees; none: rows are never split
+    statistics: tuple[str, ...] = ()  # those that stream by
 
     def hoist(self) -> None:
         """What does not vary over the streamed side."""
@@ -72,21 +78,26 @@ class BackwardKernel(StreamedKernel):
     def weights(self, key_set: KeySet, loop: Loop, view: View) -> None:
         """`weights`: the softmax weights of this tile, from its scores `s` and the rows' log-sum-exps."""
         writer = self.writer
-        roots: list[Node] = [self.branch.score, *(leaf.adjoint for leaf in self.leaves), self.adjoint]
-        roots += [key_set.mask] if loop.masked else []
-        self.expressions.share(roots, view)
-        statistic = f"statistic{view.i}"
+        self.expressions.share([self.branch.score, *(leaf.adjoint for leaf in self.leaves), self.adjoint], view)
+        statistic = self.of_queries("statistic", view)
         if self.factor is not None:
             writer.let("weights", f"tl.exp2(s * factor - {statistic})")
         else:
             score = self.expressions.text(self.raw, view)
             writer.let("weights", f"tl.exp2(({score}) * LOG2E - {statistic})", self.raw.span)
-        if loop.masked:
-            writer.let("weights", f"tl.where({self.live(key_set, view)}, weights, 0.0)", key_set.mask.span)
+        self.masked(key_set, loop, view, lambda live: self.dead(live, key_set))
+
+    def dead(self, live: str, key_set: KeySet) -> None:
+        """Takes the other pairs out."""
+        self.writer.let("weights", f"tl.where({live}, weights, 0.0)", key_set.mask.span)
+
+    def of_queries(self, name: str, view: View) -> str:
+        """A statistic of the queries, made to broadcast."""
+        return f"{name}{view.i}"
 
     def score_gradient(self, view: View) -> None:
         """`g`, and `ds`, the gradient of q @ k, from `weights` and `dp` = dO V^T."""
-        self.writer.let("g", f"weights * (dp - delta_rows{view.i})")
+        self.writer.let("g", f"weights * (dp - {self.of_queries('delta_rows', view)})")
         if not self.outside():
             self.writer.let("ds", self.carried(self.adjoint, view), self.adjoint.span)
         else:
@@ -101,20 +112,27 @@ class BackwardKernel(StreamedKernel):
         if self.outside():
             self.writer.let(name, f"{name} * ({self.expressions.text(self.adjoint, PAIRS)})")
 
-    def load_statistics(self, place: str, ok: str) -> None:
+    def load_statistics(self, place: str, ok: str, broadcast: str = "") -> None:
         """Log-sum-exps (base 2) and deltas of queries; a row that is not there weighs nothing."""
         writer = self.writer
         writer.let("query_rows", f"head.to(tl.int64) * N + {place}")
-        writer.let("statistic", f'tl.load(lse + query_rows, mask={ok}, other=float("inf")) * LOG2E')
-        writer.let("delta_rows", f"tl.load(delta + query_rows, mask={ok}, other=0.0)")
+        writer.let("statistic", f'tl.load(lse + query_rows, mask={ok}, other=float("inf")){broadcast} * LOG2E')
+        writer.let("delta_rows", f"tl.load(delta + query_rows, mask={ok}, other=0.0){broadcast}")
+
+    def store_part(self, buffer: str, name: str, axis: str) -> None:
+        """Sums over a part of what the rows see: `add_parts` joins them."""
+        writer = self.writer
+        writer.let("part_row", "(slot.to(tl.int64) * tl.num_programs(1) + tl.program_id(1)) * BLOCK_M + lane")
+        writer.line(f"tl.store({buffer} + part_row[:, None] * BLOCK_{axis.upper()} + {axis}[None, :], {name})")
 
 
 class BackwardRows(BackwardKernel):
     """Queries stay: the gradients of q, of leaves without j, and of tables read at pairs."""
 
-    tensors = ("q", "k", "v", "do", "dq")
-    row_tensors = ("q", "do")
-    streams = ("k", "v")
+    tensors: tuple[str, ...] = ("q", "k", "v", "do", "dq")
+    row_tensors: tuple[str, ...] = ("q", "do")
+    streams: tuple[str, ...] = ("k", "v")
+    parts: tuple[str, ...] = ("part_q",)
 
     def body(self) -> None:
         writer = self.writer
@@ -132,28 +150,26 @@ class BackwardRows(BackwardKernel):
         for number, leaf in zip(self.numbers, self.leaves, strict=True):
             shape = f"[WIDTH_{number}]" if leaf.side == "pair" else "[BLOCK_M]"
             writer.let(f"sum_{number}", f"tl.zeros({shape}, tl.float32)")
-        for number, key_set in enumerate(self.domain.key_sets):
-            for loop in emit_ranges(writer, self.expressions, key_set, number):
-                with writer.block(f"for n in range({loop.first}, {loop.last}):"):
-                    loop.keys(writer)
-                    self.step(key_set, loop)
+        self.stream()
         self.finish()
 
     def step(self, key_set: KeySet, loop: Loop) -> None:
         """One tile of keys."""
+        self.expressions.local = {}
         writer = self.writer
         pairs = isinstance(key_set.walk, Diagonals)
         view = PAIRS if pairs else TILE
-        self.expressions.local = {}
         self.load_streamed("keys", "k", "d", loop)
         self.load_streamed("values", "v", "e", loop)
         if pairs:
             writer.let("s", "tl.sum(query.to(tl.float32) * keys.to(tl.float32), 1)")
-            writer.let("dp", "tl.sum(cotangent.to(tl.float32) * values.to(tl.float32), 1)")
         else:
             writer.let("s", "tl.dot(query, tl.trans(keys), input_precision=PRECISION)")
-            writer.let("dp", "tl.dot(cotangent, tl.trans(values), input_precision=PRECISION)")
         self.weights(key_set, loop, view)
+        if pairs:
+            writer.let("dp", "tl.sum(cotangent.to(tl.float32) * values.to(tl.float32), 1)")
+        else:
+            writer.let("dp", "tl.dot(cotangent, tl.trans(values), input_precision=PRECISION)")
         self.score_gradient(view)
         if pairs:
             writer.let("dq_rows", "dq_rows + ds[:, None] * keys.to(tl.float32)")
@@ -187,8 +203,11 @@ class BackwardRows(BackwardKernel):
     def finish(self) -> None:
         writer = self.writer
         self.scaled("dq_rows")
-        writer.let("out", "dq_head + row.to(tl.int64)[:, None] * dq_sn + d[None, :] * dq_sd")
-        writer.line("tl.store(out, dq_rows.to(dq.dtype.element_ty), mask=row_ok[:, None] & (d < D)[None, :])")
+        with writer.block("if slot >= 0:"):
+            self.store_part("part_q", "dq_rows", "d")
+        with writer.block("else:"):
+            writer.let("out", "dq_head + row.to(tl.int64)[:, None] * dq_sn + d[None, :] * dq_sd")
+            writer.line("tl.store(out, dq_rows.to(dq.dtype.element_ty), mask=row_ok[:, None] & (d < D)[None, :])")
         for number, leaf in zip(self.numbers, self.leaves, strict=True):
             if leaf.side == "row":
                 writer.line(f"tl.store(leaf_{number} + query_rows, sum_{number}, mask=row_ok)")
@@ -201,10 +220,13 @@ class BackwardRows(BackwardKernel):
 class BackwardKeys(BackwardKernel):
     """Keys stay: the gradients of k, v and of leaves without i, summed over the query heads of a key head."""
 
-    tensors = ("q", "k", "v", "do", "dk", "dv")
-    row_tensors = ("k", "v")
-    streams = ("q", "do")
+    tensors: tuple[str, ...] = ("q", "k", "v", "do", "dk", "dv")
+    row_tensors: tuple[str, ...] = ("k", "v")
+    streams: tuple[str, ...] = ("q", "do")
+    parts: tuple[str, ...] = ("part_k", "part_v")
+    statistics: tuple[str, ...] = ("lse", "delta")
     streamed = "i"
+    constants = ("MEMBERS",)  # query heads of a key head
 
     def body(self) -> None:
         """All query heads of the key head, or, where each lists keys of its own, the one that MEMBER names."""
@@ -228,9 +250,12 @@ class BackwardKeys(BackwardKernel):
         self.load_row_tile("values", "v", "e", "j")
         writer.let("dk_rows", "tl.zeros([BLOCK_M, BLOCK_D], tl.float32)")
         writer.let("dv_rows", "tl.zeros([BLOCK_M, BLOCK_E], tl.float32)")
-        members = "range(MEMBER, MEMBER + 1)" if listed is not None else "range(0, GROUP)"
-        with writer.block(f"for member in {members}:"):
+        if listed is not None:
+            writer.let("member", "MEMBER")
             self.member()
+        else:
+            with writer.block("for member in range(0, MEMBERS):"):
+                self.member()
         self.finish()
 
     def member(self) -> None:
@@ -243,48 +268,55 @@ class BackwardKeys(BackwardKernel):
             self.base(tensor)
         for number in self.numbers:
             writer.let(f"sum_{number}", "tl.zeros([BLOCK_M], tl.float32)")
-        for number, key_set in enumerate(self.domain.key_sets):
-            for loop in emit_ranges(writer, self.expressions, key_set, number):
-                self.stream(key_set, loop)
+        self.stream()
         for number in self.numbers:
             writer.let("leaf_rows", f"leaf_{number} + head.to(tl.int64) * M + j")
             writer.line(f"tl.store(leaf_rows, tl.load(leaf_rows, mask=row_ok, other=0.0) + sum_{number}, mask=row_ok)")
 
-    def stream(self, key_set: KeySet, loop: Loop) -> None:
-        """The loop over tiles of queries. Row statistics are loaded a turn ahead: a turn that waits for them stalls."""
+    def of_queries(self, name: str, view: View) -> str:
+        return name  # loaded as it is used
+
+    def load_query_statistics(self, loop: Loop, view: View) -> None:
+        """Log-sum-exps (base 2) and deltas of the tile's queries.
+
+        Through descriptors their copies are under way with those of q and do, and they are read from shared memory
+        where they are needed: held in registers over a turn they would push others out.
+        """
         writer = self.writer
-        writer.let("n", loop.first)
-        loop.keys(writer)
-        self.load_statistics("i - OFFSET", "i_ok")
-        with writer.block(f"for turn in range({loop.first}, {loop.last}):"):
-            writer.let("n", "turn")
-            loop.keys(writer)
-            self.step(key_set, loop)
-            writer.let("n", "turn + 1")
-            loop.keys(writer)
-            self.load_statistics("i - OFFSET", "i_ok")
+        if loop.view is None:
+            self.load_statistics("i - OFFSET", "i_ok", view.i)
+        else:
+            with writer.block(f"if VIEW_S{loop.view}:"):
+                for name, tensor, unit in (("statistic", "lse", " * LOG2E"), ("delta_rows", "delta", "")):
+                    tile = f"{tensor}_view{loop.view}.load([b, h, {loop.place}]).reshape(1, BLOCK_N)"
+                    writer.let(name, tile + unit)
+            with writer.block("else:"):
+                self.load_statistics("i - OFFSET", "i_ok", view.i)
 
     def step(self, key_set: KeySet, loop: Loop) -> None:
         """One tile of queries."""
+        self.expressions.local = {}
         writer = self.writer
         pairs = isinstance(key_set.walk, Diagonals)
         view = PAIRS if pairs else TURNED
-        self.expressions.local = {}
         self.load_streamed("query", "q", "d", loop)
         self.load_streamed("cotangent", "do", "e", loop)
+        self.load_query_statistics(loop, view)
         if pairs:
             writer.let("s", "tl.sum(query.to(tl.float32) * keys.to(tl.float32), 1)")
-            writer.let("dp", "tl.sum(cotangent.to(tl.float32) * values.to(tl.float32), 1)")
         else:
             writer.let("s", "tl.dot(keys, tl.trans(query), input_precision=PRECISION)")
-            writer.let("dp", "tl.dot(values, tl.trans(cotangent), input_precision=PRECISION)")
         self.weights(key_set, loop, view)
-        self.score_gradient(view)
         if pairs:
             writer.let("dv_rows", "dv_rows + weights[:, None] * cotangent.to(tl.float32)")
-            writer.let("dk_rows", "dk_rows + ds[:, None] * query.to(tl.float32)")
+            writer.let("dp", "tl.sum(cotangent.to(tl.float32) * values.to(tl.float32), 1)")
         else:
             writer.let("dv_rows", "tl.dot(weights.to(cotangent.dtype), cotangent, dv_rows, input_precision=PRECISION)")
+            writer.let("dp", "tl.dot(values, tl.trans(cotangent), input_precision=PRECISION)")
+        self.score_gradient(view)
+        if pairs:
+            writer.let("dk_rows", "dk_rows + ds[:, None] * query.to(tl.float32)")
+        else:
             writer.let("dk_rows", "tl.dot(ds.to(query.dtype), query, dk_rows, input_precision=PRECISION)")
         for number, leaf in zip(self.numbers, self.leaves, strict=True):
             part = self.carried(leaf.adjoint, view)
@@ -294,10 +326,20 @@ class BackwardKeys(BackwardKernel):
         """Store, or add to what other passes left."""
         writer = self.writer
         self.scaled("dk_rows")
+        if not self.parts:
+            self.store_sums()
+            return
+        with writer.block("if slot >= 0:"):
+            self.store_part("part_k", "dk_rows", "d")
+            self.store_part("part_v", "dv_rows", "e")
+        with writer.block("else:"):
+            self.store_sums()
+
+    def store_sums(self) -> None:
+        writer = self.writer
         for tensor, axis in (("dk", "d"), ("dv", "e")):
-            writer.let(
-                "out", f"{tensor}_head + j.to(tl.int64)[:, None] * {tensor}_sn + {axis}[None, :] * {tensor}_s{axis}"
-            )
+            rows = f"{tensor}_head + j.to(tl.int64)[:, None] * {tensor}_sn"
+            writer.let("out", f"{rows} + {axis}[None, :] * {tensor}_s{axis}")
             writer.let("out_ok", f"row_ok[:, None] & ({axis} < {axis.upper()})[None, :]")
             with writer.block("if ADDING:"):
                 writer.let(f"{tensor}_rows", f"{tensor}_rows + tl.load(out, mask=out_ok, other=0.0)")
@@ -311,6 +353,10 @@ def backward_kernels(plan: Plan, branch: Branch, number: int) -> list[Kernel]:
 
         return listed_backward(plan, branch, number)
     leaves = differentiate(branch.score).leaves
+    for leaf in leaves:
+        if leaf.side == "pair" and {"i", "j"} & leaf.value.args[0].type.indices:
+            help = "the CPU back end has it; on CUDA a table that is read at pairs is one for all tokens"
+            raise unlowered(leaf.value, "on CUDA, the gradient of a table that varies over tokens", help)
     by_row = tuple(n for n, leaf in enumerate(leaves) if leaf.side != "key")
     by_key = tuple(n for n, leaf in enumerate(leaves) if leaf.side == "key")
     rows = BackwardRows(plan, branch, branch.domain, f"backward_rows_{number}", by_row).kernel()

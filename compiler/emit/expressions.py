@@ -6,7 +6,9 @@ loops (`hoist`); the rest is written where it is used. A `View` says how the pos
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import re
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from attnc.compiler.emit.writer import Writer
@@ -41,13 +43,21 @@ class Array:
 
 def array_name(node: Node) -> str:
     """The argument's name: inputs as declared, with a prefix that no other name has; tables by part."""
-    kind = "x" if node.op == "input" else "t"
-    return f"{kind}_{str(node.attribute).replace('.', '_')}"
+    if node.op == "input":
+        return "x_" + _apart(str(node.attribute), r"_(s\d+|n\d+|group)_*$")
+    return f"t_{str(node.attribute).replace('.', '_')}"
 
 
 def parameter_name(name: str) -> str:
     """The argument's name of a parameter."""
-    return "n_" + name.replace(".", "_")
+    if "." in name:  # an element of a tuple
+        return "n_" + name.replace(".", "_")
+    return "n_" + _apart(name, r"_\d+_*$")
+
+
+def _apart(name: str, derived: str) -> str:
+    """A user's name, with `_` after one that reads like what is derived from another: `g_n0`, a length of `g`."""
+    return f"{name}_" if re.search(derived, name) else name
 
 
 @dataclass
@@ -68,31 +78,46 @@ class Expressions:
     def hoist(self, roots: Iterable[Node]) -> None:
         """Compute what does not vary over the streamed index, before the loops."""
         for root in roots:
-            for node in list(self._maximal(root)):
-                if node not in self.hoisted and (node.args or node.op in ("input", "derived")):
-                    text = self.text(node, ROWS)
-                    self.hoisted[node] = self.writer.let(f"r{len(self.hoisted)}", text, node.span)
+            for node in self._maximal(root):
+                for inner in self._repeated(node):
+                    self._hoist(inner)
+                if node.args or node.op in ("input", "derived"):
+                    self._hoist(node)
 
-    def _maximal(self, node: Node) -> Iterator[Node]:
-        if not node.depends_on(self.streamed) and not node.type.axes:
-            yield node
-            return
-        read = node.op in ("take", "rename")  # what is read stays with its place
-        for arg in node.args[1 if read else 0 :]:
-            yield from self._maximal(arg)
+    def _hoist(self, node: Node) -> None:
+        if node not in self.hoisted:
+            text = self.text(node, ROWS)
+            self.hoisted[node] = self.writer.let(f"r{len(self.hoisted)}", text, node.span)
+
+    def _maximal(self, root: Node) -> list[Node]:
+        """The largest parts of an expression that do not vary over the streamed index, each once."""
+        found: dict[Node, None] = {}
+        seen: set[Node] = set()
+        stack = [root]
+        while stack:
+            node = stack.pop()
+            if not node.depends_on(self.streamed) and not node.type.axes:
+                found[node] = None
+            elif node not in seen:
+                seen.add(node)
+                read = node.op in ("take", "rename")  # what is read stays with its place
+                stack.extend(reversed(node.args[1 if read else 0 :]))
+        return list(found)
+
+    def _repeated(self, root: Node) -> list[Node]:
+        """What the text of an expression would spell more than once, operands first."""
+        times = spellings([root])
+        return [node for node in walk(root) if OPS[node.op].triton and times[node] > 1 and node is not root]
 
     def share(self, roots: Iterable[Node], view: View) -> None:
         """Name what a loop's expressions use more than once."""
-        users: dict[Node, int] = {}
-        order = list(walk(*roots))
-        for node in order:
-            for arg in set(node.args):
-                users[arg] = users.get(arg, 0) + 1
-        for node in order:
+        roots = list(roots)
+        times = spellings(roots)
+        for node in walk(*roots):
             loaded = node.op == "take" or (node.op in ("rename", "input", "derived") and not node.type.axes)
             if node in self.hoisted or node in self.local or not node.depends_on(self.streamed) or node.op == "dot":
                 continue
-            if (users.get(node, 0) > 1 and node.args) or loaded:
+            if (times[node] > 1 and node.args) or loaded:
                 text = self.text(node, view)
                 self.local[node] = self.writer.let(f"e{len(self.local)}", text, node.span)
 
@@ -168,6 +193,16 @@ class Expressions:
         guard = f", mask={' & '.join(masks)}, other=0" if masks else ""
         loaded = f"tl.load({pointer}{guard})"
         return f"{loaded}.to(tl.float32)" if node.type.base is Base.REAL else loaded
+
+
+def spellings(roots: Iterable[Node]) -> Counter[Node]:
+    """How often the texts of its users spell each node; a text may hold an operand twice."""
+    times: Counter[Node] = Counter()
+    for node in walk(*roots):
+        template = OPS[node.op].triton or ("{1}" * 3 if node.op == "take" else "")
+        for slot, arg in enumerate(node.args):
+            times[arg] += max(template.count(f"{{{slot}}}"), 1)
+    return times
 
 
 def literal(node: Node) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from attnc.compiler.emit.arguments import Argument, Signature, kernel_arguments, view_constant
 from attnc.compiler.emit.expressions import ROWS, Array, Expressions, View
-from attnc.compiler.emit.ranges import Loop
+from attnc.compiler.emit.ranges import Exact, Loop, emit_ranges
 from attnc.compiler.emit.rows import row_nodes
 from attnc.compiler.emit.writer import Writer
 from attnc.compiler.ir import Node
@@ -17,13 +18,18 @@ CONSTANTS = ("BLOCK_M", "BLOCK_N", "BLOCK_D", "BLOCK_E", "EVEN_D", "EVEN_E", "PR
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel's text, its name and its arguments in order (`constants` follow them)."""
+    """A kernel's text, its name and its arguments in order (`constants` follow them).
+
+    `factor`: the score's constant factor; RAISING says that it is positive. `splits`: whether what a row sees may be
+    shared out over programs.
+    """
 
     name: str
     text: str
     arguments: tuple[Argument, ...]
-    factor: Node | None  # the score's constant factor: RAISING says that it is positive
+    factor: Node | None
     domain: Domain
+    splits: bool
 
 
 def split_score(score: Node) -> tuple[Node, Node | None]:
@@ -75,7 +81,8 @@ class StreamedKernel:
         )
         with writer.block(f"def {self.name}({parameters}):"):
             self.body()
-        return Kernel(self.name, writer.text(), self.arguments, self.factor, self.domain)
+        leaves = any(one.role == "tensor" and one.attribute.startswith("leaf_") for one in self.arguments)
+        return Kernel(self.name, writer.text(), self.arguments, self.factor, self.domain, not leaves)
 
     def body(self) -> None:
         raise NotImplementedError
@@ -117,26 +124,75 @@ class StreamedKernel:
             self.writer.let(name, pointers)
 
     def load_streamed(self, name: str, tensor: str, axis: str, loop: Loop) -> None:
-        """A tile of the side that streams by; a full one needs no guard."""
+        """A tile of the side that streams by."""
         at = self.streamed
         shift = " - OFFSET" if at == "i" else ""
         if loop.contiguous:
             base = f"{tensor}_head + (start{shift}).to(tl.int64) * {tensor}_sn + lanes_n[:, None] * {tensor}_sn"
         else:
             base = f"{tensor}_head + ({at}{shift}).to(tl.int64)[:, None] * {tensor}_sn"
-        guarded = loop.masked or not loop.contiguous
         pointer = f"{base} + {axis}[None, :] * {tensor}_s{axis}"
-        pointers = f"_load_tile({pointer}, {at}_ok, {axis} < {axis.upper()}, {guarded}, not EVEN_{axis.upper()})"
+        pointers = f"_load_tile({pointer}, {at}_ok, {axis} < {axis.upper()}, True, not EVEN_{axis.upper()})"
         if loop.view is None:
             self.writer.let(name, pointers)
             return
         head = "h // GROUP" if tensor in ("k", "v") else "h"
-        view = f"{tensor}_view{loop.view}.load([b, {head}, {loop.place}]).reshape(BLOCK_N, BLOCK_{axis.upper()})"
+        view = f"{tensor}_view{loop.view}.load([b, {head}, {loop.place}, 0]).reshape(BLOCK_N, BLOCK_{axis.upper()})"
         self.viewed(name, view, pointers, loop.view)
 
-    def live(self, key_set: KeySet, view: View) -> str:
-        """Which pairs of a masked tile are live."""
+    def stream(self) -> None:
+        """The loops over the key sets, each turn a `step`."""
+        for number, key_set in enumerate(self.domain.key_sets):
+            loop = emit_ranges(self.writer, self.expressions, key_set, number, self.domain.rows)
+            with self.writer.block(f"for n in range({loop.first}, {loop.last}):"):
+                loop.keys(self.writer)
+                self.step(key_set, loop)
+
+    def step(self, key_set: KeySet, loop: Loop) -> None:
+        """One tile of the streamed side."""
+        raise NotImplementedError
+
+    def masked(self, key_set: KeySet, loop: Loop, view: View, write: Callable[[str], None]) -> None:
+        """`write` is given the text of which pairs are live, where the tile is one that needs it."""
+        if loop.partial is None:
+            self.alive(key_set, loop, view, write)
+            return
+        with self.writer.block(f"if {loop.partial}:"):
+            self.alive(key_set, loop, view, write)
+
+    def alive(self, key_set: KeySet, loop: Loop, view: View, write: Callable[[str], None]) -> None:
+        """By bounds where they say all, else by the condition; what only the condition needs stays in its branch."""
+        if loop.exact is not None and loop.exact.when is None:
+            write(self.within(loop, loop.exact, view))
+        elif loop.exact is None:
+            self.conditioned(key_set, view, write)
+        else:
+            with self.writer.block(f"if {loop.exact.when}:"):
+                write(self.within(loop, loop.exact, view))
+            with self.writer.block("else:"):
+                self.conditioned(key_set, view, write)
+
+    def within(self, loop: Loop, exact: Exact, view: View) -> str:
+        """Whether a pair lies in the bounds of a run. Consecutive keys that do are in the tensor."""
+        at = f"{self.streamed}{getattr(view, self.streamed)}"
+        rows = view.i if self.streamed == "j" else view.j
+        texts = []
+        for one in exact.limits:
+            above = f"({at} < {one.hi}{rows if one.hi_rows else ''})"
+            below = f"({at} >= {one.lo}{rows if one.lo_rows else ''}) & " if one.lo else ""
+            texts.append(f"({below}{above})" if below else above)
+        inside = " | ".join(texts)
+        if loop.contiguous:
+            return inside
+        return f"{self.streamed}_ok{getattr(view, self.streamed)} & ({inside})"
+
+    def conditioned(self, key_set: KeySet, view: View, write: Callable[[str], None]) -> None:
+        """Which pairs the condition lets through."""
         inside = f"{self.streamed}_ok{getattr(view, self.streamed)}"
         if key_set.mask.op == "literal":
-            return inside
-        return f"{inside} & {self.expressions.text(key_set.mask, view)}"
+            write(inside)
+            return
+        outside = dict(self.expressions.local)
+        self.expressions.share([key_set.mask], view)
+        write(f"{inside} & {self.expressions.text(key_set.mask, view)}")
+        self.expressions.local = outside

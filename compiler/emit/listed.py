@@ -26,7 +26,7 @@ from attnc.compiler.plan import Branch, Domain, KeySet, Plan, Rows
 NOTHING = Domain((), Rows())
 LISTS = ("members", "counts", "order", "starts", "tile_group", "tile_first")
 SIZES = ("ENTRIES", "LINES", "FIRST_LINE", "BLOCKS", "WIDTH", "ROW_BLOCK", "SKIPPED", "SHARED", "MEMBER", "KEY_HEADS")
-TURN = Loop("0", "turns", True, lambda writer: None)
+TURN = Loop("0", "turns", lambda writer: None)
 
 
 def bare(branch: Branch) -> Branch:
@@ -177,6 +177,7 @@ class ListedBackwardRows(Gathered, BackwardRows):
 
     row_tensors = ()
     streams = ("k", "v")
+    parts = ()
 
     def __init__(self, plan: Plan, branch: Branch, name: str, leaves: tuple[int, ...]) -> None:
         branch = bare(branch)
@@ -221,6 +222,8 @@ class ListedBackwardKeys(Gathered, BackwardKeys):
 
     row_tensors = ()
     streams = ("q", "do")
+    parts = ()
+    constants = ()
 
     def __init__(self, plan: Plan, branch: Branch, name: str, leaves: tuple[int, ...]) -> None:
         branch = bare(branch)
@@ -273,7 +276,6 @@ class ListedBackwardKeys(Gathered, BackwardKeys):
             writer.let("row", "spot // ENTRIES * ROW_BLOCK + place % ROW_BLOCK - SKIPPED")
             writer.let("i_ok", "(place < named) & (row >= 0) & (row < N)")
             writer.let("i", "row + OFFSET")
-            self.load_statistics("row", "i_ok")
             self.step(self.key_set, TURN)
         for number in self.numbers:
             writer.let("leaf_rows", f"leaf_{number} + head.to(tl.int64) * M + j")

@@ -16,6 +16,7 @@ import triton.language as tl
 FLOOR = tl.constexpr(-1.0e38)
 FAR = tl.constexpr(2147483647)
 LOG2E = tl.constexpr(1.4426950408889634)
+ALIGNED = tl.constexpr(4)  # float32 numbers between the places that a copy may begin at
 
 
 @triton.jit
@@ -84,6 +85,30 @@ def combine_parts(part_out, part_lse, tiles, rows, o, lse, o_sb, o_sh, o_sn, o_s
     tl.store(out, (acc / whole[:, None]).to(o.dtype.element_ty), mask=row_ok[:, None] & (e < E)[None, :])
     statistic = tl.where(seen, (peak + tl.log2(whole)) / LOG2E, float("-inf"))
     tl.store(lse + head.to(tl.int64) * N + row, statistic, mask=row_ok)
+
+
+@triton.jit(do_not_specialize=["H", "D"])
+def add_parts(sums, tiles, rows, out, out_sb, out_sh, out_sn, out_sd, H, D,
+              BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, ADDING: tl.constexpr):
+    """Add the parts of a row tile in their order. tiles: (first slot, parts) a tile; rows: its rows."""
+    tile = tl.program_id(0)
+    head = tl.program_id(1)
+    heads = tl.num_programs(1)
+    first = tl.load(tiles + tile * 2)
+    parts = tl.load(tiles + tile * 2 + 1)
+    lane = tl.arange(0, BLOCK_M)
+    d = tl.arange(0, BLOCK_D)
+    row = tl.load(rows + tile * BLOCK_M + lane)
+    inside = (row >= 0)[:, None] & (d < D)[None, :]
+    total = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    for part in range(0, parts):
+        at = ((first + part).to(tl.int64) * heads + head) * BLOCK_M + lane
+        total += tl.load(sums + at[:, None] * BLOCK_D + d[None, :])
+    place = out + (head // H).to(tl.int64) * out_sb + (head % H).to(tl.int64) * out_sh
+    place = place + row.to(tl.int64)[:, None] * out_sn + d[None, :] * out_sd
+    if ADDING:
+        total += tl.load(place, mask=inside, other=0.0)
+    tl.store(place, total.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["H", "N", "E"])

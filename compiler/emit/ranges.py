@@ -1,7 +1,9 @@
-"""Key sets to loops: which tiles of keys a row tile visits, full ones apart from partial ones.
+"""Key sets to loops: which tiles of keys a row tile visits, and which of them need a mask.
 
-Bounds are vectors over the rows; reducing them gives the tiles that any row touches and the tiles that every row
-sees whole. The runs of a consecutive key set are sorted and swept, so that each tile is visited once.
+Bounds are functions of the row. Their extremes over a tile's rows give the tiles that any row touches and the tiles
+that every row sees whole: from the first and the last row where a bound moves one way, else by a reduction over all
+rows. The runs of a consecutive key set are sorted and swept, so that each tile is visited once. A key set is one loop,
+so that its copies are under way together; the mask stands behind a branch that a full tile does not take.
 """
 
 from __future__ import annotations
@@ -10,11 +12,35 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from attnc.compiler.emit.expressions import ROWS, Array, Expressions
-from attnc.compiler.emit.rows import TableLine
+from attnc.compiler.emit.expressions import ROWS, Array, Expressions, View
+from attnc.compiler.emit.rows import TableLine, ordered
 from attnc.compiler.emit.writer import Writer
 from attnc.compiler.ir import Node
-from attnc.compiler.plan import Bounds, Diagonals, Grid, KeySet, Listed, Run, Stepped
+from attnc.compiler.plan import Bounds, Diagonals, Grid, KeySet, Listed, Rows, Run, Stepped
+from attnc.compiler.trends import DOWN, trend
+
+LOW, HIGH = View(i="_low", j="_low"), View(i="_high", j="_high")  # the first and the last row of a tile
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds lo <= x < hi of one run as the kernel names them; whether each is a vector over the rows."""
+
+    lo: str | None  # None: nothing below
+    hi: str
+    lo_rows: bool
+    hi_rows: bool
+
+
+@dataclass(frozen=True)
+class Exact:
+    """Bounds that say which pairs are live, without the condition itself: a pair is if it lies in one of them.
+
+    `when`: a scalar of the kernel that says whether they do in this tile; None: always.
+    """
+
+    limits: tuple[Limits, ...]
+    when: str | None = None
 
 
 @dataclass(frozen=True)
@@ -23,20 +49,22 @@ class Loop:
 
     first: str
     last: str
-    masked: bool
     keys: Callable[[Writer], None]
+    partial: str | None = None  # whether the tile needs its mask, a scalar of the kernel; None: every tile does
+    exact: Exact | None = None
     contiguous: bool = False  # positions are start + 0 .. BLOCK_N
     view: str | None = None  # suffix of the tensor descriptors that hold its tiles
     place: str = ""  # the tile's place in them, after batch and head
 
 
 Piece = tuple[str, str]  # first tile, number of tiles
+Interval = tuple[str, str]  # first tile, the one after the last
 
 
 class Ranges:
     """Writes the loops of one key set; names carry its number."""
 
-    def __init__(self, writer: Writer, expressions: Expressions, key_set: KeySet, number: int) -> None:
+    def __init__(self, writer: Writer, expressions: Expressions, key_set: KeySet, number: int, rows: Rows) -> None:
         self.at = expressions.streamed  # the streamed position: j, or i where the rows are keys
         self.ok = f"{self.at}_ok"
         self.row = "i" if self.at == "j" else "j"
@@ -46,8 +74,10 @@ class Ranges:
         self.shift = "" if self.at == "j" else " - OFFSET"  # from a position to a place in its tensor
         self.writer = writer
         self.expressions = expressions
+        self.scalars = Expressions(writer, expressions.arrays, expressions.streamed)  # at one row: nothing is hoisted
         self.key_set = key_set
         self.number = number
+        self.ordered = ordered(rows)
 
     def name(self, stem: str) -> str:
         return f"{stem}_{self.number}"
@@ -58,7 +88,7 @@ class Ranges:
     def row_text(self, node: Node) -> str:
         return self.expressions.text(node, ROWS)
 
-    def loops(self) -> list[Loop]:
+    def loop(self) -> Loop:
         walk = self.key_set.walk
         self.writer.comment(f"keys {self.number}")
         if walk is None:
@@ -73,21 +103,55 @@ class Ranges:
 
     # Bounds of the tile
 
+    def extreme(self, node: Node, largest: bool) -> str | None:
+        """The largest (smallest) value over the rows by that of the last or the first; None: neither has it for sure."""
+        way = trend(node, self.row)
+        if way is None or (way and not self.ordered):
+            return None
+        at = HIGH if largest != (way == DOWN) else LOW
+        text = self.scalars.text(node, at)
+        return f"tl.full([], {text}, tl.int32)" if node.op == "literal" else text
+
     def outer(self, bounds: Bounds, stem: str = "") -> tuple[str, str]:
-        """Least lo and largest hi over the rows that have a key."""
+        """Least lo and largest hi over the rows; those without a key may be left out."""
         lo = self.let(f"lo{stem}", self.row_text(bounds.lo))
         hi = self.let(f"hi{stem}", self.row_text(bounds.hi))
-        some = self.let(f"some{stem}", f"{self.row_ok} & ({lo} < {hi})")
-        first = self.let(f"first{stem}", f"tl.min(tl.where({some}, {lo}, {self.end}), 0).to(tl.int32)")
-        last = self.let(f"last{stem}", f"tl.max(tl.where({some}, {hi}, 0), 0).to(tl.int32)")
-        return first, last
+        first, last = self.extreme(bounds.lo, largest=False), self.extreme(bounds.hi, largest=True)
+        if first is None or last is None:
+            some = self.let(f"some{stem}", f"{self.row_ok} & ({lo} < {hi})")
+            first = first or f"tl.min(tl.where({some}, {lo}, {self.end}), 0).to(tl.int32)"
+            last = last or f"tl.max(tl.where({some}, {hi}, 0), 0).to(tl.int32)"
+        return self.let(f"first{stem}", first), self.let(f"last{stem}", last)
 
     def inner(self, bounds: Bounds, stem: str = "") -> tuple[str, str]:
         """Largest lo and least hi: keys between them are live in every row."""
-        lo, hi = self.row_text(bounds.lo), self.row_text(bounds.hi)
-        first = self.let(f"full_first{stem}", f"tl.max(tl.where({self.row_ok}, {lo}, 0), 0).to(tl.int32)")
-        last = self.let(f"full_last{stem}", f"tl.min(tl.where({self.row_ok}, {hi}, {self.end}), 0).to(tl.int32)")
-        return first, last
+        first, last = self.extreme(bounds.lo, largest=True), self.extreme(bounds.hi, largest=False)
+        if first is None:
+            first = f"tl.max(tl.where({self.row_ok}, {self.row_text(bounds.lo)}, 0), 0).to(tl.int32)"
+        if last is None:
+            last = f"tl.min(tl.where({self.row_ok}, {self.row_text(bounds.hi)}, {self.end}), 0).to(tl.int32)"
+        return self.let(f"full_first{stem}", first), self.let(f"full_last{stem}", last)
+
+    def exact(self, stems: Sequence[str] = ("",)) -> Exact | None:
+        """The bounds of the runs where they say all: none but inner pairs lie in the outer bounds, always or here."""
+        runs = self.key_set.runs
+        limits: list[Limits] = []
+        agree: list[str] = []
+        for run, stem in zip(runs, stems, strict=True):
+            if run.inner is None:
+                return None
+            for side in ("lo", "hi"):
+                outer, inner = getattr(run.outer, side), getattr(run.inner, side)
+                if inner is not outer:
+                    agree.append(f"({self.name(side + stem)} == {self.row_text(inner)})")
+            lo, hi = run.outer.lo, run.outer.hi
+            below = None if self.at == "j" and lo.op == "literal" and lo.attribute == 0 else self.name(f"lo{stem}")
+            rows = lo.depends_on(self.row), hi.depends_on(self.row)
+            limits.append(Limits(below, self.name(f"hi{stem}"), *rows))
+        if not agree:
+            return Exact(tuple(limits))
+        when = f"tl.min(tl.where({self.row_ok}, ({' & '.join(agree)}).to(tl.int32), 1), 0)"
+        return Exact(tuple(limits), self.let("exact", f"{when} == 1"))
 
     def share(self, count: str) -> tuple[str, str]:
         """The part of `count` iterations that this program runs."""
@@ -95,37 +159,30 @@ class Ranges:
 
     # Consecutive keys
 
-    def consecutive(self) -> list[Loop]:
-        intervals = [self.interval(run, number) for number, run in enumerate(self.key_set.runs)]
+    def consecutive(self) -> Loop:
+        runs = self.key_set.runs
+        stems = [str(number) for number in range(len(runs))]
+        intervals = [self.interval(run, stem) for run, stem in zip(runs, stems, strict=True)]
+        full = [self.full(run, stem) for run, stem in zip(runs, stems, strict=True) if run.inner is not None]
+        exact = self.exact(stems)
         if len(intervals) > 1:
             self.sort(intervals)
             self.sweep(intervals)
-        full, partial = [], list[Piece]()
-        for number, (first, last, full_first, full_last) in enumerate(intervals):
-            if self.key_set.runs[0].inner is None and len(intervals) == 1:
-                partial.append((first, f"({last} - {first})"))
-                continue
-            self.writer.let(full_first, f"tl.minimum(tl.maximum({full_first}, {first}), {last})")
-            self.writer.let(full_last, f"tl.minimum(tl.maximum({full_last}, {full_first}), {last})")
-            full.append((full_first, self.let(f"whole{number}", f"{full_last} - {full_first}")))
-            partial.append((first, self.let(f"before{number}", f"{full_first} - {first}")))
-            partial.append((full_last, self.let(f"after{number}", f"{last} - {full_last}")))
-        loops = [self.pieces(full, masked=False)] if full else []
-        return [*loops, self.pieces(partial, masked=True)]
+        return self.pieces([(first, f"({last} - {first})") for first, last in intervals], full, exact)
 
-    def interval(self, run: Run, number: int) -> tuple[str, str, str, str]:
-        """First and last tile touched, first and last full tile."""
-        stem = str(number)
+    def interval(self, run: Run, stem: str) -> Interval:
+        """First tile touched, and the one after the last."""
         lo, hi = self.outer(run.outer, stem)
         first = self.let(f"tile{stem}", f"{lo} // BLOCK_N")
-        last = self.let(f"end{stem}", f"tl.maximum(tl.cdiv({hi}, BLOCK_N), {first})")
-        if run.inner is None:
-            return first, last, self.let(f"full{stem}", last), self.let(f"full_end{stem}", last)
-        full_lo, full_hi = self.inner(run.inner, stem)
-        full_first = self.let(f"full{stem}", f"tl.cdiv({full_lo}, BLOCK_N)")
-        return first, last, full_first, self.let(f"full_end{stem}", f"{full_hi} // BLOCK_N")
+        return first, self.let(f"end{stem}", f"tl.maximum(tl.cdiv({hi}, BLOCK_N), {first})")
 
-    def sort(self, intervals: Sequence[tuple[str, str, str, str]]) -> None:
+    def full(self, run: Run, stem: str) -> Interval:
+        """First full tile, and the one after the last."""
+        assert run.inner is not None
+        lo, hi = self.inner(run.inner, stem)
+        return self.let(f"full{stem}", f"tl.cdiv({lo}, BLOCK_N)"), self.let(f"full_end{stem}", f"{hi} // BLOCK_N")
+
+    def sort(self, intervals: Sequence[Interval]) -> None:
         """Order the intervals by their first tile: an exchange network on scalars."""
         for end in range(len(intervals) - 1, 0, -1):
             for at in range(end):
@@ -136,74 +193,66 @@ class Ranges:
                     self.writer.let(one, f"tl.where(swap, {other}, {one})")
                     self.writer.let(other, f"tl.where(swap, held, {other})")
 
-    def sweep(self, intervals: Sequence[tuple[str, str, str, str]]) -> None:
+    def sweep(self, intervals: Sequence[Interval]) -> None:
         """Cut what an earlier interval visits."""
-        for (_, reached, *_), (first, last, *_) in pairwise(intervals):
+        for (_, reached), (first, last) in pairwise(intervals):
             self.writer.let(first, f"tl.maximum({first}, {reached})")
             self.writer.let(last, f"tl.maximum({last}, {first})")
 
-    def pieces(self, pieces: Sequence[Piece], *, masked: bool) -> Loop:
+    def pieces(self, pieces: Sequence[Piece], full: Sequence[Interval], exact: Exact | None) -> Loop:
         """One loop over several stretches of tiles."""
-        kind = "partial" if masked else "whole"
         ends: list[str] = []
         for number, (_, count) in enumerate(pieces):
             before = f"{ends[-1]} + " if ends else ""
-            ends.append(self.let(f"{kind}_end{number}", f"{before}{count}"))
+            ends.append(self.let(f"visited{number}", f"{before}{count}"))
         place = f"{pieces[-1][0]} + n" + (f" - {ends[-2]}" if len(pieces) > 1 else "")
         for number in range(len(pieces) - 2, -1, -1):
             here = f"{pieces[number][0]} + n" + (f" - {ends[number - 1]}" if number else "")
             place = f"tl.where(n < {ends[number]}, {here}, {place})"
 
         def keys(writer: Writer) -> None:
-            writer.let("start", f"({place}) * BLOCK_N")
+            writer.let("tile_n", place)
+            writer.let("start", "tile_n * BLOCK_N")
             writer.let(self.at, "start + lanes_n")
             writer.let(self.ok, self.inside)
 
-        return Loop(*self.share(ends[-1]), masked, keys, contiguous=True, view="", place=f"start{self.shift}, 0")
+        partial = " & ".join(f"((tile_n < {first}) | (tile_n >= {end}))" for first, end in full)
+        return Loop(
+            *self.share(ends[-1]),
+            keys,
+            partial or None,
+            exact,
+            contiguous=True,
+            view="",
+            place=f"start{self.shift}",
+        )
 
     # Keys by a step
 
-    def stepped(self, walk: Stepped) -> list[Loop]:
+    def stepped(self, walk: Stepped) -> Loop:
         run = self.key_set.runs[0]
         lo, hi = self.outer(run.outer)
         step = self.let("step", self.row_text(walk.step))
         phase = self.phase("phase", self.row_text(walk.phase), step)
         first = self.let("origin", f"{lo} + _floor_mod({phase} - {lo}, {step})")
+        if self.at == "i":  # statistics are copied from aligned places: a few more rows, which the mask takes out
+            first = self.let("origin", f"{first} - {step} * (({first} - OFFSET) // {step} % ALIGNED)")
         count = self.let("count", f"tl.maximum(tl.cdiv({hi} - {first}, {step}), 0)")
         tiles = self.let("tiles", f"tl.cdiv({count}, BLOCK_N)")
+        partial = None
+        if run.inner is not None:
+            full_lo, full_hi = self.inner(run.inner)
+            begin = self.let("full", f"tl.cdiv(tl.maximum({full_lo} - {first}, 0), {step} * BLOCK_N)")
+            reached = f"tl.maximum(tl.cdiv(tl.maximum({full_hi} - {first}, 0), {step}), 0)"
+            partial = f"((n < {begin}) | (n >= {self.let('full_end', f'{reached} // BLOCK_N')}))"
 
         def keys(writer: Writer) -> None:
-            writer.let(self.at, f"{first} + {step} * (tile_n * BLOCK_N + lanes_n)")
+            writer.let(self.at, f"{first} + {step} * (n * BLOCK_N + lanes_n)")
             writer.let(self.ok, self.inside)
 
-        return self.split_full(run, first, step, tiles, keys)
-
-    def split_full(self, run: Run, first: str, step: str, tiles: str, keys: Callable[[Writer], None]) -> list[Loop]:
-        """Full tiles of an ordered walk in a loop of their own."""
-
-        def at(place: str) -> Callable[[Writer], None]:
-            def write(writer: Writer) -> None:
-                writer.let("tile_n", place)
-                keys(writer)
-
-            return write
-
-        view = str(self.number)
-        begin = f"({first}{self.shift})"
-        place = f"{begin} % {step}, {begin} // {step} + tile_n * BLOCK_N, 0"
-        if run.inner is None:
-            return [Loop(*self.share(tiles), True, at("n"), view=view, place=place)]
-        lo, hi = self.inner(run.inner)
-        begin = self.let("full", f"tl.cdiv(tl.maximum({lo} - {first}, 0), {step} * BLOCK_N)")
-        end = self.let("full_end", f"tl.maximum(tl.cdiv(tl.maximum({hi} - {first}, 0), {step}), 0) // BLOCK_N")
-        begin = self.let("full", f"tl.minimum({begin}, {tiles})")
-        end = self.let("full_end", f"tl.minimum(tl.maximum({end}, {begin}), {tiles})")
-        whole = self.let("whole", f"{end} - {begin}")
-        rest = self.let("rest", f"{tiles} - {whole}")
-        return [
-            Loop(*self.share(whole), False, at(f"{begin} + n"), view=view, place=place),
-            Loop(*self.share(rest), True, at(f"tl.where(n < {begin}, n, {whole} + n)"), view=view, place=place),
-        ]
+        begin = self.let("begin", f"{first}{self.shift}")
+        place = f"{begin} % {step}, {begin} // {step} + n * BLOCK_N"
+        return Loop(*self.share(tiles), keys, partial, self.exact(), view=str(self.number), place=place)
 
     def phase(self, stem: str, phase: str, step: str) -> str:
         """The one residue of a tile's rows."""
@@ -211,7 +260,7 @@ class Ranges:
 
     # Keys of a grid
 
-    def grid(self, walk: Grid) -> list[Loop]:
+    def grid(self, walk: Grid) -> Loop:
         lo, hi = self.outer(self.key_set.runs[0].outer)
         low_lo, low_hi = self.outer(walk.low, "_low")
         period = self.let("period", self.row_text(walk.period))
@@ -236,33 +285,22 @@ class Ranges:
         width = self.let("width", f"tl.maximum({self.name('low_count')}, 1)")
 
         def keys(writer: Writer) -> None:
-            writer.let("at", "tile_n * BLOCK_N + lanes_n")
+            writer.let("at", "n * BLOCK_N + lanes_n")
             writer.let("high", f"{self.name('high_from')} + {steps['high']} * (at // {width})")
             writer.let(self.at, f"high * {period} + {self.name('low_from')} + {steps['low']} * (at % {width})")
             writer.let(self.ok, f"(at < {total}) & {self.inside}")
 
-        def first(writer: Writer) -> None:
-            writer.let("tile_n", "n")
-            keys(writer)
-
         tiles = self.let("tiles", f"tl.cdiv({total}, BLOCK_N)")
-        if self.key_set.runs[0].inner is None:
-            return [Loop(*self.share(tiles), True, first)]
+        inner = self.key_set.runs[0].inner
+        if inner is None:
+            return Loop(*self.share(tiles), keys)
         # Where every row sees the whole box, its tiles are full, the last one apart
-        full_lo, full_hi = self.inner(self.key_set.runs[0].inner)
+        full_lo, full_hi = self.inner(inner)
         corner = f"{self.name('high_from')} * {period} + {self.name('low_from')}"
         opposite = f"({self.name('high_to')} - 1) * {period} + {self.name('low_to')}"
         clean = self.let("clean", f"({full_lo} <= {corner}) & ({full_hi} >= {opposite})")
         whole = self.let("whole", f"tl.where({clean}, {total} // BLOCK_N, 0)")
-
-        def rest(writer: Writer) -> None:
-            writer.let("tile_n", f"{whole} + n")
-            keys(writer)
-
-        return [
-            Loop(*self.share(whole), False, first),
-            Loop(*self.share(f"({tiles} - {whole})"), True, rest),
-        ]
+        return Loop(*self.share(tiles), keys, f"(n >= {whole})", self.exact())
 
     # Listed keys
 
@@ -271,7 +309,7 @@ class Ranges:
         line = table_line(self.expressions.arrays[attribute])
         return line.pointer, line.stride, line.length
 
-    def listed(self, walk: Listed) -> list[Loop]:
+    def listed(self, walk: Listed) -> Loop:
         run = self.key_set.runs[0]
         lo, hi = self.outer(run.outer)
         table, stride, length = self.table(walk.table)
@@ -295,9 +333,9 @@ class Ranges:
             writer.let(self.at, f"tl.load({table} + at * {stride}, mask=listed, other=0) + {offset}")
             writer.let(self.ok, f"listed & ({self.at} >= 0) & {self.inside}")
 
-        return [Loop(*self.share(tiles), True, keys)]
+        return Loop(*self.share(tiles), keys, exact=self.exact())
 
-    def listed_blocks(self, walk: Listed, table: str, stride: str, length: str) -> list[Loop]:
+    def listed_blocks(self, walk: Listed, table: str, stride: str, length: str) -> Loop:
         """One line of the table per block of rows; the tile lies within one block."""
         array = self.expressions.arrays[walk.table]
         width = self.let("width", self.row_text(walk.width))
@@ -312,9 +350,9 @@ class Ranges:
             writer.let(self.at, f"entry_n * {width} + at % {width}")
             writer.let(self.ok, f"(entry_n >= 0) & {self.inside}")
 
-        return [Loop(*self.share(f"tl.cdiv({total}, BLOCK_N)"), True, keys)]
+        return Loop(*self.share(f"tl.cdiv({total}, BLOCK_N)"), keys, exact=self.exact())
 
-    def listed_lines(self, walk: Listed, table: str, stride: str, starts: str) -> list[Loop]:
+    def listed_lines(self, walk: Listed, table: str, stride: str, starts: str) -> Loop:
         """Lines of any length, one after the other, one per block of rows; the tile lies within one block."""
         offsets, offset_stride, length = self.table(starts)
         width = self.let("width", self.row_text(walk.width))
@@ -332,11 +370,11 @@ class Ranges:
             writer.let(self.at, f"entry_n * {width} + at % {width}")
             writer.let(self.ok, f"(entry_n >= 0) & {self.inside}")
 
-        return [Loop(*self.share(f"tl.cdiv({total}, BLOCK_N)"), True, keys)]
+        return Loop(*self.share(f"tl.cdiv({total}, BLOCK_N)"), keys, exact=self.exact())
 
     # One key a row
 
-    def diagonals(self, walk: Diagonals) -> list[Loop]:
+    def diagonals(self, walk: Diagonals) -> Loop:
         self.let("offset", self.row_text(walk.offset))
         table, stride, _ = self.table(walk.table)
         rank, rank_stride, rank_length = self.table(walk.rank)
@@ -348,7 +386,7 @@ class Ranges:
             writer.let(self.at, f"i - {entry} + {self.name('offset')}" if self.at == "j" else turned)
             writer.let(self.ok, f"{self.row_ok} & ({self.at} >= 0) & {self.inside}")
 
-        return [Loop(*self.share(count), True, keys)]
+        return Loop(*self.share(count), keys)
 
 
 def table_line(array: Array) -> TableLine:
@@ -362,9 +400,9 @@ def table_line(array: Array) -> TableLine:
     return TableLine(" + ".join([array.name, *offsets]), f"{array.name}_s{last}", f"{array.name}_n{last}")
 
 
-def emit_ranges(writer: Writer, expressions: Expressions, key_set: KeySet, number: int) -> list[Loop]:
-    """Write the bounds of a key set's tiles; the loops that visit them."""
-    return Ranges(writer, expressions, key_set, number).loops()
+def emit_ranges(writer: Writer, expressions: Expressions, key_set: KeySet, number: int, rows: Rows) -> Loop:
+    """Write the bounds of a key set's tiles; the loop that visits them. `rows`: how the domain groups its rows."""
+    return Ranges(writer, expressions, key_set, number, rows).loop()
 
 
-__all__ = ["Diagonals", "Loop", "emit_ranges"]
+__all__ = ["Diagonals", "Exact", "Limits", "Loop", "emit_ranges"]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from types import MappingProxyType
 
 from attnc.compiler.emit.writer import Writer
 from attnc.compiler.ir import Node
@@ -32,7 +35,8 @@ class TableLine:
     length: str
 
 
-def row_nodes(rows: Rows) -> dict[str, Node]:
+@lru_cache(maxsize=1024)
+def row_nodes(rows: Rows) -> Mapping[str, Node]:
     """What the grouping of rows depends on, by name."""
     names = ("period", "step", "high_step", "low_step", "phase", "high_phase", "low_phase")
     found: dict[str, Node | None] = {name: getattr(rows, name) for name in names}
@@ -40,7 +44,7 @@ def row_nodes(rows: Rows) -> dict[str, Node]:
         found |= {"low_lo": rows.low.lo, "low_hi": rows.low.hi}
     if rows.listed is not None:
         found["listed_offset"] = rows.listed.offset
-    return {name: node for name, node in found.items() if node is not None}
+    return MappingProxyType({name: node for name, node in found.items() if node is not None})
 
 
 def emit_rows(
@@ -48,15 +52,17 @@ def emit_rows(
 ) -> None:
     """The program's tile. `steps`: the text of `row_nodes`; `position`: i, or j where keys stay; `listed`: its line.
 
-    Later tiles go first: under a causal condition they are the long ones. With SPLIT, a schedule says which tile
-    and which part of its keys a program has.
+    Later queries and earlier keys go first: under a causal condition they are the long ones. With SPLIT, a schedule
+    says which tile and which part of its keys a program has. Where rows follow each other (`ordered`), the positions
+    of the first and the last one are `i_low` and `i_high`.
     """
     with writer.block("if SPLIT:"):
         writer.let("entry", "schedule + tl.program_id(0) * 4")
         for slot, name in enumerate(("tile", "part", "parts", "slot")):
             writer.let(name, f"tl.load(entry + {slot})")
     with writer.block("else:"):
-        writer.let("tile", "tl.num_programs(0) - 1 - tl.program_id(0)")
+        later_first = position == "i" and rows.step is None
+        writer.let("tile", "tl.num_programs(0) - 1 - tl.program_id(0)" if later_first else "tl.program_id(0)")
         writer.let("part", "0")
         writer.let("parts", "1")
         writer.let("slot", "-1")
@@ -70,6 +76,11 @@ def emit_rows(
         grid_rows(writer, rows, steps, side)
     else:
         class_rows(writer, rows, steps, side)
+
+
+def ordered(rows: Rows) -> bool:
+    """Whether the positions of a tile's rows grow with their place in it."""
+    return rows.listed is None and rows.period is None
 
 
 def class_rows(writer: Writer, rows: Rows, steps: dict[str, str], side: Side) -> None:
@@ -90,6 +101,13 @@ def class_rows(writer: Writer, rows: Rows, steps: dict[str, str], side: Side) ->
         writer.let("row", "row_class + step * (row_tile + lane)")
     writer.let("row_ok", f"row < {side.count}")
     writer.let(side.position, f"row + {side.first}")
+    last = f"tl.minimum(row_tile + BLOCK_M, {side.count}) - 1"
+    first, step = "row_tile", ""
+    if rows.step is not None:
+        last = f"tl.minimum(row_tile + BLOCK_M - 1, ({side.count} - 1 - row_class) // step)"
+        first, step = "row_class + step * row_tile", "row_class + step * "
+    writer.let(f"{side.position}_low", f"{first} + {side.first}")
+    writer.let(f"{side.position}_high", f"{step}({last}) + {side.first}")
 
 
 def listed_rows(writer: Writer, steps: dict[str, str], side: Side, listed: TableLine) -> None:
@@ -181,6 +199,6 @@ def row_tiles(rows: Rows, values: dict[str, int], rows_count: int, offset: int, 
         high = SQUARE_HIGH if rows.square else 1
         return over(over(period, low_step), block_m // high) * low_step * over(over(lines, high_step), high) * high_step
     if rows.step is not None:
-        classes = 1 if rows.phase is not None else values["step"]
+        classes = 1 if rows.phase is not None else min(values["step"], rows_count)  # later ones are empty
         return classes * over(over(rows_count, values["step"]), block_m)
     return over(rows_count, block_m)

@@ -1,7 +1,7 @@
 """The streamed skeleton, forward: a tile of rows stays, live keys stream by, a running softmax.
 
-One kernel a branch. Per tile the row-wise bounds of the domain are reduced to the key tiles that are touched and
-those that are full; full tiles run without a mask, partial ones with it, each touched tile once. The running
+One kernel a branch. Per tile the row-wise bounds of the domain give the key tiles that are touched and those that are
+full; partial tiles are masked, full ones are not, and each touched tile is visited once. The running
 maximum starts at a large finite negative number, so that no difference of infinities arises (Milakov and
 Gimelshein 2018, arXiv 1805.02867, for the running softmax; Dao et al. 2022, arXiv 2205.14135, for the tiling).
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 from attnc.compiler.emit.arguments import Signature
 from attnc.compiler.emit.expressions import PAIRS, ROWS, TILE, View
 from attnc.compiler.emit.kernel import Kernel, StreamedKernel
-from attnc.compiler.emit.ranges import Loop, emit_ranges
+from attnc.compiler.emit.ranges import Loop
 from attnc.compiler.emit.rows import emit_rows
 from attnc.compiler.emit.writer import Writer
 from attnc.compiler.plan import Diagonals, KeySet, Plan
@@ -46,11 +46,7 @@ class StreamedForward(StreamedKernel):
         self.expressions.hoist([self.branch.score, *([self.branch.sink] if self.branch.sink else []), *masks])
         self.load_queries()
         self.start()
-        for number, key_set in enumerate(domain.key_sets):
-            for loop in emit_ranges(self.writer, self.expressions, key_set, number):
-                with self.writer.block(f"for n in range({loop.first}, {loop.last}):"):
-                    loop.keys(self.writer)
-                    self.step(key_set, loop)
+        self.stream()
         self.finish()
 
     def load_queries(self) -> None:
@@ -76,18 +72,18 @@ class StreamedForward(StreamedKernel):
 
     def step(self, key_set: KeySet, loop: Loop) -> None:
         """One tile of keys: scores, mask, running softmax, values."""
+        self.expressions.local = {}
         writer = self.writer
         pairs = isinstance(key_set.walk, Diagonals)
         view = PAIRS if pairs else TILE
-        self.expressions.local = {}
         self.load_streamed("keys", "k", "d", loop)
         self.load_streamed("values", "v", "e", loop)  # here, so that both copies are under way together
         if pairs:
             writer.let("s", "tl.sum(query.to(tl.float32) * keys.to(tl.float32), 1)")
         else:
             writer.let("s", "tl.dot(query, tl.trans(keys), input_precision=PRECISION)")
-        self.expressions.share([self.branch.score, *([key_set.mask] if loop.masked else [])], view)
-        self.weigh(view, self.live(key_set, view) if loop.masked else None, key_set.mask.span)
+        self.expressions.share([self.branch.score], view)
+        self.weigh(key_set, loop, view)
         writer.let("fade", "tl.exp2(largest - peak)")
         writer.let("largest", "peak")
         if pairs:
@@ -99,29 +95,36 @@ class StreamedForward(StreamedKernel):
                 "acc", "tl.dot(weights.to(values.dtype), values, acc * fade[:, None], input_precision=PRECISION)"
             )
 
-    def weigh(self, view: View, live: str | None, span: Span | None) -> None:
-        """`peak`, the new running maximum, and `weights` from the scores `s`."""
+    def weigh(self, key_set: KeySet, loop: Loop, view: View) -> None:
+        """`peak`, the new running maximum, and `weights` from the products `s`, which a condition may read."""
         writer = self.writer
-        dead = f'tl.where({live}, s, float("-inf"))'
-        reduced = "s" if view is PAIRS else "tl.max(s, 1)"
+
+        def mask(name: str) -> None:
+            self.masked(key_set, loop, view, lambda live: self.dead(name, live, key_set.mask.span))
+
+        def reduced(name: str) -> str:
+            return name if view is PAIRS else f"tl.max({name}, 1)"
+
+        def weigh_scaled() -> None:
+            mask("logit")
+            writer.let("peak", f"tl.maximum(largest, {reduced('logit')})")
+            writer.let("weights", f"tl.exp2(logit - peak{view.i})")
+
         if self.factor is None:
-            writer.let("s", f"({self.expressions.text(self.raw, view)}) * LOG2E", self.raw.span)
-            self.weigh_scaled(dead if live else None, reduced, view, span)
+            writer.let("logit", f"({self.expressions.text(self.raw, view)}) * LOG2E", self.raw.span)
+            weigh_scaled()
             return
         with writer.block("if RAISING:"):
-            if live:
-                writer.let("s", dead, span)
-            writer.let("peak", f"tl.maximum(largest, {reduced} * factor)")
+            mask("s")
+            writer.let("peak", f"tl.maximum(largest, {reduced('s')} * factor)")
             writer.let("weights", f"tl.exp2(s * factor - peak{view.i})")
         with writer.block("else:"):
-            writer.let("s", "s * factor")
-            self.weigh_scaled(dead if live else None, reduced, view, span)
+            writer.let("logit", "s * factor")
+            weigh_scaled()
 
-    def weigh_scaled(self, dead: str | None, reduced: str, view: View, span: Span | None) -> None:
-        if dead:
-            self.writer.let("s", dead, span)
-        self.writer.let("peak", f"tl.maximum(largest, {reduced})")
-        self.writer.let("weights", f"tl.exp2(s - peak{view.i})")
+    def dead(self, name: str, live: str, span: Span | None) -> None:
+        """Takes the other pairs out."""
+        self.writer.let(name, f'tl.where({live}, {name}, float("-inf"))', span)
 
     def finish(self) -> None:
         """Write the rows' outputs and log-sum-exps, or those of a part of their keys."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import compilations, contenders, report
-from benchmarks.contenders import Ready, UnavailableError
+from benchmarks.ready import Ready, UnavailableError
 from benchmarks.measuring import Effort, error_in_bands, measure
 from benchmarks.run import main
 from benchmarks.suites import fixed

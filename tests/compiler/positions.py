@@ -72,7 +72,8 @@ def _input(world: World, node: Node, positions: Mapping[str, int]) -> Value:
 
 
 def _rename(world: World, node: Node, positions: Mapping[str, int]) -> Value:
-    source, target = node.attribute  # type: ignore[misc]
+    assert isinstance(node.attribute, tuple)
+    source, target = node.attribute
     return world.at(node.args[0], **{**positions, str(source): positions[str(target)]})
 
 
@@ -113,6 +114,11 @@ def _features(world: World, node: Node, positions: Mapping[str, int]) -> Value:
     return np.concatenate([np.atleast_1d(world.at(arg, **positions)) for arg in node.args])
 
 
+def _symmetric(world: World, node: Node, positions: Mapping[str, int]) -> Value:
+    assert isinstance(node.attribute, int)
+    return symmetric(world.at(node.args[0], **positions), node.attribute)
+
+
 RULES: dict[str, Rule] = {
     "literal": lambda world, node, positions: node.attribute,
     "parameter": lambda world, node, positions: world.parameters[str(node.attribute)],
@@ -132,8 +138,5 @@ RULES: dict[str, Rule] = {
     "concat": _features,
     "features": _features,
     "kronecker": lambda world, node, positions: np.outer(*(world.at(arg, **positions) for arg in node.args)).ravel(),
-    "symmetric": lambda world, node, positions: symmetric(
-        world.at(node.args[0], **positions),
-        int(node.attribute),  # type: ignore[call-overload]
-    ),
+    "symmetric": _symmetric,
 }

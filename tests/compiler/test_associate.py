@@ -132,6 +132,7 @@ SEPARABLE = {
     "the keys ahead too": "out = sum[j](s * v where j <= i + 2)",
     "earlier segments": "out = normalize[j](s where j // segment < i // segment) @ v",
     "two bounds of which one is enough": "out = sum[j](s * v where j <= i and j // segment < i // segment)",
+    "two bounds of which either may be the smaller": "out = sum[j](s * v where j <= i and i - j >= window)",
     "documents": "out = sum[j](s * v where j <= i and doc[i] == doc[j])",
     "keys of one kind": "out = sum[j](s * v where j <= i and n[j] > 0)",
     "rows of one kind": "out = sum[j](s * v where j <= i and i % 2 == 0)",
@@ -150,7 +151,7 @@ def test_separable(case: str) -> None:
 
 
 INSEPARABLE = {
-    "out = normalize[j](exp(s) where j <= i) @ v": ("q @ k * scale", "only a feature map"),
+    "out = sum[j](exp(s) * v where j <= i)": ("q @ k * scale", "only a feature map"),
     "out = normalize[j](relu(s) where j <= i) @ v": ("relu(s)", "`relu`"),
     "out = normalize[j](s**5 where j <= i) @ v": (None, "whole powers up to 4"),
     "out = normalize[j](s**0.5 where j <= i) @ v": (None, "whole powers up to 4"),
@@ -162,8 +163,9 @@ INSEPARABLE = {
     "out = sum[j](exp(G[i] - G[j]) * s * v)": (None, "no bound where keys lie behind"),
     "out = sum[j](exp(G[i] - G[j]) * s * v where j <= i + 1)": (None, "no bound where keys lie behind"),
     "out = sum[j](s * v where j <= 2 * i)": (None, "equal steps"),
-    "out = sum[j](s * v where j <= i and i - j >= h)": (None, "depends on the call"),
+    "out = sum[j](s * v where j <= i and i - j >= h)": (None, "equal steps"),
     "out = sum[j]((if i - j < window then s else s**2) * v where j <= i)": (None, "row and key together"),
+    "out = normalize[j](if i - j < window then s else s**2 where j <= i) @ v": (None, "upper bound"),
     "out = sum[j](n[j] ** (i - j) * v where j <= i)": (None, "the same at all positions"),
     "out = sum[j](s * v where doc[i] == doc[j])": (None, "packed"),
 }

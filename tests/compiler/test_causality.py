@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -36,10 +37,11 @@ def changed_rows(pattern: CompiledPattern, seeds: int = 1) -> list[int]:
     for seed in range(seeds):
         made = made_inputs(pattern.pattern, shape, values, dtype=torch.float64, seed=seed, ranges=ranges)
         given = {"q": made.q, "k": made.k, "v": made.v, **made.inputs}
-        layouts = {"q": "bhid", "k": "bhjd", "v": "bhje"}
+        layouts = {name: tuple(axes) for name, axes in (("q", "bhid"), ("k", "bhjd"), ("v", "bhje"))}
         layouts |= {one.name: one.axes for one in pattern.pattern.inputs}
         other = {name: later(tensor, layouts[name]) for name, tensor in given.items()}
-        before, after = (pattern.reference(**values, **tensors) for tensors in (given, other))
+        settings_of: list[dict[str, Any]] = [{**values, **tensors} for tensors in (given, other)]
+        before, after = (pattern.reference(**one) for one in settings_of)
         if before.dim() != 4 or before.shape[2] != shape.queries:
             return [0]
         differs = ((before - after).abs() > 1e-9).flatten(3).any(-1).any(0).any(0)
@@ -47,7 +49,7 @@ def changed_rows(pattern: CompiledPattern, seeds: int = 1) -> list[int]:
     return sorted(found)
 
 
-def later(tensor: Tensor, axes: tuple[str, ...] | str) -> Tensor:
+def later(tensor: Tensor, axes: tuple[str, ...]) -> Tensor:
     """The tensor with other values at the tokens after KEPT."""
     generator = torch.Generator().manual_seed(5)
     for at, axis in enumerate(axes):

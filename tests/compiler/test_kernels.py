@@ -72,7 +72,7 @@ def test_guards_stand_where_a_tensor_may_end(name: str) -> None:
         for call in calls(module, "tl.store"):
             stored = ast.unparse(call.args[0])
             masked = any(word.arg == "mask" for word in call.keywords)
-            assert masked or re.match(r"part_(out|lse)|leaf_\d+ \+ program", stored), ast.unparse(call)
+            assert masked or re.match(r"part_(out|lse|q|k|v)|leaf_\d+ \+ program", stored), ast.unparse(call)
 
 
 @pytest.mark.parametrize("name", names())
@@ -81,7 +81,7 @@ def test_names_are_defined_before_they_are_read(name: str) -> None:
     for module in modules(name):
         tree = ast.parse(module)
         known = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)} | {"float", "range", "tl"}
-        known |= {"FLOOR", "FAR", "LOG2E"}
+        known |= {"FLOOR", "FAR", "LOG2E", "ALIGNED"}
         for function in tree.body:
             if isinstance(function, ast.FunctionDef):
                 defined = known | {one.arg for one in function.args.args}
@@ -175,3 +175,42 @@ def test_a_remainder_by_what_varies_may_be_negative() -> None:
     divisor = graph.make("sub", graph.index("j"), graph.literal(3))
     assert not is_natural(graph.make("mod", graph.index("i"), divisor))
     assert is_natural(graph.make("mod", graph.make("neg", graph.index("i")), graph.literal(3)))
+
+
+NAMED = """
+pattern {pattern}({n}: int = 3, rates: ints = (1, 4), {m}: int = 2):
+    input {x}: real[h, {axis}]
+    input {y}: real[b, t]
+    branch(rate) = softmax[j](q @ k * scale + {x}[min(i - j, {n})] - {y}[j] where 0 <= i - j < {n} * rate + {m}) @ v
+    out = merge(branch(rate) for rate in rates)
+"""
+USUAL = {"pattern": "p", "n": "n", "m": "m", "x": "x", "y": "y", "axis": "a"}
+SPELT = [
+    *({"pattern": name} for name in ("triton", "tl", "import", "class", "def", "None", "_floor_div", "__name__")),
+    *({"x": name} for name in ("tl", "class", "s", "acc", "lse", "schedule", "q_sb", "size_a", "i_ok", "lambda", "r0")),
+    *({"n": name} for name in ("tl", "class", "s", "acc", "N_", "e0", "lambda", "q_sb", "n_n")),
+    *({"axis": name} for name in ("tl", "class", "lambda", "n0")),
+    {"x": "g", "y": "g_n0"}, {"x": "g", "y": "g_s1"}, {"x": "g", "y": "g_group"}, {"x": "g_n0", "y": "g_n0_"},
+    {"n": "rates_0"}, {"n": "rates_0", "m": "rates_0_"}, {"n": "rates_1_", "m": "rates_1"},
+]  # fmt: skip
+
+
+@cache
+def spelt_modules(*spelt: str) -> tuple[tuple[str, ...], ...]:
+    """The arguments of every kernel of NAMED, then the tokens of every module."""
+    words = dict(zip(USUAL, spelt, strict=True))
+    made = transpose(lower(check(Source("p.attn", NAMED.format(**words)))[words["pattern"]]))
+    backward = [backward_kernels(made, branch, number) for number, branch in enumerate(made.branches)]
+    several = [forward_kernels(made), *backward]
+    arguments = [tuple(argument.name for argument in kernel.arguments) for kernels in several for kernel in kernels]
+    return *arguments, *(tuple(code(emit_module(made, kernels))) for kernels in several)
+
+
+@pytest.mark.parametrize("names", SPELT, ids=lambda names: "-".join(names.values()))
+def test_names_of_the_text_do_not_meet_those_of_the_kernel(names: dict[str, str]) -> None:
+    found, usual = spelt_modules(*(USUAL | names).values()), spelt_modules(*USUAL.values())
+    assert [len(part) for part in found] == [len(part) for part in usual]
+    *arguments, _, _, _ = found
+    assert all(len(set(part)) == len(part) for part in arguments)
+    for module in found[-3:]:
+        assert all(word.isidentifier() for word in module if word.startswith(("x_", "n_", "size_", "t_")))

@@ -13,6 +13,7 @@ import torch
 from attnc.compiler import algebra, conditions, domains, schedule, tabulate
 from attnc.compiler import simplify as simplification
 from attnc.compiler.domains import DomainBuilder, Keys
+from attnc.compiler.emit import ranges
 from attnc.compiler.emit.kernel import Kernel
 from attnc.compiler.emit.ranges import Ranges
 from attnc.compiler.emit.streamed import StreamedForward
@@ -140,6 +141,10 @@ def no_guard(keys: Any, _: DomainBuilder) -> Any:
     return keys
 
 
+def always(exact: Any, _: Ranges) -> Any:
+    return exact and replace(exact, when=None)
+
+
 def negated_wrongly(graph: Graph, node: Node) -> Node | None:
     """not (x < y) -> y < x"""
     if node.op == "not" and node.args[0].op in ("lt", "le"):
@@ -234,13 +239,16 @@ MUTATIONS = [
     Mutation("values are not rescaled", "causal", kernels, written(r"acc \* fade\[:, None\]", "acc")),
     Mutation("the maximum stands still", "causal", kernels, written(r"\n( +)largest = peak", r"\n\1largest = largest")),
     Mutation("dead scores stay", "window", kernels, written(r's = tl\.where\(.*, s, float\("-inf"\)\)', "s = s")),
-    Mutation("keys past the end count", "local", kernels, written(r"j_ok\[None, :\] & ", "")),
+    Mutation("keys past a bound count", "local", kernels, written(r"\(j\[None, :\] < hi", "(j[None, :] <= hi")),
+    Mutation("a condition is not asked", "documents", kernels, returns(Ranges, "exact", always)),
     # emit: which tiles
     Mutation("tiles are visited twice", "streaming", kernels, instead(Ranges, "sweep", lambda *_: None)),
     Mutation("no first tile", "window", kernels, written(r"(tile0_0 = .*) // BLOCK_N", r"\1 // BLOCK_N + 1")),
     Mutation("no last tile", "causal", kernels, written(r"tl\.cdiv\((last0_0), BLOCK_N\)", r"\1 // BLOCK_N")),
     Mutation("full too early", "wide", kernels, written(r"tl\.cdiv\((full_first0_0), BLOCK_N\)", r"\1 // BLOCK_N")),
     Mutation("full too long", "causal", kernels, written(r"(full_last0_0) // BLOCK_N", r"tl.cdiv(\1, BLOCK_N)")),
+    Mutation("extremes at the wrong end", "window", kernels, instead(ranges, "trend", lambda *_: ranges.DOWN)),
+    Mutation("all tiles are full", "window", kernels, written(r"if \(\(tile_n .*:", "if tile_n < 0:")),
     Mutation("steps begin beside", "strided", kernels, written(r"(origin_1 = .*)", r"\1 + 1")),
     Mutation("digits of the grid beside", "swin", kernels, written(r"(low_from_0 = .*)", r"\1 + 1")),
     Mutation("another line", "bigbird", kernels, written(r"(line_1 = tl\.minimum\(line_1), ", r"\1 + 1, ")),

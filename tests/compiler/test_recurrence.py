@@ -10,6 +10,7 @@ import pytest
 from attnc.compiler.build import build
 from attnc.compiler.ir import Graph, Node, text, walk
 from attnc.compiler.recurrence import Read, Recognised, Unrecognised, recognise
+from attnc.compiler.scans import scan_names
 from attnc.compiler.simplify import simplify
 from attnc.dsl.check import check
 from attnc.dsl.source import Source
@@ -65,12 +66,12 @@ class Stepping(World):
 def stepped(scan: Node) -> list[Any]:
     """The results of a scan, one position after the other."""
     at = Stepping(world().tensors, world().parameters)
-    _, *names = scan.attribute  # type: ignore[misc]
+    _, names = scan_names(scan)
     shapes = {"d": D, "e": E}
-    leaves = {node.attribute: node for node in walk(scan) if node.op == "state"}
+    leaves = [node for node in walk(scan) if node.op == "state"]
     now = {
-        str(name): np.zeros([shapes[axis] for axis in node.type.axes])
-        for (name, _), node in leaves.items()  # type: ignore[misc]
+        str(node.attribute[0]): np.zeros([shapes[axis] for axis in node.type.axes])  # type: ignore[index]
+        for node in leaves
     }
     results = []
     for t in range(LENGTH):

@@ -24,6 +24,7 @@ from attnc.runtime.derived import derive
 from attnc.runtime.evaluate import Environment
 from attnc.runtime.inputs import Shape, made_inputs
 from attnc.runtime.pattern import CompiledPattern
+from tests.compiler.pairs import names
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 Walk = Callable[..., Any]
@@ -72,7 +73,7 @@ def example_pattern(name: str) -> CompiledPattern:
 
 
 def test_every_example_is_covered() -> None:
-    assert set(CASES) == {path.stem for path in EXAMPLES.glob("*.attn")}
+    assert set(CASES) == set(names())
 
 
 def prepare(pattern: CompiledPattern, sizes: tuple[int, int], arguments: dict[str, Any]) -> tuple[Plan, Call]:

@@ -60,17 +60,17 @@ class Counter(StreamedKernel):
         writer.let("j_ok", "row_ok")
         writer.let("lanes_n", "tl.arange(0, BLOCK_N)")
         for number, key_set in enumerate(self.domain.key_sets):
-            for loop in emit_ranges(writer, self.expressions, key_set, number):
-                with writer.block(f"for n in range({loop.first}, {loop.last}):"):
-                    loop.keys(writer)
-                    pairs = isinstance(key_set.walk, Diagonals)
-                    view = PAIRS if pairs else TURNED
-                    self.expressions.local = {}
-                    live = self.live(key_set, view) if loop.masked else f"i_ok{view.i}"
-                    writer.let("live", f"{live} & j_ok{view.j}")
-                    place = f"(head * M + j{view.j}) * N + i{view.i} - OFFSET"
-                    writer.let("pair", f"counts + {place}")
-                    writer.line("tl.store(pair, tl.load(pair, mask=live, other=0) + 1, mask=live)")
+            pairs = isinstance(key_set.walk, Diagonals)
+            view = PAIRS if pairs else TURNED
+            loop = emit_ranges(writer, self.expressions, key_set, number, self.domain.rows)
+            with writer.block(f"for n in range({loop.first}, {loop.last}):"):
+                loop.keys(writer)
+                self.expressions.local = {}
+                writer.let("live", f"i_ok{view.i} & j_ok{view.j}")
+                self.masked(key_set, loop, view, lambda live: writer.let("live", f"({live}) & j_ok{view.j}"))  # noqa: B023
+                place = f"(head * M + j{view.j}) * N + i{view.i} - OFFSET"
+                writer.let("pair", f"counts + {place}")
+                writer.line("tl.store(pair, tl.load(pair, mask=live, other=0) + 1, mask=live)")
 
 
 @pytest.mark.parametrize(("name", "settings"), [*CASES, *((name, {}) for name in TEXTS)], ids=str)

@@ -122,6 +122,27 @@ def test_a_file_of_another_user_is_ignored(folder: Path, monkeypatch: pytest.Mon
     assert answer("key", 2) == 2
 
 
+@pytest.mark.parametrize("mode", [0o777, 0o770, 0o1777])
+def test_a_folder_that_others_may_write_is_not_used(folder: Path, monkeypatch: pytest.MonkeyPatch, mode: int) -> None:
+    assert answer("key", 1) == 1
+    folder.chmod(mode)
+    forget(monkeypatch)
+    assert answer("key", 2) == 2
+    assert answer("another", 3) == 3
+    assert len(files(folder, ".py")) == 1
+
+
+def test_an_entry_under_the_name_of_another_is_ignored(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert answer("key", 1) == 1
+    (code,), (record,) = files(folder, ".py"), files(folder, ".json")
+    assert answer("another", 2) == 2
+    for other in (code, record):
+        (target,) = {*files(folder, other.suffix)} - {other}
+        other.replace(target)
+    forget(monkeypatch)
+    assert answer("another", 3) == 3
+
+
 def test_a_directory_in_the_way_costs_only_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answer("key", 1)
     path = files(folder, ".py")[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from itertools import product
 from time import perf_counter
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,9 @@ from torch import Tensor
 from attnc.runtime.carried import Reach, advance, carry, carry_backward
 from attnc.runtime.tolerance import error, tolerance
 
+# Optional arrays are passed by stars.
+forward: Any = carry
+backward: Any = carry_backward
 FEATURES, WIDTH = 6, 5
 # What decays look like: none, a log decay a token (of all heads, of key heads), one for all tokens, one a channel.
 DECAYS = {
@@ -33,6 +37,11 @@ class Call:
     value: Tensor
     decay: Tensor | None
     reach: Reach
+
+    @property
+    def arrays(self) -> Any:
+        """query, key, value and decay."""
+        return self.query, self.key, self.value, self.decay
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -166,34 +175,34 @@ def test_parts_and_tokens_go_on_from_a_state(decay: str) -> None:
     whole, last = carry(call.query, key, value, call.decay)
     cut = 37
 
-    def part(one: Tensor | None, start: int, stop: int) -> Tensor | None:
+    def part(one: Any, start: int, stop: int) -> Any:
         return None if one is None else one[:, :, start:stop]
 
-    arrays = (call.query, key, value, call.decay)
-    first, state = carry(*(part(one, 0, cut) for one in arrays))  # type: ignore[arg-type]
-    second, end = carry(*(part(one, cut, 90) for one in arrays), state=state)  # type: ignore[arg-type]
+    arrays: Any = (call.query, key, value, call.decay)
+    first, state = forward(*(part(one, 0, cut) for one in arrays))
+    second, end = forward(*(part(one, cut, 90) for one in arrays), state=state)
     assert error(torch.cat([first, second], 2), whole) < 1e-12
     assert error(end, last) < 1e-12
     token = state
     for t in range(cut, 90):
-        at = [None if one is None else one[:, :, t] for one in arrays]
-        out, token = advance(at[0], at[1], at[2], at[3], token)  # type: ignore[arg-type]
+        at: Any = [None if one is None else one[:, :, t] for one in arrays]
+        out, token = advance(at[0], at[1], at[2], at[3], token)
         assert error(out, whole[:, :, t]) < 1e-12
 
     cotangent = torch.randn_like(whole)
-    expected = carry_backward(call.query, key, value, call.decay, cotangent)
-    late = carry_backward(
+    expected: Any = carry_backward(call.query, key, value, call.decay, cotangent)
+    late: Any = backward(
         *(part(one, cut, 90) for one in arrays),
         cotangent[:, :, cut:],
-        state=state,  # type: ignore[arg-type]
+        state=state,
     )
-    early = carry_backward(
+    early: Any = backward(
         *(part(one, 0, cut) for one in arrays),
         cotangent[:, :, :cut],
-        grad_state=late[4],  # type: ignore[arg-type]
+        grad_state=late[4],
     )
     for n in range(4 if call.decay is not None else 3):
-        assert error(torch.cat([early[n], late[n]], 2), expected[n]) < 1e-11  # type: ignore[list-item, arg-type]
+        assert error(torch.cat([early[n], late[n]], 2), expected[n]) < 1e-11
 
 
 @pytest.mark.parametrize("near_one", [True, False])
@@ -214,26 +223,26 @@ def test_long_sequences(near_one: bool) -> None:
 
 def test_low_precision_is_summed_in_float32() -> None:
     call = made(300, 300, "token", Reach())
-    low = [one.to(torch.bfloat16) for one in call.tensors]
-    out, state = carry(*low)
+    low: Any = [one.to(torch.bfloat16) for one in call.tensors]
+    out, state = forward(*low)
     assert out.dtype == state.dtype == torch.float32
-    assert error(out, carry(*(one.float() for one in low))[0]) < 1e-6
-    gradients = carry_backward(*low, out)
+    assert error(out, forward(*(one.float() for one in low))[0]) < 1e-6
+    gradients = backward(*low, out)
     assert all(one is None or one.dtype in (torch.bfloat16, torch.float32) for one in gradients)
 
 
 def test_equal_inputs_give_equal_bits() -> None:
     call = made(300, 300, "channel", Reach(), dtype=torch.float32)
-    once, again = (carry(*call.tensors)[0] for _ in range(2))
+    once, again = (forward(*call.arrays)[0] for _ in range(2))
     assert torch.equal(once, again)
-    first, second = (carry_backward(*call.tensors, once) for _ in range(2))  # type: ignore[misc]
+    first, second = (backward(*call.arrays, once) for _ in range(2))
     assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True) if x is not None and y is not None)
 
 
 def test_strided_arrays() -> None:
     call = made(80, 80, "token", Reach())
-    strided = [one.transpose(1, 2).contiguous().transpose(1, 2) for one in call.tensors]
-    assert torch.equal(carry(*strided)[0], carry(*call.tensors)[0])
+    strided: Any = [one.transpose(1, 2).contiguous().transpose(1, 2) for one in call.tensors]
+    assert torch.equal(forward(*strided)[0], forward(*call.arrays)[0])
 
 
 def test_refusals() -> None:

@@ -63,7 +63,7 @@ def test_check_fails_where_a_result_falls_short(monkeypatch: pytest.MonkeyPatch)
 def test_check_goes_on_after_a_wrong_file() -> None:
     done = attnc("check", "wrong.attn", "l1.attn", "causal.attn", "--dtype", "float64", "--shape", "1,1,5,16")
     assert done.exit_code == 1
-    for row in (r"wrong +not checked", r"l1 +not compiled", r"causal +1 +\S+ \S+ +ok"):
+    for row in (r"wrong +not checked", r"l1 +yes +not compiled", r"causal +yes +1 +\S+ \S+ +ok"):
         assert re.search(row, done.stdout), done.stdout
     assert "error[unknown-name]" in done.stderr
     assert "error[not-lowered]" in done.stderr

@@ -77,9 +77,8 @@ def pooled(draw: Callable[..., int], names: Names) -> Branch:
 
 
 def latents(draw: Callable[..., int], names: Names) -> Branch:
-    rows = names.input("z", f"real[h, {names.fresh('m')}, d]")
-    axis = f"m_{names.count}"
-    axis = names.inputs[-1].split("[h, ")[1].split(",")[0]
+    axis = names.fresh("m")
+    rows = names.input("z", f"real[h, {axis}, d]")
     return Branch((), f"softmax[{axis}](q @ {rows} * scale) @ (softmax[j]({rows} @ k * scale) @ v)")
 
 
@@ -107,7 +106,7 @@ def delta(draw: Callable[..., int], names: Names) -> Branch:
         f"    {state} = {state} + outer(k / 4, sigmoid({beta}) * (v - k / 4 @ {state}))",
         f"    {out} = q * scale @ {state}",
     )
-    return Branch(lines, out)
+    return Branch(lines, f"{out}[i]")
 
 
 def routed(draw: Callable[..., int], names: Names) -> Branch:

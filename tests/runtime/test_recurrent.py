@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -10,6 +12,10 @@ from torch.nn.functional import normalize
 from attnc.runtime.recurrent import advance, recur, recur_backward
 from attnc.runtime.tolerance import error, tolerance
 
+# Optional arrays are passed by stars.
+forward: Any = recur
+backward: Any = recur_backward
+one_more: Any = advance
 WIDTH, VALUE = 7, 5
 DECAYS: dict[str, tuple[int | str, ...]] = {
     "none": (),
@@ -69,13 +75,14 @@ def check(arrays: Arrays) -> None:
     """Result and every gradient."""
     offset = arrays[1].shape[2] - arrays[0].shape[2]
     exact = [None if one is None else one.detach().double().requires_grad_() for one in arrays]
-    wanted = stepwise(tuple(exact), offset)  # type: ignore[arg-type]
+    given: Any = tuple(exact)
+    wanted = stepwise(given, offset)
     allowed = tolerance(arrays[0].dtype, arrays[1].shape[2]) * (50 if arrays[0].dtype == torch.float64 else 1)
-    out, _ = recur(*arrays, offset=offset)
+    out, _ = forward(*arrays, offset=offset)
     assert error(out, wanted) <= allowed
     cotangent = torch.randn(wanted.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     gradients = torch.autograd.grad(wanted, [one for one in exact if one is not None], cotangent)
-    found = recur_backward(*arrays, cotangent.to(out.dtype), offset=offset)
+    found = backward(*arrays, cotangent.to(out.dtype), offset=offset)
     for ours, theirs in zip((one for one in found[:6] if one is not None), gradients, strict=True):
         assert error(ours, theirs) <= allowed
 
@@ -95,32 +102,34 @@ def test_abrupt_decays(decay: str) -> None:
 @pytest.mark.parametrize("decay", ["none", "token", "channel"])
 def test_long_in_float32(decay: str) -> None:
     arrays = made(1000, 1000, decay, abrupt=True, dtype=torch.float32)
-    assert error(recur(*arrays)[0], stepwise(arrays, 0)) <= tolerance(torch.float32, 1000)
+    assert error(forward(*arrays)[0], stepwise(arrays, 0)) <= tolerance(torch.float32, 1000)
 
 
 @pytest.mark.parametrize("decay", ["none", "token", "channel"])
 def test_parts_and_tokens_go_on_from_a_state(decay: str) -> None:
     """A sequence in two parts, and token by token, is the whole sequence; so are the gradients through the state."""
-    arrays = tuple(None if one is None else one.repeat_interleave(4 // one.shape[1], 1) for one in made(90, 90, decay))
+    arrays: Any = tuple(
+        None if one is None else one.repeat_interleave(4 // one.shape[1], 1) for one in made(90, 90, decay)
+    )
     cut = 37
 
-    def part(start: int, stop: int) -> Arrays:
-        return tuple(None if one is None else one[:, :, start:stop] for one in arrays)  # type: ignore[return-value]
+    def part(start: int, stop: int) -> Any:
+        return tuple(None if one is None else one[:, :, start:stop] for one in arrays)
 
-    whole, last = recur(*arrays)  # type: ignore[arg-type]
-    first, state = recur(*part(0, cut))
-    second, end = recur(*part(cut, 90), state=state)
+    whole, last = forward(*arrays)
+    first, state = forward(*part(0, cut))
+    second, end = forward(*part(cut, 90), state=state)
     assert error(torch.cat([first, second], 2), whole) < 1e-12
     assert error(end, last) < 1e-12
     token = state
     for t in range(cut, 90):
-        out, token = advance(*(None if one is None else one[:, :, 0] for one in part(t, t + 1)), token)  # type: ignore[arg-type]
+        out, token = one_more(*(None if one is None else one[:, :, 0] for one in part(t, t + 1)), token)
         assert error(out, whole[:, :, t]) < 1e-12
 
     cotangent = torch.randn_like(whole)
-    expected = recur_backward(*arrays, cotangent)  # type: ignore[arg-type]
-    late = recur_backward(*part(cut, 90), cotangent[:, :, cut:], state=state)
-    early = recur_backward(*part(0, cut), cotangent[:, :, :cut], grad_state=late[6])
+    expected = backward(*arrays, cotangent)
+    late = backward(*part(cut, 90), cotangent[:, :, cut:], state=state)
+    early = backward(*part(0, cut), cotangent[:, :, :cut], grad_state=late[6])
     for before, after, wanted in zip(early[:6], late[:6], expected[:6], strict=True):
         if before is not None and after is not None and wanted is not None:
             assert error(torch.cat([before, after], 2), wanted) < 1e-11
@@ -128,7 +137,7 @@ def test_parts_and_tokens_go_on_from_a_state(decay: str) -> None:
 
 def test_equal_inputs_give_equal_bits() -> None:
     arrays = made(200, 200, "channel", dtype=torch.float32)
-    once, again = (recur(*arrays)[0] for _ in range(2))
+    once, again = (forward(*arrays)[0] for _ in range(2))
     assert torch.equal(once, again)
 
 
@@ -136,4 +145,4 @@ def test_nothing_to_read() -> None:
     arrays = made(4, 4, "token")
     out, state = recur(arrays[0][:, :, :0], *arrays[1:], offset=4)
     assert out.shape == (2, 4, 0, VALUE)
-    assert error(state, recur(*arrays)[1]) < 1e-12
+    assert error(state, forward(*arrays)[1]) < 1e-12

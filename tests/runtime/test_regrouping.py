@@ -107,7 +107,12 @@ pattern halves:              # every branch asked for somewhere, both by some ro
 """
 EXECUTOR = Target("executor", "executor", "cpu", torch.float64)
 # One token, heads that share keys, fewer queries than keys, more queries than keys, several tiles of rows.
-SHAPES = (Shape(1, 1, 1, 1, 1, 4, 4), Shape(2, 4, 2, 37, 37, 4, 6), Shape(1, 4, 1, 5, 23, 6, 4), Shape(1, 2, 2, 21, 9, 4, 4))
+SHAPES = (
+    Shape(1, 1, 1, 1, 1, 4, 4),
+    Shape(2, 4, 2, 37, 37, 4, 6),
+    Shape(1, 4, 1, 5, 23, 6, 4),
+    Shape(1, 2, 2, 21, 9, 4, 4),
+)
 LONG = Shape(1, 2, 1, 150, 150, 4, 4)
 
 
@@ -219,7 +224,9 @@ def compare_inputs(pattern: CompiledPattern, shape: Shape) -> dict[str, Tensor]:
     return {"q": made.q, "k": made.k, "v": made.v, **made.inputs}
 
 
-@pytest.mark.parametrize("router", [torch.randn(1, 20, 3), torch.randn(1, 4, 20), torch.randn(20, 4)], ids=lambda x: str(x.shape))
+@pytest.mark.parametrize(
+    "router", [torch.randn(1, 20, 3), torch.randn(1, 4, 20), torch.randn(20, 4)], ids=lambda x: str(x.shape)
+)
 def test_a_router_of_another_shape_is_refused(router: Tensor) -> None:
     q, k, v = drawn(20)
     with pytest.raises(attnc.AttnError, match="router"):

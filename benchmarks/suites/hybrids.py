@@ -1,0 +1,30 @@
+"""Hybrids of families (zoo: hybrids), beside dense causal attention."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attnc.runtime.inputs import Shape
+from benchmarks.work import Size, Work, drawn
+
+DENSE = ("dense",)
+# (pattern, width, parameters at the timed size, at the small size, lengths of axes that nothing fixes)
+ROWS: tuple[tuple[str, int, dict[str, Any], dict[str, Any], dict[str, int]], ...] = (
+    ("based_window", 16, {"window": 64}, {"window": 20}, {}),
+    ("lolcats", 64, {"window": 64}, {"window": 20}, {"f": 64}),
+    ("infini", 64, {"segment": 2048}, {"segment": 64}, {}),
+    ("hymba", 64, {"window": 1024}, {"window": 50}, {}),
+    ("half_and_half", 128, {"window": 512}, {"window": 50}, {}),
+    ("window_plus_blocks", 128, {"window": 512, "block": 64, "top": 8}, {"window": 40, "block": 16, "top": 2}, {}),
+)
+
+
+def works(device: str) -> list[Work]:
+    """The rows for a kind of device."""
+    gpu = device.startswith("cuda")
+    rows = []
+    for name, width, timed, tiny, axes in ROWS:
+        shape = Shape.square(2, 16, 8192, width) if gpu else Shape.square(1, 4, 2048, min(width, 64))
+        small = Shape.square(1, 2, 200, min(width, 64))
+        rows.append(drawn(name, Size(shape, timed), Size(small, tiny), DENSE, axes=axes))
+    return rows
