@@ -219,10 +219,11 @@ def describe_extent(extent: Extent) -> str:
 
 def describe_choice(step: Choose) -> str:
     """How a selection is made."""
+    rows = f"each {step.rows}" if step.rows else "all rows"
     amount = "" if step.amount is None else f", {formula(step.amount)}"
     force = "" if step.force is None else f", first {formula(step.force)}"
     return (
-        f"{step.name}: {step.form} of {step.axis}{amount} for each {step.rows}, {HEADS[step.heads]}, by chunks of rows "
+        f"{step.name}: {step.form} of {step.axis}{amount} for {rows}, {HEADS[step.heads]}, by chunks of rows "
         f"with torch; candidates {formula(step.condition)}{force}; score {text(step.score).removeprefix('return ')}"
     )
 
