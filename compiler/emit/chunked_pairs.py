@@ -37,7 +37,7 @@ class PairWriter(ChunkedWriter):
         self.let("live", f"(lane{later} {'>' if strict else '>='} lane{earlier}) & t_ok{later}")
         if self.variant.decay == "scalar":
             prefix = "prefix_before" if strict else "prefix"
-            self.let(name, f"tl.where(live, tl.exp2({prefix}{later} - prefix{earlier}), 0.0)")
+            self.let(name, f'tl.exp2(tl.where(live, {prefix}{later} - prefix{earlier}, float("-inf")))')
         else:
             self.let(name, "tl.where(live, 1.0, 0.0)")
 
