@@ -20,26 +20,38 @@ class ChunkShape:
     stages: int
 
 
-def chunk_length(variant: Variant, itemsize: int, backward: bool) -> int:
-    """Positions of a tile."""
-    if variant.rule != "sum" and itemsize > 2:
-        return 32
-    return 64
+def chunk_length(variant: Variant, itemsize: int) -> int:
+    """Positions of a tile; forward and backward agree, so that backward can use what forward kept."""
+    return 32 if variant.rule != "sum" and itemsize > 2 else 64
 
 
 def chunked_shape(kernel: str, variant: Variant, f: int, e: int, itemsize: int) -> ChunkShape:
-    """The shape of a kernel for `f` features and `e` values, each padded to a power of two."""
-    wide = itemsize > 2
+    """The shape of a kernel for `f` features and `e` values, each padded to a power of two.
+
+    Measured on an H100, see benchmarks/results/chunked-h100.md.
+    """
+    if itemsize > 2:
+        return single_shape(kernel, variant, f, e)
     if kernel in ("states", "states_reverse"):
         if variant.rule != "sum":
-            return ChunkShape(f, min(e, 16 if wide or f > 128 else 32), 4, 2)
-        return ChunkShape(min(f, 64), min(e, 32 if wide else 64), 4, 1 if wide else 3)
+            return ChunkShape(f, min(e, 16 if f > 128 else 32), 4, 3)
+        return ChunkShape(min(f, 64), min(e, 64), 4, 2)
     if kernel in ("outputs", "value_gradients"):
-        return ChunkShape(min(f, 32 if wide else 64), min(e, 64 if wide else 128), 4, 1 if wide else 2)
+        return ChunkShape(min(f, 128), min(e, 64), 4, 2)
     if kernel == "feature_gradients":
-        narrow = variant.rule == "dplr" or wide
-        return ChunkShape(min(f, 32 if narrow else 64), min(e, 32 if narrow else 64), 4, 1 if wide else 2)
-    return ChunkShape(min(f, 32 if wide else 64), min(e, 32 if wide else 64), 4, 1 if wide else 2)
+        return ChunkShape(min(f, 64), min(e, 64), 8 if variant.decay == "channel" else 4, 2)
+    if kernel.startswith("solve"):
+        return ChunkShape(min(f, 128), min(e, 128), 4, 1)
+    return ChunkShape(min(f, 64), min(e, 64), 4, 1)
+
+
+def single_shape(kernel: str, variant: Variant, f: int, e: int) -> ChunkShape:
+    """Shapes for elements of four bytes, whose products take three passes."""
+    if kernel in ("states", "states_reverse"):
+        if variant.rule != "sum":
+            return ChunkShape(f, 16, 4, 1)
+        return ChunkShape(min(f, 64), min(e, 32), 4, 1)
+    return ChunkShape(min(f, 32), min(e, 64 if kernel in ("outputs", "value_gradients") else 32), 4, 1)
 
 
 def segments(programs: int, chunks: int, processors: int, shortest: int = SHORTEST_SEGMENT) -> int:

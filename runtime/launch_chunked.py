@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from types import ModuleType
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from attnc.compiler.emit.chunked import chunked_kernels, chunked_text
-from attnc.compiler.emit.chunked_kernel import ChunkedKernel, Variant
+from attnc.compiler.emit.chunked_kernel import ChunkedKernel, Variant, scaled_name
 from attnc.compiler.schedule_chunked import ChunkShape, chunk_length, chunked_shape, segments
 from attnc.runtime.cache import cached_module
 from attnc.runtime.kernel_call import device_of, interpreting, padded, processors, stride
@@ -137,6 +136,7 @@ class ChunkedCall:
             "STATE_PRECISION": single if self.state_dtype == torch.float32 else "ieee",
             "INVERSE_PRECISION": single,
             "LEVELS": sizes.tile.bit_length() - 1,
+            "LIMIT": 6.0 if self.dtype == torch.float16 else 60.0,
             **given,
         }
         names = aliases or {}
@@ -153,6 +153,15 @@ class ChunkedCall:
             tensor = self.tensors["query"]  # an argument that this launch's constants leave unused
         return tensor if role == "tensor" else stride(tensor, slot)
 
+    def kept(self) -> dict[str, Tensor]:
+        """What forward made and backward needs again, by name."""
+        variant = self.variant
+        names = ["sums", "states", "norms", "end", "end_norm", "inverse", "reads", "solved"]
+        names += [name for name in self.kernels if name.startswith("scores_")]
+        names += [scaled_name(read.x, False) for read in variant.reads]
+        names += [scaled_name(write.x, True) for write in variant.writes]
+        return {name: self.tensors[name] for name in names if name in self.tensors}
+
     # What several kinds of calls do
 
     def prefix_sums(self) -> None:
@@ -165,11 +174,15 @@ class ChunkedCall:
         blocks = self.blocks("prefix_sums")[0] if width else 1
         self.run("prefix_sums", (blocks, sizes.chunks, sizes.batch * sizes.decay_heads))
 
-    def scores(self, names: Sequence[str]) -> None:
-        """Weights of pairs, where they are computed apart."""
-        sizes = self.sizes
+    def scores(self) -> None:
+        """Weights of pairs and decayed rows, where kernels of their own leave them."""
+        sizes, variant = self.sizes, self.variant
+        if variant.scaled:
+            rows = [(read.x, False) for read in variant.reads] + [(write.x, True) for write in variant.writes]
+            for name, to_end in rows:
+                self.buffer(scaled_name(name, to_end), sizes.batch, sizes.heads, sizes.positions, sizes.f)
         for name in self.kernels:
-            if name.startswith("scores_") and name in names:
+            if name.startswith("scores_"):
                 strict = name.startswith("scores_right")
                 shape = (sizes.batch, sizes.heads, sizes.chunks, sizes.tile, sizes.tile)
                 self.buffer(name, *shape, dtype=torch.float32 if strict else None)
@@ -219,6 +232,6 @@ class ChunkedCall:
                 self.buffer("part_norms", count, *lead, sizes.f, dtype=torch.float32)
 
 
-def tile_length(variant: Variant, itemsize: int, backward: bool) -> int:
+def tile_length(variant: Variant, itemsize: int) -> int:
     """Positions of a tile in a call."""
-    return INTERPRETED_CHUNK if interpreting() else chunk_length(variant, itemsize, backward)
+    return INTERPRETED_CHUNK if interpreting() else chunk_length(variant, itemsize)

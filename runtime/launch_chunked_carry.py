@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -26,11 +27,15 @@ class Reach:
 
 @dataclass(frozen=True)
 class Carried:
-    """out (B, H, N, E) in the operands' type, total (B, H, N) and final (B, heads of the states, F, E) in float32."""
+    """out (B, H, N, E) in the operands' type, total (B, H, N) and final (B, heads of the states, F, E) in float32.
+
+    `kept`: what spares `carry_backward` a part of its work, for 2 F E / 64 elements a position and head.
+    """
 
     out: Tensor
     total: Tensor | None = None
     final: Tensor | None = None
+    kept: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,7 @@ def carry_forward(
     total: bool = False,
     initial: Tensor | None = None,
     final: bool = False,
+    keep: bool = False,
 ) -> Carried:
     """out_i = sum over the keys j that i sees of w_ij v_j, w_ij = sum_f Q_if K_jf exp(sum of g_u for j < u <= i).
 
@@ -63,7 +69,7 @@ def carry_forward(
     for a decay over all keys, TypeError and RuntimeError as `element_type`.
     """
     reach = reach or Reach()
-    call, scaled = prepare(query, key, value, decay, reach, total, backward=False)
+    call, scaled = prepare(query, key, value, decay, reach, total)
     del scaled
     refuse_states(call, reach, initial is not None or final)
     sizes = call.sizes
@@ -80,7 +86,7 @@ def carry_forward(
         call.run("outputs", grid, aliases, FIRST=first * sizes.tiles)
     elif not out.numel() or not sizes.f:
         out.zero_()
-    return Carried(out, sums, call.tensors.get("end") if final else None)
+    return Carried(out, sums, call.tensors.get("end") if final else None, call.kept() if keep else {})
 
 
 def carry_backward(
@@ -94,10 +100,14 @@ def carry_backward(
     total_cotangent: Tensor | None = None,
     initial: Tensor | None = None,
     final_cotangent: Tensor | None = None,
+    kept: Mapping[str, Tensor] | None = None,
 ) -> CarryGradients:
-    """Gradients of `carry_forward` from those of out, total (B, H, N) and final (where they were asked for)."""
+    """Gradients of `carry_forward` from those of out, total (B, H, N) and final (where they were asked for).
+
+    `kept`: of a forward with the same operands; without it, its states are made again.
+    """
     reach = reach or Reach()
-    call, scaled = prepare(query, key, value, decay, reach, total_cotangent is not None, backward=True)
+    call, scaled = prepare(query, key, value, decay, reach, total_cotangent is not None)
     refuse_states(call, reach, initial is not None or final_cotangent is not None)
     sizes, tensors = call.sizes, call.tensors
     operands = dict(tensors)
@@ -111,7 +121,10 @@ def carry_backward(
     if not (d_query.numel() and d_key.numel() and d_value.numel()):
         nothing = [torch.zeros_like(one) for one in (query, key, value)]
         return CarryGradients(*nothing, None if decay is None else torch.zeros_like(decay))
-    run_forward(call, initial, final=False)
+    if kept:
+        tensors.update(kept)
+    else:
+        run_forward(call, initial, final=False)
     everything = reach.kind == "all"
     start = final_cotangent.float().contiguous() if final_cotangent is not None else None
     call.sum_states(reverse=True, store=not everything, initial=start, end=everything or initial is not None)
@@ -143,7 +156,7 @@ def carry_backward(
 
 
 def prepare(
-    query: Tensor, key: Tensor, value: Tensor, decay: Tensor | None, reach: Reach, total: bool, backward: bool
+    query: Tensor, key: Tensor, value: Tensor, decay: Tensor | None, reach: Reach, total: bool
 ) -> tuple[ChunkedCall, LagScale | None]:
     """The call of a sum."""
     dtype = element_type(query, key, value)
@@ -161,7 +174,7 @@ def prepare(
     if reach.kind == "period" and reach.amount < 1:
         raise ValueError(f"a period is at least 1, not {reach.amount}")
     variant = Variant(kind, reach.kind, total, heads != key_heads)
-    tile = tile_length(variant, dtype.itemsize, backward)
+    tile = tile_length(variant, dtype.itemsize)
     length = reach.amount if reach.kind == "period" else tile
     sizes = Sizes(
         batch,
@@ -198,7 +211,7 @@ def refuse_states(call: ChunkedCall, reach: Reach, given: bool) -> None:
 def run_forward(call: ChunkedCall, initial: Tensor | None, final: bool) -> None:
     """What forward and backward both need: prefix sums, weights, states."""
     call.prefix_sums()
-    call.scores(tuple(call.kernels))
+    call.scores()
     everything = call.variant.extent == "all"
     start = initial.float().contiguous() if initial is not None else None
     call.sum_states(reverse=False, store=not everything, initial=start, end=everything or final)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -44,15 +45,24 @@ class RecurrenceGradients:
     initial: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Recurred:
+    """out (B, H, N, E) in the operands' type, final (B, H, F, E) in float32; `kept` as in `Carried`."""
+
+    out: Tensor
+    final: Tensor | None = None
+    kept: Mapping[str, Tensor] = field(default_factory=dict)
+
+
 def recur_forward(
-    given: Recurrence, *, initial: Tensor | None = None, final: bool = False
-) -> tuple[Tensor, Tensor | None]:
-    """(out (B, H, N, E), the state at the end (B, H, F, E) in float32 where `final`).
+    given: Recurrence, *, initial: Tensor | None = None, final: bool = False, keep: bool = False
+) -> Recurred:
+    """The rows' reads and, where `final`, the state at the end.
 
     Float32, bfloat16 or float16 of any strides; `initial` (B, H, F, E) is the state before position 0. Raises
     ValueError for operands that do not fit, or more than 256 features; else as `element_type`.
     """
-    call = prepare(given, backward=False)
+    call = prepare(given)
     sizes = call.sizes
     if initial is not None and given.offset < 0:
         raise ValueError("rows that read before position 0 do not see an initial state")
@@ -61,18 +71,26 @@ def recur_forward(
     whole = sizes.shift >= 0 and sizes.keys > 0 and sizes.f > 0
     out = call.buffer("out", *lead, sizes.rows, sizes.e, zero=not whole)
     if not (out.numel() and sizes.keys and sizes.f):
-        return out, initial
+        return Recurred(out, initial)
     solve_states(call, initial, final)
     grid = (call.blocks("outputs")[1], chunks, sizes.batch * sizes.heads)
     call.run("outputs", grid, FIRST=first)
-    return out, call.tensors["end"] if final else None
+    return Recurred(out, call.tensors["end"] if final else None, call.kept() if keep else {})
 
 
 def recur_backward(
-    given: Recurrence, cotangent: Tensor, *, initial: Tensor | None = None, final_cotangent: Tensor | None = None
+    given: Recurrence,
+    cotangent: Tensor,
+    *,
+    initial: Tensor | None = None,
+    final_cotangent: Tensor | None = None,
+    kept: Mapping[str, Tensor] | None = None,
 ) -> RecurrenceGradients:
-    """Gradients of `recur_forward` from those of out and, where it was asked for, of the final state."""
-    call = prepare(given, backward=True)
+    """Gradients of `recur_forward` from those of out and, where it was asked for, of the final state.
+
+    `kept`: of a forward with the same operands; without it, its states are made again.
+    """
+    call = prepare(given)
     sizes, tensors = call.sizes, call.tensors
     lead, grid = (sizes.batch, sizes.heads), (1, sizes.chunks, sizes.batch * sizes.heads)
     tensors["cotangent"] = cotangent.to(call.dtype)
@@ -81,7 +99,10 @@ def recur_backward(
     if not (sizes.keys and sizes.rows and sizes.f and sizes.e and sizes.batch * sizes.heads):
         operands = (given.query, given.key, given.value, given.right, given.left, given.decay, initial)
         return RecurrenceGradients(*(None if one is None else torch.zeros_like(one) for one in operands))  # type: ignore[arg-type]
-    solve_states(call, initial, final=False)
+    if kept:
+        tensors.update(kept)
+    else:
+        solve_states(call, initial, final=False)
     found = {name: call.buffer(f"d_{name}", *lead, length[name], sizes.f, zero=sizes.shift < 0) for name in names}
     call.buffer("d_base", *lead, sizes.positions, sizes.e)
     call.buffer("d_reads", *lead, sizes.positions, sizes.f)
@@ -109,7 +130,7 @@ def recur_backward(
     )
 
 
-def prepare(given: Recurrence, backward: bool) -> ChunkedCall:
+def prepare(given: Recurrence) -> ChunkedCall:
     """The call of a recurrence: all operands have as many heads."""
     operands = {"query": given.query, "key": given.key, "value": given.value, "right": given.right}
     if given.left is not None:
@@ -127,7 +148,7 @@ def prepare(given: Recurrence, backward: bool) -> ChunkedCall:
     decay = given.decay
     kind = "none" if decay is None else "channel" if decay.dim() == 4 else "scalar"
     variant = Variant(kind, rule="delta" if given.left is None else "dplr")
-    tile = tile_length(variant, dtype.itemsize, backward)
+    tile = tile_length(variant, dtype.itemsize)
     widths = given.key.shape[3], given.value.shape[3]
     sizes = Sizes(batch, heads, heads, heads, given.query.shape[2], length, given.offset, *widths, tile, tile)
     tensors = {name: spread(one, batch, heads).to(dtype) for name, one in operands.items()}
@@ -144,7 +165,7 @@ def solve_states(call: ChunkedCall, initial: Tensor | None, final: bool) -> None
     sizes = call.sizes
     lead = (sizes.batch, sizes.heads)
     call.prefix_sums()
-    call.scores(tuple(call.kernels))
+    call.scores()
     call.buffer("inverse", *lead, sizes.chunks, sizes.tile, sizes.tile)
     call.buffer("base", *lead, sizes.positions, sizes.e)
     call.buffer("reads", *lead, sizes.positions, sizes.f)

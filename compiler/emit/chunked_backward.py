@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from attnc.compiler.emit.chunked_kernel import KEY, ChunkedWriter, Read, Variant, Write, dot
+from collections.abc import Callable
+
+from attnc.compiler.emit.chunked_kernel import KEY, ChunkedWriter, Read, Variant, Write, dot, scaled_name
 from attnc.compiler.emit.chunked_pairs import PairWriter, scores_name, stored_scores
 
 
@@ -20,8 +22,11 @@ class ValueGradients(PairWriter):
         self.stored_pairs = [pair for pair in stored_scores(variant) if pair[1].x == "key"]
         rows = [name for read in variant.reads for name in (read.x, read.cotangent)] if variant.intra else []
         self.tensors = ("key", *rows)
+        if variant.scaled:
+            self.tensors = tuple(read.cotangent for read in variant.reads)
         self.buffers = ("d_states", "d_value", *(scores_name(*pair) for pair in self.stored_pairs))
-        self.buffers += ("sums",) if variant.decay != "none" else ()
+        self.buffers += (scaled_name("key", True),) if variant.scaled else ()
+        self.buffers += ("sums",) if variant.decay != "none" and not variant.scaled else ()
         super().__init__(variant, "value_gradients")
 
     def body(self) -> None:
@@ -44,15 +49,16 @@ class ValueGradients(PairWriter):
             self.let(f"weights_{read.x}", "tl.zeros([BLOCK_C, BLOCK_C], tl.float32)")
         with self.blocks("f"):
             self.block_lanes("f")
-            self.rows_of("keys", "key")
             self.state_of("d_state", "d_states", "head")
+            if variant.decay == "channel":
+                if not variant.scaled:
+                    self.prefix_last()
+                self.decayed_rows("keys", "key", strict=False, to_end=True)
+            else:
+                self.rows_of("keys", "key")
             for read in inline:
                 self.rows_of("x_rows", read.x)
                 self.let(f"weights_{read.x}", dot("keys", "tl.trans(x_rows)", f"weights_{read.x}"))
-            if variant.decay == "channel":
-                self.prefix()
-                self.prefix_last()
-                self.let("keys", f"(keys * {self.to_end()}).to(keys.dtype)")
             self.let("carried", dot("keys.to(d_state.dtype)", "d_state", "carried", "STATE_PRECISION"))
         if variant.decay == "scalar":
             self.prefix()
@@ -80,7 +86,7 @@ class FeatureGradients(PairWriter):
     the sum over e of S dS at its end.
     """
 
-    constants = ("LEVELS",)
+    constants = ("LEVELS", "LIMIT")
 
     def __init__(self, variant: Variant) -> None:
         names = [name for read in variant.reads for name in (read.x, read.cotangent)]
@@ -192,32 +198,30 @@ class FeatureGradients(PairWriter):
 
     def own_products(self) -> None:
         """Pairs of the chunk, whose decay is one factor of the pair."""
-        for strict in dict.fromkeys(read.strict for read in self.variant.reads):
-            self.factors(strict)
         for read, write in self.pairs():
+            if write is self.variant.writes[0]:
+                self.factors(read.strict)
             factors = "factors_strict" if read.strict else "factors"
             self.let("d_pairs", f"(d_{read.x}_{write.x} * {factors}).to(x_{write.x}.dtype)")
             self.let(f"dx_{read.x}", dot("d_pairs", f"x_{write.x}", f"dx_{read.x}"))
             self.let(f"dx_{write.x}", dot("tl.trans(d_pairs)", f"x_{read.x}", f"dx_{write.x}"))
 
     def own_channels(self) -> None:
-        """Pairs of the chunk, level by level, and the diagonal."""
-        with self.levels():
-            if any(read.strict for read in self.variant.reads):
-                self.strict_toward()
-            for read, write in self.pairs():
-                toward = "toward_strict" if read.strict else "toward"
-                self.let("d_pairs", f"tl.where(apart, d_{read.x}_{write.x}, 0.0).to(x_{write.x}.dtype)")
-                self.let("keys_scaled", f"(x_{write.x} * toward).to(x_{write.x}.dtype)")
-                self.let("x_scaled", f"(x_{read.x} * {toward}).to(x_{read.x}.dtype)")
-                self.let(f"dx_{read.x}", f"dx_{read.x} + {toward} * {dot('d_pairs', 'keys_scaled')}")
-                self.let(f"dx_{write.x}", f"dx_{write.x} + toward * {dot('tl.trans(d_pairs)', 'x_scaled')}")
-        self.let("diagonal", "lane[:, None] == lane[None, :]")
-        for read, write in self.pairs():
-            if not read.strict:
-                self.let("own", f"tl.sum(tl.where(diagonal, d_{read.x}_{write.x}, 0.0), 1)[:, None]")
-                self.let(f"dx_{read.x}", f"dx_{read.x} + own * x_{write.x}.to(tl.float32)")
-                self.let(f"dx_{write.x}", f"dx_{write.x} + own * x_{read.x}.to(tl.float32)")
+        """Pairs of the chunk, level by level."""
+        self.by_level(self.add_level)
+
+    def add_level(self, mask: Callable[[bool], str]) -> None:
+        """The pairs of one level."""
+        for write in self.variant.writes:
+            self.let(f"scaled_{write.x}", f"(x_{write.x} * toward_keys).to(x_{write.x}.dtype)")
+        for read in self.variant.reads:
+            toward = "toward_strict" if read.strict else "toward"
+            self.let("x_scaled", f"(x_{read.x} * {toward}).to(x_{read.x}.dtype)")
+            for write in self.variant.writes:
+                masked = f"tl.where({mask(read.strict)}, d_{read.x}_{write.x}, 0.0)"
+                self.let("d_pairs", f"{masked}.to(x_{write.x}.dtype)")
+                self.let(f"dx_{read.x}", f"dx_{read.x} + {toward} * {dot('d_pairs', f'scaled_{write.x}')}")
+                self.let(f"dx_{write.x}", f"dx_{write.x} + toward_keys * {dot('tl.trans(d_pairs)', 'x_scaled')}")
 
     def decay_gradient(self) -> None:
         """`d_decay` (block of f if the decay is one for all, head, t): what later positions of the sequence give."""

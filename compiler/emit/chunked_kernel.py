@@ -50,6 +50,11 @@ class Variant:
         return self.extent == "lag"
 
     @property
+    def scaled(self) -> bool:
+        """Whether the kernels that weigh pairs also leave the rows scaled by their decay."""
+        return self.decay == "channel" and self.intra
+
+    @property
     def reads(self) -> tuple[Read, ...]:
         """What is read from the states."""
         return (QUERY,) if self.rule == "sum" else (QUERY, RIGHT)
@@ -118,6 +123,7 @@ class ChunkedWriter(Writer):
     tensors: tuple[str, ...] = ()
     buffers: tuple[str, ...] = ()
     constants: tuple[str, ...] = ()
+    scaled_head: str | None = None  # where scaled rows lie by another head than `head`
 
     def __init__(self, variant: Variant, name: str) -> None:
         super().__init__()
@@ -203,6 +209,19 @@ class ChunkedWriter(Writer):
         pointer = f"{tensor}_at + {place}.to(tl.int64)[:, None] * {tensor}_s{slot} + {axis}[None, :] * {tensor}_s{axis}"
         return self.let(name, f"_load_tile({pointer}, {ok}, {axis} < {axis.upper()}, True, not EVEN_{axis.upper()})")
 
+    def decayed_rows(self, name: str, tensor: str, strict: bool, to_end: bool) -> None:
+        """`name`: the tile of a tensor, decayed to the end of the chunk or else from its start; needs `prefix_last`."""
+        if self.variant.scaled:
+            head = "head" if self.scaled_head is None else self.scaled_head
+            pointer = f"{scaled_name(tensor, to_end)} + ({head} * T + t)[:, None] * F + f[None, :]"
+            self.let(name, f"_load_tile({pointer}, t_ok, f < F, True, not EVEN_F)")
+            return
+        self.rows_of(name, tensor)
+        if self.variant.decay != "none":
+            prefix = self.prefix(strict)
+            factor = self.to_end() if to_end else self.from_start(prefix)
+            self.let(name, f"({name} * {factor}).to({tensor}.dtype.element_ty)")
+
     def weights_of_rows(self, name: str, tensor: str) -> None:
         """A vector with one element a query, in float32."""
         pointer = f"{tensor}_at + row.to(tl.int64) * {tensor}_sn"
@@ -282,6 +301,11 @@ class ChunkedWriter(Writer):
         if self.variant.decay == "scalar" or row:
             return "tl.exp2(prefix_last)"
         return "tl.exp2(prefix_last)[:, None]"
+
+
+def scaled_name(tensor: str, to_end: bool) -> str:
+    """The buffer (head, t, f) of a tensor's rows, decayed to the end of their chunk or from its start."""
+    return f"{tensor}_{'to_end' if to_end else 'from_start'}"
 
 
 def dot(x: str, y: str, add: str = "", precision: str = "PRECISION") -> str:

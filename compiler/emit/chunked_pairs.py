@@ -9,10 +9,9 @@ by factors of which none exceeds 1 (for decays that do not grow), and the levels
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
-from attnc.compiler.emit.chunked_kernel import LAYOUTS, ChunkedWriter, Read, Variant, Write, dot
+from attnc.compiler.emit.chunked_kernel import ChunkedWriter, Read, Variant, Write, dot, scaled_name
 
 
 def scores_name(read: Read, write: Write) -> str:
@@ -47,36 +46,61 @@ class PairWriter(ChunkedWriter):
         place = f"((head * CHUNKS + chunk) * BLOCK_C + {first}) * BLOCK_C + {second}"
         return f"tl.load({scores_name(read, write)} + {place})"
 
+    def merged(self) -> None:
+        """`merged`: blocks of 2^merged positions are small enough that their factors may exceed 1, to 2^LIMIT at most."""
+        self.gather("steps", "t - 1", "(t_ok & (lane > 0))")
+        self.let("steepest", "tl.max(tl.max(tl.abs(steps - prefix), 1), 0)")
+        self.let("merged", "tl.floor(tl.log2(LIMIT / tl.maximum(steepest, 1.0e-30)))")
+        self.let("merged", "tl.minimum(tl.maximum(merged, 0.0), LEVELS).to(tl.int32)")
+
     def level(self) -> None:
-        """`upper`, `apart` and `toward` of a level: which rows are later, the pairs, and the rows' factors."""
-        self.let("half", "1 << level")
-        self.let("middle", "((lane >> (level + 1)) << (level + 1)) + half - 1")
+        """`apart`, `toward` and, of rows read before their update, `toward_strict`: pairs of a level, rows' factors."""
+        self.let("middle", "((lane >> (level + 1)) << (level + 1)) + (1 << level) - 1")
         self.gather("reference", "tl.minimum(chunk * BLOCK_C + middle, T - 1)", "t_ok")
-        self.let("upper", "((lane >> level) & 1) == 1")
-        self.let("differing", "(lane[:, None] ^ lane[None, :]) >> level")
-        self.let("apart", "(differing == 1) & (lane[:, None] > lane[None, :])")
-        self.let("toward", "tl.exp2(tl.where(upper[:, None], prefix - reference, reference - prefix))")
+        self.let("upper", "(((lane >> level) & 1) == 1)[:, None]")
+        self.let("apart", "((lane[:, None] ^ lane[None, :]) >> level == 1) & (lane[:, None] > lane[None, :])")
+        self.let("toward_keys", "tl.exp2(tl.where(upper, 0.0, reference - prefix))")
+        for strict in self.kinds():
+            prefix = "prefix_before" if strict else "prefix"
+            self.let(f"toward{'_strict' if strict else ''}", f"tl.exp2(tl.where(upper, {prefix} - reference, 0.0))")
 
-    def strict_toward(self) -> None:
-        """The factors of rows that read before their own update."""
-        self.let("toward_strict", "tl.exp2(tl.where(upper[:, None], prefix_before - reference, 0.0))")
+    def block_level(self) -> None:
+        """The same for all pairs inside blocks of 2^merged positions."""
+        self.let("middle", "((lane >> merged) << merged) + ((1 << merged) >> 1)")
+        self.gather("reference", "tl.minimum(chunk * BLOCK_C + middle, T - 1)", "t_ok")
+        self.let("near", "(lane[:, None] ^ lane[None, :]) >> merged == 0")
+        self.let("toward_keys", "tl.exp2(reference - prefix)")
+        for strict in self.kinds():
+            prefix = "prefix_before" if strict else "prefix"
+            self.let(f"toward{'_strict' if strict else ''}", f"tl.exp2({prefix} - reference)")
 
-    @contextmanager
-    def levels(self) -> Iterator[None]:
-        with self.block("for level in range(0, LEVELS):"):
+    def kinds(self) -> tuple[bool, ...]:
+        """Whether reads of this kernel are strict: the kinds that occur."""
+        return tuple(dict.fromkeys(read.strict for read in self.variant.reads))
+
+    def by_level(self, work: Callable[[Callable[[bool], str]], None]) -> None:
+        """Do `work` for every level above the merged blocks, then for these; it is given the mask by strictness."""
+        self.merged()
+        with self.block("for level in range(merged, LEVELS):"):
             self.level()
-            yield
+            work(lambda strict: "apart")
+        self.block_level()
+        work(lambda strict: f"near & (lane[:, None] {'>' if strict else '>='} lane[None, :])")
 
 
 class Scores(PairWriter):
     """Weights of the pairs of a chunk under a decay for each feature."""
 
-    constants = ("LEVELS",)
+    constants = ("LEVELS", "LIMIT")
 
     def __init__(self, variant: Variant, read: Read, write: Write) -> None:
         self.read, self.write = read, write
         self.tensors = (read.x, write.x)
         self.buffers = (scores_name(read, write), "sums")
+        self.leaves_read = write is variant.writes[0]
+        self.leaves_write = read is variant.reads[0]
+        self.buffers += (scaled_name(read.x, False),) if self.leaves_read else ()
+        self.buffers += (scaled_name(write.x, True),) if self.leaves_write else ()
         super().__init__(variant, scores_name(read, write))
 
     def body(self) -> None:
@@ -86,9 +110,8 @@ class Scores(PairWriter):
         self.decay_rows()
         self.base(read.x)
         self.base(write.x, "h // (H // HK)" if write.x == "key" else "h")
+        self.last_position()
         self.let("weights", "tl.zeros([BLOCK_C, BLOCK_C], tl.float32)")
-        if not read.strict:
-            self.let("own", "tl.zeros([BLOCK_C], tl.float32)")
         with self.blocks("f"):
             self.block_lanes("f")
             self.rows_of("x_rows", read.x)
@@ -96,22 +119,32 @@ class Scores(PairWriter):
             self.prefix()
             if read.strict:
                 self.prefix(strict=True)
-            else:
-                self.let("own", "own + tl.sum(x_rows.to(tl.float32) * keys.to(tl.float32), 1)")
-            with self.levels():
-                toward = "toward"
-                if read.strict:
-                    self.strict_toward()
-                    toward = "toward_strict"
-                self.let("x_scaled", f"(x_rows * {toward}).to(x_rows.dtype)")
-                self.let("keys_scaled", "(keys * toward).to(keys.dtype)")
-                self.let("products", dot("x_scaled", "tl.trans(keys_scaled)"))
-                self.let("weights", "weights + tl.where(apart, products, 0.0)")
-        if not read.strict:
-            self.let("weights", "tl.where(lane[:, None] == lane[None, :], own[:, None], weights)")
+            self.by_level(self.add_level)
+            self.store_scaled()
         name = scores_name(read, write)
         place = "((head * CHUNKS + chunk) * BLOCK_C + lane[:, None]) * BLOCK_C + lane[None, :]"
         self.line(f"tl.store({name} + {place}, weights.to({name}.dtype.element_ty))")
+
+
+    def kinds(self) -> tuple[bool, ...]:
+        return (self.read.strict,)
+
+    def add_level(self, mask: Callable[[bool], str]) -> None:
+        """The pairs of one level."""
+        toward = "toward_strict" if self.read.strict else "toward"
+        self.let("x_scaled", f"(x_rows * {toward}).to(x_rows.dtype)")
+        self.let("keys_scaled", "(keys * toward_keys).to(keys.dtype)")
+        self.let("products", dot("x_scaled", "tl.trans(keys_scaled)"))
+        self.let("weights", f"weights + tl.where({mask(self.read.strict)}, products, 0.0)")
+
+    def store_scaled(self) -> None:
+        """The rows of this block, decayed; each is left by one kernel."""
+        if self.leaves_read:
+            factor = self.from_start("prefix_before" if self.read.strict else "prefix")
+            self.store_tile(scaled_name(self.read.x, False), "head", "t", "T", "f", f"(x_rows * {factor})", "t_ok")
+        if self.leaves_write:
+            self.prefix_last()
+            self.store_tile(scaled_name(self.write.x, True), "head", "t", "T", "f", f"(keys * {self.to_end()})", "t_ok")
 
 
 class Outputs(PairWriter):
@@ -121,9 +154,12 @@ class Outputs(PairWriter):
         self.stored_pairs = [pair for pair in stored_scores(variant) if pair[0] is variant.reads[0]]
         inputs = [name for write in variant.writes for name in (write.x, write.value)] if variant.intra else []
         self.tensors = ("query", *inputs)
+        if variant.scaled:
+            self.tensors = tuple(write.value for write in variant.writes)
         self.buffers = ("states", "out", *(scores_name(*pair) for pair in self.stored_pairs))
         self.buffers += ("norms", "total") if variant.total else ()
-        self.buffers += ("sums",) if variant.decay != "none" else ()
+        self.buffers += (scaled_name("query", False),) if variant.scaled else ()
+        self.buffers += ("sums",) if variant.decay != "none" and not variant.scaled else ()
         super().__init__(variant, "outputs")
 
     def body(self) -> None:
@@ -136,14 +172,14 @@ class Outputs(PairWriter):
         for tensor in self.tensors:
             self.base(tensor, "h // (H // HK)" if tensor in ("key", "value") else "h")
         self.let("out_rows", "tl.zeros([BLOCK_C, BLOCK_E], tl.float32)")
-        if variant.total:
-            self.let("total_rows", "tl.zeros([BLOCK_C], tl.float32)")
         inline = variant.writes if variant.intra and not self.stored_pairs else ()
         for write in inline:
             self.let(f"weights_{write.x}", "tl.zeros([BLOCK_C, BLOCK_C], tl.float32)")
         with self.blocks("f"):
             self.block_lanes("f")
             self.feature_block(inline)
+        if variant.total:
+            self.totals()
         if variant.decay == "scalar":
             self.prefix()
             self.let("out_rows", f"out_rows * {self.from_start()}")
@@ -157,16 +193,29 @@ class Outputs(PairWriter):
 
     def feature_block(self, inline: tuple[Write, ...]) -> None:
         """What a block of features adds."""
-        self.rows_of("queries", "query")
+        self.queries(inline)
         self.state_of("state", "states", "state_head")
+        self.let("out_rows", dot("queries.to(state.dtype)", "state", "out_rows", "STATE_PRECISION"))
+
+    def queries(self, inline: tuple[Write, ...] = ()) -> None:
+        """`queries`: the rows at a block of features; those of a decay for each feature decayed from the start."""
+        if self.variant.decay == "channel":
+            self.decayed_rows("queries", "query", strict=False, to_end=False)
+            return
+        self.rows_of("queries", "query")
         for write in inline:
             self.rows_of("keys", write.x)
             self.let(f"weights_{write.x}", dot("queries", "tl.trans(keys)", f"weights_{write.x}"))
-        if self.variant.decay == "channel":
-            self.prefix()
-            self.let("queries", f"(queries * {self.from_start()}).to(queries.dtype)")
-        self.let("out_rows", dot("queries.to(state.dtype)", "state", "out_rows", "STATE_PRECISION"))
-        if self.variant.total:
+
+    def totals(self) -> None:
+        """What the chunks before add to the sums of the weights.
+
+        A loop of its own: beside the products, Triton 3.6 compiles it to wrong results on Hopper.
+        """
+        self.let("total_rows", "tl.zeros([BLOCK_C], tl.float32)")
+        with self.blocks("f"):
+            self.block_lanes("f")
+            self.queries()
             self.norm_of("norm", "norms", "state_head")
             self.let("total_rows", "total_rows + tl.sum(queries.to(tl.float32) * norm[None, :], 1)")
 

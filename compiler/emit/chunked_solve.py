@@ -8,7 +8,7 @@ solves for u = v - w instead, which its keys write: (I + L) u = v - (y decayed) 
 
 from __future__ import annotations
 
-from attnc.compiler.emit.chunked_kernel import KEY, QUERY, RIGHT, Read, Variant, Write, dot
+from attnc.compiler.emit.chunked_kernel import KEY, QUERY, RIGHT, Read, Variant, Write, dot, scaled_name
 from attnc.compiler.emit.chunked_pairs import PairWriter, scores_name
 
 
@@ -31,6 +31,8 @@ class Solve(PairWriter):
         self.buffers = ("inverse", "base", "reads")
         self.buffers += ("sums",) if variant.decay != "none" else ()
         self.buffers += tuple(scores_name(*pair) for pair in used) if variant.decay == "channel" else ()
+        if variant.scaled:
+            self.buffers += (scaled_name(self.solved.x if reverse else "right", reverse),)
         super().__init__(variant, "solve_reverse" if reverse else "solve")
 
     def body(self) -> None:
@@ -116,12 +118,7 @@ class Solve(PairWriter):
 
     def readers(self) -> None:
         """`x_rows`: what reads the state (in reverse, its gradient) at a block of f."""
-        decay = self.variant.decay
-        self.rows_of("x_rows", self.solved.x if self.reverse else "right")
-        if decay == "none":
-            return
-        prefix = self.prefix(strict=not self.reverse)
         if self.reverse:
             self.prefix_last()
-        factor = self.to_end() if self.reverse else self.from_start(prefix)
-        self.let("x_rows", f"(x_rows * {factor}).to(turned.dtype)")
+        self.decayed_rows("x_rows", self.solved.x if self.reverse else "right", not self.reverse, to_end=self.reverse)
+        self.let("x_rows", "x_rows.to(turned.dtype)")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from attnc.compiler.emit.chunked_kernel import ChunkedWriter, Read, Variant, Write, dot
+from attnc.compiler.emit.chunked_kernel import ChunkedWriter, Read, Variant, Write, dot, scaled_name
 
 
 class PrefixSums(ChunkedWriter):
     """`sums`: inclusive prefix sums of a log decay in every chunk, in base 2.
 
-    A factor under 2^-128 counts as 2^-128, so that a decay to nothing (log decay -inf) leaves differences finite.
+    A factor under 2^-48 counts as 2^-48, so that a decay to nothing (log decay -inf) leaves differences finite.
     """
 
     tensors = ("decay",)
@@ -36,7 +36,7 @@ class PrefixSums(ChunkedWriter):
                 self.let("steps", f"_load_tile({pointer}, t_ok, f < F, True, not EVEN_F).to(tl.float32) * LOG2E")
             else:
                 self.let("steps", f"tl.load({place} * decay_st, mask=t_ok, other=0.0).to(tl.float32) * LOG2E")
-            self.let("steps", "tl.where(steps < -128.0, -128.0, steps)")
+            self.let("steps", "tl.where(steps < -48.0, -48.0, steps)")
             self.let("inside", "tl.cumsum(steps, 0) + before" + ("[None, :]" if channel else ""))
             if channel:
                 self.store_tile("sums", "head", "t", "T", "f", "inside", "t_ok")
@@ -72,6 +72,10 @@ class States(ChunkedWriter):
             self.buffers = (*self.buffers, "norms", "end_norm", "part_norms")
         if variant.decay != "none":
             self.buffers = (*self.buffers, "sums")
+        if variant.scaled:
+            rows = (*self.known[:1], *self.solved)
+            self.buffers = (*self.buffers, *(scaled_name(x, not reverse) for x in rows))
+            self.scaled_head = None if reverse else "(b * H + h * (H // HS))"
         super().__init__(variant, "states_reverse" if reverse else "states")
 
     def body(self) -> None:
@@ -171,11 +175,7 @@ class States(ChunkedWriter):
 
     def add(self, x: str, value: str, strict: bool) -> None:
         """Add the rows of a stream to the state; their values are `solved` where `value` names none."""
-        decay = self.variant.decay
-        self.rows_of("x_rows", x)
-        if decay != "none":
-            prefix = self.prefix(strict)
-            self.let("x_rows", f"(x_rows * {self.from_start(prefix) if self.reverse else self.to_end()}).to({x}.dtype.element_ty)")
+        self.decayed_rows("x_rows", x, strict, to_end=not self.reverse)
         if value:
             self.rows_of("value_rows", value)
             self.let("state", dot("tl.trans(x_rows)", "value_rows", "state"))

@@ -30,6 +30,7 @@ class Sum:
     states: bool = False
     strength: float = 1.0
     resets: tuple[int, ...] = ()
+    keep: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Recurring:
     strength: float = 1.0
     step: float = 1.0
     equal: bool = False
+    keep: bool = False
 
 
 def sum_errors(case: Sum, device: str, dtype: torch.dtype) -> dict[str, float]:
@@ -62,7 +64,7 @@ def sum_errors(case: Sum, device: str, dtype: torch.dtype) -> dict[str, float]:
     expected = torch.autograd.grad(loss, [exact[name] for name in names], allow_unused=True, materialize_grads=True)
     operands = {name: given[name] for name in ("query", "key", "value", "decay")}
     initial = given["initial"]
-    result = carry_forward(**operands, reach=case.reach, total=case.total, initial=initial, final=case.states)  # type: ignore[arg-type]
+    result = carry_forward(**operands, reach=case.reach, total=case.total, initial=initial, final=case.states, keep=case.keep)  # type: ignore[arg-type]
     found = carry_backward(
         **operands,  # type: ignore[arg-type]
         cotangent=cotangents["out"],
@@ -70,6 +72,7 @@ def sum_errors(case: Sum, device: str, dtype: torch.dtype) -> dict[str, float]:
         total_cotangent=cotangents.get("total"),
         initial=initial,
         final_cotangent=cotangents.get("final"),
+        kept=result.kept,
     )
     pairs = {name: (getattr(result, name), wanted[name]) for name in wanted}
     pairs |= {f"d_{name}": (getattr(found, name), one) for name, one in zip(names, expected, strict=True)}
@@ -146,11 +149,12 @@ def recurrence_errors(case: Recurring, device: str, dtype: torch.dtype) -> dict[
     loss = (out * cotangent.double()).sum() + ((end * end_cotangent.double()).sum() if case.states else 0.0)
     leaves = [*(exact[name] for name in names), *([start] if start is not None else [])]
     expected = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
-    result, final = recur_forward(given, initial=initial, final=case.states)
-    found = recur_backward(given, cotangent, initial=initial, final_cotangent=end_cotangent if case.states else None)
-    pairs = {"out": (result, out)}
-    if final is not None:
-        pairs["final"] = (final, end)
+    result = recur_forward(given, initial=initial, final=case.states, keep=case.keep)
+    from_end = end_cotangent if case.states else None
+    found = recur_backward(given, cotangent, initial=initial, final_cotangent=from_end, kept=result.kept)
+    pairs = {"out": (result.out, out)}
+    if result.final is not None:
+        pairs["final"] = (result.final, end)
     every = [*names, *(["initial"] if start is not None else [])]
     pairs |= {f"d_{name}": (getattr(found, name), one) for name, one in zip(every, expected, strict=True)}
     return {name: error(*pair) / tolerance(dtype, case.keys) for name, pair in pairs.items()}
