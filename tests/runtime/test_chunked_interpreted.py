@@ -40,7 +40,7 @@ RECURRENCES = {
     "general, channels": Recurring(delta=False, decay="channel", heads=1, states=True, keep=True),
     "last queries": Recurring(rows=9, keys=37, offset=28, decay="scalar"),
     "reads before the update": Recurring(offset=-1, decay="channel", heads=1),
-    "equal keys": Recurring(equal=True, step=2.0, heads=1),
+    "equal keys": Recurring(equal=True, heads=1),
 }
 
 
