@@ -20,29 +20,36 @@ class ChunkShape:
     stages: int
 
 
-def chunk_length(variant: Variant, itemsize: int) -> int:
-    """Positions of a tile; forward and backward agree, so that backward can use what forward kept."""
-    return 32 if variant.rule != "sum" and itemsize > 2 else 64
+def chunk_length(variant: Variant, single: bool) -> int:
+    """Positions of a tile, for `single` precision or for bfloat16.
+
+    Forward and backward agree, so that backward can use what forward kept.
+    """
+    return 32 if variant.rule != "sum" and single else 64
 
 
-def chunked_shape(kernel: str, variant: Variant, f: int, e: int, itemsize: int) -> ChunkShape:
+def chunked_shape(kernel: str, variant: Variant, f: int, e: int, single: bool) -> ChunkShape:
     """The shape of a kernel for `f` features and `e` values, each padded to a power of two.
 
-    Measured on an H100, see benchmarks/results/chunked-h100.md.
+    Measured on an H100, see benchmarks/results/chunked-h100.md. In bfloat16 no block is narrower than 64, apart from
+    the values of a recurrence's states: Triton 3.6 compiled narrower ones to wrong results there.
     """
-    if itemsize > 2:
+    if single:
         return single_shape(kernel, variant, f, e)
+    f, e = max(f, 64), max(e, 64)
     if kernel in ("states", "states_reverse"):
         if variant.rule != "sum":
-            return ChunkShape(f, min(e, 16 if f > 128 else 32), 4, 3)
-        return ChunkShape(min(f, 64), min(e, 64), 4, 2)
+            return ChunkShape(f, 32, 4, 3) if f <= 128 else ChunkShape(f, 32, 8, 1)
+        return ChunkShape(64, 64, 4, 3)
     if kernel in ("outputs", "value_gradients"):
-        return ChunkShape(min(f, 128), min(e, 64), 4, 2)
+        return ChunkShape(min(f, 128), 64, 4, 2)
     if kernel == "feature_gradients":
-        return ChunkShape(min(f, 64), min(e, 64), 8 if variant.decay == "channel" else 4, 2)
+        if variant.decay == "channel":
+            return ChunkShape(64, 64, 8, 2)
+        return ChunkShape(64, 64, 4, 2)
     if kernel.startswith("solve"):
         return ChunkShape(min(f, 128), min(e, 128), 4, 1)
-    return ChunkShape(min(f, 64), min(e, 64), 4, 1)
+    return ChunkShape(64, 64, 4, 1)
 
 
 def single_shape(kernel: str, variant: Variant, f: int, e: int) -> ChunkShape:
@@ -55,5 +62,10 @@ def single_shape(kernel: str, variant: Variant, f: int, e: int) -> ChunkShape:
 
 
 def segments(programs: int, chunks: int, processors: int, shortest: int = SHORTEST_SEGMENT) -> int:
-    """Into how many segments the chunks of a sequence are cut, so that every processor has work."""
-    return max(1, min(-(-4 * processors // max(programs, 1)) if programs < 2 * processors else 1, chunks // shortest))
+    """Into how many segments the chunks of a sequence are cut.
+
+    Segments read the sequence twice, so they pay only where a pass in order leaves half of the processors idle.
+    """
+    if 2 * programs > processors:
+        return 1
+    return max(1, min(-(-2 * processors // max(programs, 1)), chunks // shortest))

@@ -68,13 +68,18 @@ class Sizes:
 
 
 class ChunkedCall:
-    """The kernels of one call: its tensors and buffers by name."""
+    """The kernels of one call: its tensors and buffers by name.
+
+    Float16 is computed as float32 with operands rounded to tf32, which has as many digits, and room for sums.
+    """
 
     def __init__(self, variant: Variant, sizes: Sizes, tensors: dict[str, Tensor]) -> None:
         self.variant = variant
         self.sizes = sizes
         self.tensors = tensors
-        self.dtype = tensors["query"].dtype
+        self.given = tensors["query"].dtype
+        self.dtype = torch.float32 if self.given == torch.float16 else self.given
+        self.tensors |= {name: one.to(self.dtype) for name, one in tensors.items() if name != "decay"}
         self.device = tensors["query"].device
         self.module, self.kernels = modules_of(variant)
 
@@ -88,7 +93,7 @@ class ChunkedCall:
             whole = self.variant.rule != "sum" and kernel.startswith("states")
             return ChunkShape(padded(self.sizes.f) if whole else INTERPRETED_BLOCK, INTERPRETED_BLOCK, 1, 1)
         widths = padded(self.sizes.f), padded(self.sizes.e)
-        return chunked_shape(kernel, self.variant, *widths, self.dtype.itemsize)
+        return chunked_shape(kernel, self.variant, *widths, self.dtype == torch.float32)
 
     def blocks(self, kernel: str) -> tuple[int, int]:
         """Blocks of features, and of values."""
@@ -108,7 +113,7 @@ class ChunkedCall:
             return
         kernel, shape, sizes = self.kernels[name], self.shape(name), self.sizes
         f_blocks, e_blocks = self.blocks(name)
-        single = "tf32x3" if self.dtype == torch.float32 else "tf32"
+        single = "tf32x3" if self.given == torch.float32 else "tf32"  # tf32 holds every float16
         values: dict[str, Any] = {
             "H": sizes.heads,
             "HK": sizes.key_heads,
@@ -136,7 +141,7 @@ class ChunkedCall:
             "STATE_PRECISION": single if self.state_dtype == torch.float32 else "ieee",
             "INVERSE_PRECISION": single,
             "LEVELS": sizes.tile.bit_length() - 1,
-            "LIMIT": 6.0 if self.dtype == torch.float16 else 60.0,
+            "LIMIT": 56.0,  # a step more is at most 48 (PrefixSums): factors under 2^104
             **given,
         }
         names = aliases or {}
@@ -232,6 +237,6 @@ class ChunkedCall:
                 self.buffer("part_norms", count, *lead, sizes.f, dtype=torch.float32)
 
 
-def tile_length(variant: Variant, itemsize: int) -> int:
+def tile_length(variant: Variant, dtype: torch.dtype) -> int:
     """Positions of a tile in a call."""
-    return INTERPRETED_CHUNK if interpreting() else chunk_length(variant, itemsize)
+    return INTERPRETED_CHUNK if interpreting() else chunk_length(variant, dtype != torch.bfloat16)

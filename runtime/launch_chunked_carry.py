@@ -86,7 +86,7 @@ def carry_forward(
         call.run("outputs", grid, aliases, FIRST=first * sizes.tiles)
     elif not out.numel() or not sizes.f:
         out.zero_()
-    return Carried(out, sums, call.tensors.get("end") if final else None, call.kept() if keep else {})
+    return Carried(out.to(call.given), sums, call.tensors.get("end") if final else None, call.kept() if keep else {})
 
 
 def carry_backward(
@@ -174,7 +174,7 @@ def prepare(
     if reach.kind == "period" and reach.amount < 1:
         raise ValueError(f"a period is at least 1, not {reach.amount}")
     variant = Variant(kind, reach.kind, total, heads != key_heads)
-    tile = tile_length(variant, dtype.itemsize)
+    tile = tile_length(variant, dtype)
     length = reach.amount if reach.kind == "period" else tile
     sizes = Sizes(
         batch,

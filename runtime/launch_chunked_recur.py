@@ -71,11 +71,11 @@ def recur_forward(
     whole = sizes.shift >= 0 and sizes.keys > 0 and sizes.f > 0
     out = call.buffer("out", *lead, sizes.rows, sizes.e, zero=not whole)
     if not (out.numel() and sizes.keys and sizes.f):
-        return Recurred(out, initial)
+        return Recurred(out.to(call.given), initial)
     solve_states(call, initial, final)
     grid = (call.blocks("outputs")[1], chunks, sizes.batch * sizes.heads)
     call.run("outputs", grid, FIRST=first)
-    return Recurred(out, call.tensors["end"] if final else None, call.kept() if keep else {})
+    return Recurred(out.to(call.given), call.tensors["end"] if final else None, call.kept() if keep else {})
 
 
 def recur_backward(
@@ -148,7 +148,7 @@ def prepare(given: Recurrence) -> ChunkedCall:
     decay = given.decay
     kind = "none" if decay is None else "channel" if decay.dim() == 4 else "scalar"
     variant = Variant(kind, rule="delta" if given.left is None else "dplr")
-    tile = tile_length(variant, dtype.itemsize)
+    tile = tile_length(variant, dtype)
     widths = given.key.shape[3], given.value.shape[3]
     sizes = Sizes(batch, heads, heads, heads, given.query.shape[2], length, given.offset, *widths, tile, tile)
     tensors = {name: spread(one, batch, heads).to(dtype) for name, one in operands.items()}

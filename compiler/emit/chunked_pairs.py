@@ -4,7 +4,8 @@ With one decay for all features a weight is a product times a factor of the pair
 not: there the pairs (i, j) of a chunk are taken by the highest bit in which i and j differ, its `level`. Both lie in
 one block of 2^(level + 1) positions, i in its upper half and j in its lower, and the decay between them is that from
 j to the last position of the lower half times that from there to i. So a level is one matrix product of rows scaled
-by factors of which none exceeds 1 (for decays that do not grow), and the levels and the diagonal are all pairs.
+by factors of which none exceeds 1 (for decays that do not grow). Inside blocks over which the decay stays within what
+a float holds, one product does for all levels: its rows are scaled towards the middle of their block.
 """
 
 from __future__ import annotations
@@ -47,11 +48,19 @@ class PairWriter(ChunkedWriter):
         return f"tl.load({scores_name(read, write)} + {place})"
 
     def merged(self) -> None:
-        """`merged`: blocks of 2^merged positions are small enough that their factors may exceed 1, to 2^LIMIT at most."""
-        self.gather("steps", "t - 1", "(t_ok & (lane > 0))")
-        self.let("steepest", "tl.max(tl.max(tl.abs(steps - prefix), 1), 0)")
-        self.let("merged", "tl.floor(tl.log2(LIMIT / tl.maximum(steepest, 1.0e-30)))")
-        self.let("merged", "tl.minimum(tl.maximum(merged, 0.0), LEVELS).to(tl.int32)")
+        """`merged`: blocks of 2^merged positions, and sums at their middles, no factor towards which exceeds 2^LIMIT."""
+        self.let("merged", "tl.full([], LEVELS, tl.int32)")
+        self.middles()
+        self.let("steepest", "tl.max(tl.max(tl.abs(prefix - reference), 1), 0)")
+        with self.block("while steepest > LIMIT:"):
+            self.let("merged", "merged - 1")
+            self.middles()
+            self.let("steepest", "tl.max(tl.max(tl.abs(prefix - reference), 1), 0)")
+
+    def middles(self) -> None:
+        """`reference`: prefix sums at the middle of each lane's block of 2^merged."""
+        self.let("middle", "((lane >> merged) << merged) + ((1 << merged) >> 1)")
+        self.gather("reference", "tl.minimum(chunk * BLOCK_C + middle, T - 1)", "t_ok")
 
     def level(self) -> None:
         """`apart`, `toward` and, of rows read before their update, `toward_strict`: pairs of a level, rows' factors."""
@@ -66,8 +75,7 @@ class PairWriter(ChunkedWriter):
 
     def block_level(self) -> None:
         """The same for all pairs inside blocks of 2^merged positions."""
-        self.let("middle", "((lane >> merged) << merged) + ((1 << merged) >> 1)")
-        self.gather("reference", "tl.minimum(chunk * BLOCK_C + middle, T - 1)", "t_ok")
+        self.middles()
         self.let("near", "(lane[:, None] ^ lane[None, :]) >> merged == 0")
         self.let("toward_keys", "tl.exp2(reference - prefix)")
         for strict in self.kinds():

@@ -13,6 +13,7 @@ from tests.runtime.chunked_oracle import Recurring, Sum, recurrence_errors, sum_
 
 SUMS = {
     "plain": Sum(),
+    "segments": Sum(1, 1, 1, 1, 66, 66, 8, 8, "channel", total=True),
     "one token": Sum(rows=1, keys=1, f=1, e=1, decay="channel", total=True),
     "shared heads, odd widths": Sum(2, 2, 1, 2, 21, 21, 20, 33, "scalar", total=True),
     "two key heads, fewer decays": Sum(1, 4, 2, 1, 19, 19, 8, 5, "scalar"),
