@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from attnc.compiler.emit.chunked_kernel import Variant
 
 SHORTEST_SEGMENT = 8  # chunks; under that the second pass costs more than it spreads
-WIDEST_SOLVED = 256  # features of a state that a recurrence keeps whole in one program
+WIDEST_SOLVED = 128  # features of a state that a recurrence keeps whole in one program
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,14 @@ def chunked_shape(kernel: str, variant: Variant, f: int, e: int, single: bool) -
     f, e = max(f, 64), max(e, 64)
     if kernel in ("states", "states_reverse"):
         if variant.rule != "sum":
-            return ChunkShape(f, 32, 4, 3) if f <= 128 else ChunkShape(f, 32, 8, 1)
+            return ChunkShape(f, 32, 4, 3)
         return ChunkShape(64, 64, 4, 3)
     if kernel in ("outputs", "value_gradients"):
         return ChunkShape(min(f, 128), 64, 4, 2)
     if kernel == "feature_gradients":
         if variant.decay == "channel":
             return ChunkShape(64, 64, 8, 2)
-        return ChunkShape(64, 64, 4, 2)
+        return ChunkShape(64, 64, 4, 3 if variant.rule == "sum" else 2)
     if kernel.startswith("solve"):
         return ChunkShape(min(f, 128), min(e, 128), 4, 1)
     return ChunkShape(64, 64, 4, 1)

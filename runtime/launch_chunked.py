@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from types import ModuleType
 from typing import Any
 
@@ -14,7 +14,7 @@ from attnc.compiler.emit.chunked import chunked_kernels, chunked_text
 from attnc.compiler.emit.chunked_kernel import ChunkedKernel, Variant, scaled_name
 from attnc.compiler.schedule_chunked import ChunkShape, chunk_length, chunked_shape, segments
 from attnc.runtime.cache import cached_module
-from attnc.runtime.kernel_call import device_of, interpreting, padded, processors, stride
+from attnc.runtime.kernel_call import device_of, interpreting, padded, processors
 
 INTERPRETED_CHUNK = 16
 INTERPRETED_BLOCK = 16  # small, so that small tests have several chunks and blocks
@@ -43,11 +43,11 @@ class Sizes:
     length: int  # positions of a chunk
     tile: int  # positions of a tile
 
-    @property
+    @cached_property
     def positions(self) -> int:
         return max(self.keys, self.rows + self.shift)
 
-    @property
+    @cached_property
     def chunks(self) -> int:
         return -(-self.positions // self.length)
 
@@ -82,6 +82,7 @@ class ChunkedCall:
         self.tensors |= {name: one.to(self.dtype) for name, one in tensors.items() if name != "decay"}
         self.device = tensors["query"].device
         self.module, self.kernels = modules_of(variant)
+        self.known_strides: dict[str, tuple[int, ...]] = {}
 
     @property
     def state_dtype(self) -> torch.dtype:
@@ -89,11 +90,7 @@ class ChunkedCall:
         return torch.bfloat16 if self.dtype == torch.bfloat16 else torch.float32
 
     def shape(self, kernel: str) -> ChunkShape:
-        if interpreting():
-            whole = self.variant.rule != "sum" and kernel.startswith("states")
-            return ChunkShape(padded(self.sizes.f) if whole else INTERPRETED_BLOCK, INTERPRETED_BLOCK, 1, 1)
-        widths = padded(self.sizes.f), padded(self.sizes.e)
-        return chunked_shape(kernel, self.variant, *widths, self.dtype == torch.float32)
+        return shape_of(kernel, self.variant, self.sizes.f, self.sizes.e, self.dtype == torch.float32)
 
     def blocks(self, kernel: str) -> tuple[int, int]:
         """Blocks of features, and of values."""
@@ -111,52 +108,32 @@ class ChunkedCall:
         """Launch a kernel. `aliases`: other names of its buffers; `given`: constants, and sizes of this launch."""
         if 0 in grid:
             return
-        kernel, shape, sizes = self.kernels[name], self.shape(name), self.sizes
-        f_blocks, e_blocks = self.blocks(name)
-        single = "tf32x3" if self.given == torch.float32 else "tf32"  # tf32 holds every float16
-        values: dict[str, Any] = {
-            "H": sizes.heads,
-            "HK": sizes.key_heads,
-            "HG": sizes.decay_heads,
-            "HS": sizes.state_heads,
-            "N": sizes.rows,
-            "M": sizes.keys,
-            "T": sizes.positions,
-            "SHIFT": sizes.shift,
-            "F": sizes.f,
-            "E": sizes.e,
-            "CHUNKS": sizes.chunks,
-            "LENGTH": sizes.length,
-            "TILES": sizes.tiles,
-            "SPAN": sizes.chunks,
-            "FIRST": 0,
-            "BLOCK_C": sizes.tile,
-            "BLOCK_F": shape.block_f,
-            "BLOCK_E": shape.block_e,
-            "F_BLOCKS": f_blocks,
-            "E_BLOCKS": e_blocks,
-            "EVEN_F": f_blocks * shape.block_f == sizes.f,
-            "EVEN_E": e_blocks * shape.block_e == sizes.e,
-            "PRECISION": single if self.dtype == torch.float32 else "ieee",
-            "STATE_PRECISION": single if self.state_dtype == torch.float32 else "ieee",
-            "INVERSE_PRECISION": single,
-            "LEVELS": sizes.tile.bit_length() - 1,
-            "LIMIT": 56.0,  # a step more is at most 48 (PrefixSums): factors under 2^104
-            **given,
-        }
-        names = aliases or {}
-        arguments = [self.argument(one.role, names.get(one.attribute, one.attribute), one.slot, values) for one in kernel.arguments]
+        kernel, shape = self.kernels[name], self.shape(name)
+        values = launch_numbers(name, self.variant, self.sizes, self.given)
+        if given:
+            values = values | given
+        names, tensors = aliases or {}, self.tensors
+        unused = tensors["query"]  # for arguments that this launch's constants leave unread
+        arguments: list[Any] = []
+        for one in kernel.arguments:
+            if one.role == "size":
+                arguments.append(values[one.attribute])
+            elif one.role == "tensor":
+                arguments.append(tensors.get(names.get(one.attribute, one.attribute), unused))
+            else:
+                arguments.append(self.strides(names.get(one.attribute, one.attribute))[one.slot])
         constants = {constant: values[constant] for constant in kernel.constants}
-        with device_of(self.tensors["query"]):
+        with device_of(unused):
             getattr(self.module, name)[grid](*arguments, **constants, num_warps=shape.warps, num_stages=shape.stages)
 
-    def argument(self, role: str, attribute: str, slot: int, values: dict[str, Any]) -> Any:
-        if role == "size":
-            return values[attribute]
-        tensor = self.tensors.get(attribute)
-        if tensor is None:
-            tensor = self.tensors["query"]  # an argument that this launch's constants leave unused
-        return tensor if role == "tensor" else stride(tensor, slot)
+    def strides(self, name: str) -> tuple[int, ...]:
+        """A tensor's strides; 0 along axes of length 1."""
+        found = self.known_strides.get(name)
+        if found is None:
+            tensor = self.tensors[name]
+            found = tuple(0 if n == 1 else step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+            self.known_strides[name] = found
+        return found
 
     def kept(self) -> dict[str, Tensor]:
         """What forward made and backward needs again, by name."""
@@ -235,6 +212,53 @@ class ChunkedCall:
             self.buffer("part_fades", count, *lead, sizes.f, dtype=torch.float32)
             if total:
                 self.buffer("part_norms", count, *lead, sizes.f, dtype=torch.float32)
+
+
+@lru_cache(maxsize=1024)
+def shape_of(kernel: str, variant: Variant, f: int, e: int, single: bool) -> ChunkShape:
+    """The shape of a kernel in a call."""
+    if interpreting():
+        whole = variant.rule != "sum" and kernel.startswith("states")
+        return ChunkShape(padded(f) if whole else INTERPRETED_BLOCK, INTERPRETED_BLOCK, 1, 1)
+    return chunked_shape(kernel, variant, padded(f), padded(e), single)
+
+
+@lru_cache(maxsize=1024)
+def launch_numbers(kernel: str, variant: Variant, sizes: Sizes, given: torch.dtype) -> dict[str, Any]:
+    """Sizes and constants of a launch, without those of its own. `given`: the element type that the caller has."""
+    half = given == torch.bfloat16
+    shape = shape_of(kernel, variant, sizes.f, sizes.e, not half)
+    f_blocks, e_blocks = -(-sizes.f // shape.block_f), -(-sizes.e // shape.block_e)
+    single = "tf32x3" if given == torch.float32 else "tf32"  # tf32 holds every float16
+    return {
+        "H": sizes.heads,
+        "HK": sizes.key_heads,
+        "HG": sizes.decay_heads,
+        "HS": sizes.state_heads,
+        "N": sizes.rows,
+        "M": sizes.keys,
+        "T": sizes.positions,
+        "SHIFT": sizes.shift,
+        "F": sizes.f,
+        "E": sizes.e,
+        "CHUNKS": sizes.chunks,
+        "LENGTH": sizes.length,
+        "TILES": sizes.tiles,
+        "SPAN": sizes.chunks,
+        "FIRST": 0,
+        "BLOCK_C": sizes.tile,
+        "BLOCK_F": shape.block_f,
+        "BLOCK_E": shape.block_e,
+        "F_BLOCKS": f_blocks,
+        "E_BLOCKS": e_blocks,
+        "EVEN_F": f_blocks * shape.block_f == sizes.f,
+        "EVEN_E": e_blocks * shape.block_e == sizes.e,
+        "PRECISION": "ieee" if half else single,
+        "STATE_PRECISION": "ieee" if half else single,
+        "INVERSE_PRECISION": single,
+        "LEVELS": sizes.tile.bit_length() - 1,
+        "LIMIT": 56.0,  # a step more is at most 48 (PrefixSums): factors under 2^104
+    }
 
 
 def tile_length(variant: Variant, dtype: torch.dtype) -> int:

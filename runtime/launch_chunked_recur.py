@@ -60,7 +60,7 @@ def recur_forward(
     """The rows' reads and, where `final`, the state at the end.
 
     Float32, bfloat16 or float16 of any strides; `initial` (B, H, F, E) is the state before position 0. Raises
-    ValueError for operands that do not fit, or more than 256 features; else as `element_type`.
+    ValueError for operands that do not fit, or more than 128 features; else as `element_type`.
     """
     call = prepare(given)
     sizes = call.sizes

@@ -8,6 +8,7 @@ a chunk, in base 2; every exponent below is a difference of two of them, later m
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -129,17 +130,24 @@ class ChunkedWriter(Writer):
         super().__init__()
         self.variant = variant
         self.name = name
-        self.arguments = chunked_arguments(self.tensors, self.buffers, variant)
-        plain = [one.name for one in self.arguments if not one.specialised]
-        names = [one.name for one in self.arguments]
         self.every_constant = (*CONSTANTS, *self.constants)
-        parameters = ", ".join([*names, *(f"{constant}: tl.constexpr" for constant in self.every_constant)])
-        self.line(f"@triton.jit(do_not_specialize={plain!r})")
-        with self.block(f"def {name}({parameters}):"):
-            self.body()
+        self.body()
+        words = set(re.findall(r"\w+", self.text()))
+        given = chunked_arguments(self.tensors, self.buffers, variant)
+        self.arguments = tuple(one for one in given if one.name in words)
+        self.every_constant = tuple(one for one in self.every_constant if one in words)
 
     def kernel(self) -> ChunkedKernel:
-        return ChunkedKernel(self.name, self.text(), self.arguments, self.every_constant)
+        """Its text, with those arguments that the body reads: each costs time at every launch."""
+        plain = [one.name for one in self.arguments if not one.specialised]
+        names = [one.name for one in self.arguments]
+        parameters = ", ".join([*names, *(f"{constant}: tl.constexpr" for constant in self.every_constant)])
+        whole = Writer()
+        whole.line(f"@triton.jit(do_not_specialize={plain!r})")
+        with whole.block(f"def {self.name}({parameters}):"):
+            for line in self.text().splitlines():
+                whole.line(line)
+        return ChunkedKernel(self.name, whole.text(), self.arguments, self.every_constant)
 
     def body(self) -> None:
         raise NotImplementedError

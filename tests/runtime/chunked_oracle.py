@@ -20,8 +20,8 @@ class Sum:
     heads: int = 1
     key_heads: int = 1
     decay_heads: int = 1
-    rows: int = 40
-    keys: int = 40
+    rows: int = 37
+    keys: int = 37
     f: int = 16
     e: int = 16
     decay: str = "none"
@@ -38,10 +38,10 @@ class Recurring:
     """A recurrence to try. `step`: the largest beta; `equal`: all keys are the same."""
 
     batch: int = 1
-    heads: int = 2
-    rows: int = 37
-    keys: int = 37
-    f: int = 20
+    heads: int = 1
+    rows: int = 21
+    keys: int = 21
+    f: int = 18
     e: int = 18
     decay: str = "none"
     delta: bool = True
