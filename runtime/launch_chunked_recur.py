@@ -117,7 +117,9 @@ def recur_backward(
     f_blocks = call.blocks("feature_gradients")[0]
     if given.decay is not None:
         shape = (*lead, sizes.positions)
-        call.buffer("d_decay", *((*shape, sizes.f) if given.decay.dim() == 4 else (f_blocks, *shape)), dtype=torch.float32)
+        call.buffer(
+            "d_decay", *((*shape, sizes.f) if given.decay.dim() == 4 else (f_blocks, *shape)), dtype=torch.float32
+        )
     call.run("feature_gradients", (f_blocks, *grid[1:]))
     return RecurrenceGradients(
         gathered(found["query"], given.query),

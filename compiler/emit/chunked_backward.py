@@ -235,7 +235,9 @@ class FeatureGradients(PairWriter):
         self.let("steps", " + ".join(product(read.x) for read in variant.reads))
         self.let("steps", "steps - " + " - ".join(product(write.x) for write in variant.writes))
         if variant.intra:
-            self.let("steps", "tl.cumsum(steps, 0, reverse=True) + " + ("tl.sum(after, 0)" if scalar else "after[None, :]"))
+            self.let(
+                "steps", "tl.cumsum(steps, 0, reverse=True) + " + ("tl.sum(after, 0)" if scalar else "after[None, :]")
+            )
             for read in variant.reads:
                 if read.strict:
                     self.let("steps", f"steps - {product(read.x)}")

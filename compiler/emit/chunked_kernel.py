@@ -105,7 +105,13 @@ LAYOUTS = {
     "total_cotangent": "bhn",
 }
 QUERY_SIDE = ("query", "cotangent", "total_cotangent")
-PER_QUERY_HEAD = (*QUERY_SIDE, "right", "left", "solved", "d_solved")  # a recurrence has as many key heads as query heads
+PER_QUERY_HEAD = (
+    *QUERY_SIDE,
+    "right",
+    "left",
+    "solved",
+    "d_solved",
+)  # a recurrence has as many key heads as query heads
 
 
 @dataclass(frozen=True)
@@ -296,8 +302,10 @@ class ChunkedWriter(Writer):
 
     def to_end(self) -> str:
         """What decays from a lane to the end of the chunk, to multiply a tile over features."""
-        return "tl.exp2(prefix_last - prefix)[:, None]" if self.variant.decay == "scalar" else (
-            "tl.exp2(prefix_last[None, :] - prefix)"
+        return (
+            "tl.exp2(prefix_last - prefix)[:, None]"
+            if self.variant.decay == "scalar"
+            else ("tl.exp2(prefix_last[None, :] - prefix)")
         )
 
     def from_start(self, prefix: str = "prefix") -> str:

@@ -10,12 +10,12 @@ from attnc.compiler.emit.module import LOAD_TILE
 from attnc.compiler.emit.writer import Writer
 
 PRELUDE = (
-    '''
+    """
 import triton
 import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)
-'''
+"""
     + LOAD_TILE
 )
 

@@ -133,7 +133,6 @@ class Scores(PairWriter):
         place = "((head * CHUNKS + chunk) * BLOCK_C + lane[:, None]) * BLOCK_C + lane[None, :]"
         self.line(f"tl.store({name} + {place}, weights.to({name}.dtype.element_ty))")
 
-
     def kinds(self) -> tuple[bool, ...]:
         return (self.read.strict,)
 

@@ -43,7 +43,9 @@ class Solve(PairWriter):
         for tensor in self.tensors:
             self.base(tensor)
         self.products()
-        self.let("inverse_at", "inverse + ((head * CHUNKS + chunk) * BLOCK_C + lane[:, None]) * BLOCK_C + lane[None, :]")
+        self.let(
+            "inverse_at", "inverse + ((head * CHUNKS + chunk) * BLOCK_C + lane[:, None]) * BLOCK_C + lane[None, :]"
+        )
         if self.reverse:
             self.let("turned", "tl.trans(tl.load(inverse_at))")
         else:

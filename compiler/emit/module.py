@@ -9,7 +9,7 @@ from attnc.compiler.emit.kernel import Kernel
 from attnc.compiler.emit.writer import Writer
 from attnc.compiler.plan import Plan
 
-LOAD_TILE = '''
+LOAD_TILE = """
 
 @triton.jit
 def _load_tile(pointers, row_ok, column_ok, GUARD_ROWS: tl.constexpr, GUARD_COLUMNS: tl.constexpr):
@@ -23,10 +23,10 @@ def _load_tile(pointers, row_ok, column_ok, GUARD_ROWS: tl.constexpr, GUARD_COLU
             return tl.load(pointers, mask=column_ok[None, :], other=0.0)
         else:
             return tl.load(pointers)
-'''
+"""
 
 PRELUDE = (
-    '''
+    """
 import triton
 import triton.language as tl
 
@@ -56,7 +56,7 @@ def _pow(x, y):
     return tl.exp2(tl.log2(x) * y)
 
 
-'''.rstrip()
+""".rstrip()
     + LOAD_TILE
     + '''
 

@@ -33,7 +33,12 @@ def test_a_kernel_has_the_arguments_that_it_reads(variant: Variant) -> None:
         assert names == [*(one.name for one in kernel.arguments), *kernel.constants]
         read = {node.id for part in function.body for node in ast.walk(part) if isinstance(node, ast.Name)}
         assert [name for name in names if name not in read] == []
-        stored = {node.id for part in function.body for node in ast.walk(part) if isinstance(getattr(node, "ctx", None), ast.Store) and isinstance(node, ast.Name)}
+        stored = {
+            node.id
+            for part in function.body
+            for node in ast.walk(part)
+            if isinstance(getattr(node, "ctx", None), ast.Store) and isinstance(node, ast.Name)
+        }
         known = {*names, *stored, "tl", "range", "_load_tile", "LOG2E", "float"}
         assert read - known == set(), "a name that nothing defines"
 

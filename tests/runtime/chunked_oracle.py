@@ -64,7 +64,9 @@ def sum_errors(case: Sum, device: str, dtype: torch.dtype) -> dict[str, float]:
     expected = torch.autograd.grad(loss, [exact[name] for name in names], allow_unused=True, materialize_grads=True)
     operands = {name: given[name] for name in ("query", "key", "value", "decay")}
     initial = given["initial"]
-    result = carry_forward(**operands, reach=case.reach, total=case.total, initial=initial, final=case.states, keep=case.keep)  # type: ignore[arg-type]
+    result = carry_forward(
+        **operands, reach=case.reach, total=case.total, initial=initial, final=case.states, keep=case.keep
+    )  # type: ignore[arg-type]
     found = carry_backward(
         **operands,  # type: ignore[arg-type]
         cotangent=cotangents["out"],
@@ -114,7 +116,9 @@ def plain_sum(
     amount = case.reach.amount
     live = {"lag": j <= i - amount, "period": j < i // max(amount, 1) * amount, "all": j >= 0 * i}[case.reach.kind]
     if decay is None:
-        through = torch.zeros((1, 1, max(case.keys, case.rows + max(case.reach.offset, 0)), 1), dtype=torch.float64).to(query)
+        through = torch.zeros((1, 1, max(case.keys, case.rows + max(case.reach.offset, 0)), 1), dtype=torch.float64).to(
+            query
+        )
     else:
         through = decay.repeat_interleave(heads // decay.shape[1], 1).cumsum(2)
         through = through if decay.dim() == 4 else through[..., None]
@@ -203,4 +207,6 @@ def plain_recurrence(given: Recurrence, initial: Tensor | None) -> tuple[Tensor,
         state = state + left[:, :, t, :, None] @ read + key[:, :, t, :, None] @ value[:, :, t, None]
         states.append(state)
     before = states[1 + given.offset : 1 + given.offset + given.query.shape[2]]
-    return torch.stack([given.query[:, :, i] [:, :, None] @ one for i, one in enumerate(before)], 2)[:, :, :, 0], states[-1]
+    return torch.stack([given.query[:, :, i][:, :, None] @ one for i, one in enumerate(before)], 2)[:, :, :, 0], states[
+        -1
+    ]

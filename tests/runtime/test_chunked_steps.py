@@ -47,7 +47,9 @@ def test_a_carried_sum_of_documents() -> None:
     cotangent = torch.randn(out.shape)
     found = carry_step_backward(step, call_of(arrays), arrays, {"out": cotangent, "n": None})
     expected = torch.autograd.grad((out * cotangent.double()).sum(), list(exact.values()))
-    assert all(error(found[name], one) <= tolerance(torch.float32, 21) for name, one in zip("qkv", expected, strict=True))
+    assert all(
+        error(found[name], one) <= tolerance(torch.float32, 21) for name, one in zip("qkv", expected, strict=True)
+    )
 
 
 def test_an_array_in_two_places_has_one_gradient() -> None:
@@ -77,7 +79,9 @@ def test_a_recurrence_whose_left_array_is_missing_is_a_delta_rule() -> None:
     found = recur_step_backward(step, call_of(arrays), arrays, cotangent, result.kept)
     expected = torch.autograd.grad((out * cotangent.double()).sum(), exact)
     names = ("q", "k", "v", "y", "g")
-    assert {name: error(found[name], one) <= tolerance(torch.float32, 21) for name, one in zip(names, expected, strict=True)} == dict.fromkeys(names, True)
+    assert {
+        name: error(found[name], one) <= tolerance(torch.float32, 21) for name, one in zip(names, expected, strict=True)
+    } == dict.fromkeys(names, True)
 
 
 def test_the_text_of_a_step() -> None:
