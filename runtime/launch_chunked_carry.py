@@ -9,20 +9,9 @@ import torch
 from torch import Tensor
 
 from attnc.compiler.emit.chunked_kernel import Variant
-from attnc.runtime.chunked_operands import element_type, gathered, spread
+from attnc.runtime.carried import Reach
+from attnc.runtime.chunked_operands import batch_of, decay_gradient, element_type, gathered, spread, whole_decay
 from attnc.runtime.launch_chunked import ChunkedCall, Sizes, tile_length
-
-
-@dataclass(frozen=True)
-class Reach:
-    """Which keys a query sees; its position is its row + `offset` (negative: rows before any key see none).
-
-    `lag`: j <= i - amount; `period`: j < (i // amount) * amount; `all`.
-    """
-
-    kind: str = "lag"
-    amount: int = 0
-    offset: int = 0
 
 
 @dataclass(frozen=True)
@@ -60,12 +49,14 @@ def carry_forward(
     initial: Tensor | None = None,
     final: bool = False,
     keep: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> Carried:
     """out_i = sum over the keys j that i sees of w_ij v_j, w_ij = sum_f Q_if K_jf exp(sum of g_u for j < u <= i).
 
     query (B, H, N, F), key (B, Hk, M, F), value (B, Hk, M, E), float32, bfloat16 or float16, of any strides; decay g
-    None, (B, H or Hk, T) or (B, H or Hk, T, F), T >= the positions. A batch or head of 1 serves all. `initial`: a state
-    (B, heads of the states, F, E) before the first key, float32. Raises ValueError for operands that do not fit, and
+    None, (B, H or Hk, T) or (B, H or Hk, T, F), T >= the positions, or 1 for all. A batch or head of 1 serves all. The
+    offset of `reach` may be negative: rows before any key see none. `initial`: a state (B, heads of the states, F, E)
+    before the first key, float32. `dtype`: of out, else the operands'. Raises ValueError for operands that do not fit, and
     for a decay over all keys, TypeError and RuntimeError as `element_type`.
     """
     reach = reach or Reach()
@@ -76,7 +67,7 @@ def carry_forward(
     lead = (sizes.batch, sizes.heads, sizes.rows)
     first, chunks = sizes.query_chunks()
     everywhere = first * sizes.length <= sizes.shift and sizes.shift >= 0
-    out = call.buffer("out", *lead, sizes.e, zero=not everywhere or not sizes.keys)
+    out = call.buffer("out", *lead, sizes.e, dtype=dtype, zero=not everywhere or not sizes.keys)
     sums = call.buffer("total", *lead, dtype=torch.float32, zero=not everywhere or not sizes.keys) if total else None
     if out.numel() and sizes.keys and sizes.f:
         run_forward(call, initial, final)
@@ -86,7 +77,7 @@ def carry_forward(
         call.run("outputs", grid, aliases, FIRST=first * sizes.tiles)
     elif not out.numel() or not sizes.f:
         out.zero_()
-    return Carried(out.to(call.given), sums, call.tensors.get("end") if final else None, call.kept() if keep else {})
+    return Carried(out.to(dtype or call.given), sums, call.tensors.get("end") if final else None, call.kept() if keep else {})
 
 
 def carry_backward(
@@ -119,8 +110,8 @@ def carry_backward(
     d_key = call.buffer("d_key", *operands["key"].shape)
     d_value = call.buffer("d_value", *operands["value"].shape)
     if not (d_query.numel() and d_key.numel() and d_value.numel()):
-        nothing = [torch.zeros_like(one) for one in (query, key, value)]
-        return CarryGradients(*nothing, None if decay is None else torch.zeros_like(decay))
+        nothing = [None if one is None else torch.zeros_like(one) for one in (decay, initial)]
+        return CarryGradients(torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value), *nothing)
     if kept:
         tensors.update(kept)
     else:
@@ -134,23 +125,24 @@ def carry_backward(
     programs = sizes.chunks * sizes.tiles, sizes.batch * sizes.key_heads
     call.run("value_gradients", (call.blocks("value_gradients")[1], *programs), aliases)
     f_blocks = call.blocks("feature_gradients")[0]
-    if decay is not None:
+    if call.variant.decay != "none":
         lead = (sizes.batch, sizes.heads, sizes.positions)
-        shape = (*lead, sizes.f) if decay.dim() == 4 else (f_blocks, *lead)
+        shape = (*lead, sizes.f) if call.variant.decay == "channel" else (f_blocks, *lead)
         call.buffer("d_decay", *shape, dtype=torch.float32)
     call.run("feature_gradients", (f_blocks, *programs), aliases)
     d_decay = None
     if decay is not None:
-        d_decay = decay_gradient(call, decay, reach)
+        d_decay = decay_steps(call, reach)
     if scaled is not None:
-        assert d_decay is not None
         d_query, change = scaled.back(d_query)
-        d_decay = d_decay + change
+        if d_decay is not None:
+            change[:, :, : d_decay.shape[2]] += d_decay
+            d_decay = change
     return CarryGradients(
         gathered(d_query, query),
         gathered(d_key, key),
         gathered(d_value, value),
-        None if decay is None or d_decay is None else gathered(d_decay, decay),
+        None if decay is None or d_decay is None else decay_gradient(d_decay, decay, d_decay.shape[2]),
         None if initial is None else gathered(tensors["d_end"], initial),
     )
 
@@ -163,11 +155,13 @@ def prepare(
     if query.shape[3] != key.shape[3] or key.shape[2] != value.shape[2]:
         raise ValueError(f"operands do not fit: {[tuple(one.shape) for one in (query, key, value)]}")
     given = [query, key, value, *([decay] if decay is not None else [])]
-    batch = max(one.shape[0] for one in given)
+    batch = batch_of(*given, *([] if reach.same is None else [reach.same]))
     key_heads = max(key.shape[1], value.shape[1])
     heads = max(one.shape[1] for one in given)
     lag = reach.amount if reach.kind == "lag" else 0
     shift = 0 if reach.kind == "all" else reach.offset - lag
+    if decay is not None or reach.same is not None:
+        decay = whole_decay(decay, reach.same, batch, max(key.shape[2], query.shape[2] + reach.offset))
     kind = "none" if decay is None else "channel" if decay.dim() == 4 else "scalar"
     if kind != "none" and reach.kind == "all":
         raise ValueError("a decay has no meaning where every query sees every key")
@@ -193,9 +187,7 @@ def prepare(
     tensors = {"key": spread(key, batch, key_heads).to(dtype), "value": spread(value, batch, key_heads).to(dtype)}
     scaled = None
     if decay is not None:
-        tensors["decay"] = decay = spread(decay, batch, decay.shape[1])
-        if decay.shape[2] < sizes.positions + lag * (sizes.positions > sizes.keys):
-            raise ValueError(f"the decay has {decay.shape[2]} positions, fewer than {sizes.positions}")
+        tensors["decay"] = decay
         if lag:
             scaled = LagScale(query, decay, reach.offset, lag)
             query = scaled.scaled
@@ -217,16 +209,13 @@ def run_forward(call: ChunkedCall, initial: Tensor | None, final: bool) -> None:
     call.sum_states(reverse=False, store=not everything, initial=start, end=everything or final)
 
 
-def decay_gradient(call: ChunkedCall, decay: Tensor, reach: Reach) -> Tensor:
-    """(B, H, positions of the decay[, F]) in float32."""
+def decay_steps(call: ChunkedCall, reach: Reach) -> Tensor:
+    """The gradient of the decay at every position, over all heads, in float32."""
     found = call.tensors["d_decay"]
-    if decay.dim() == 3:
+    if call.variant.decay == "scalar":
         found = found.sum(0)
     if reach.kind == "period":  # a chunk is longer than a tile: its kernels leave the terms of the sum
         found = found.double().flip(2).cumsum(2).flip(2).float()
-    missing = decay.shape[2] - found.shape[2]
-    if missing:
-        found = torch.cat([found, found.new_zeros(*found.shape[:2], missing, *found.shape[3:])], 2)
     return found
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attnc.compiler.emit.chunked_kernel import Variant
 from attnc.compiler.schedule_chunked import WIDEST_SOLVED
-from attnc.runtime.chunked_operands import element_type, gathered, spread
+from attnc.runtime.chunked_operands import batch_of, decay_gradient, element_type, gathered, spread, whole_decay
 from attnc.runtime.launch_chunked import ChunkedCall, Sizes, tile_length
 
 
@@ -20,7 +20,7 @@ class Recurrence:
 
     query (B, H, N, F) is row 0 at position `offset` (-1: each row reads the state before its own position);
     key k, left x, right y (B, H, T, F), value v (B, H, T, E), decay g None, (B, H, T) or (B, H, T, F). `left` None
-    stands for -key, the delta rule, which costs about half. A batch or head of 1, or heads that divide, are shared.
+    stands for the keys, as in the delta rule (y = -beta k), which costs about half. A batch or head of 1, or heads that divide, are shared.
     """
 
     query: Tensor
@@ -34,7 +34,7 @@ class Recurrence:
 
 @dataclass(frozen=True)
 class RecurrenceGradients:
-    """In the shapes and types of the operands; that of `key` holds what reaches it as -left where `left` is None."""
+    """In the shapes and types of the operands; that of `key` holds what reaches it as `left` where that is None."""
 
     query: Tensor
     key: Tensor
@@ -55,7 +55,7 @@ class Recurred:
 
 
 def recur_forward(
-    given: Recurrence, *, initial: Tensor | None = None, final: bool = False, keep: bool = False
+    given: Recurrence, *, initial: Tensor | None = None, final: bool = False, keep: bool = False, dtype: torch.dtype | None = None
 ) -> Recurred:
     """The rows' reads and, where `final`, the state at the end.
 
@@ -69,13 +69,13 @@ def recur_forward(
     first, chunks = sizes.query_chunks()
     lead = (sizes.batch, sizes.heads)
     whole = sizes.shift >= 0 and sizes.keys > 0 and sizes.f > 0
-    out = call.buffer("out", *lead, sizes.rows, sizes.e, zero=not whole)
+    out = call.buffer("out", *lead, sizes.rows, sizes.e, dtype=dtype, zero=not whole)
     if not (out.numel() and sizes.keys and sizes.f):
-        return Recurred(out.to(call.given), initial)
+        return Recurred(out.to(dtype or call.given), initial)
     solve_states(call, initial, final)
     grid = (call.blocks("outputs")[1], chunks, sizes.batch * sizes.heads)
     call.run("outputs", grid, FIRST=first)
-    return Recurred(out.to(call.given), call.tensors["end"] if final else None, call.kept() if keep else {})
+    return Recurred(out.to(dtype or call.given), call.tensors["end"] if final else None, call.kept() if keep else {})
 
 
 def recur_backward(
@@ -121,13 +121,17 @@ def recur_backward(
             "d_decay", *((*shape, sizes.f) if given.decay.dim() == 4 else (f_blocks, *shape)), dtype=torch.float32
         )
     call.run("feature_gradients", (f_blocks, *grid[1:]))
+    d_decay = None
+    if given.decay is not None:
+        steps = tensors["d_decay"] if given.decay.dim() == 4 else tensors["d_decay"].sum(0)
+        d_decay = decay_gradient(steps, given.decay, sizes.positions)
     return RecurrenceGradients(
         gathered(found["query"], given.query),
         gathered(found["key"], given.key),
         gathered(d_value[:, :, : sizes.keys], given.value),
         gathered(found["right"], given.right),
         gathered(found["left"], given.left) if given.left is not None else None,
-        decay_gradient(call, given.decay),
+        d_decay,
         None if initial is None else gathered(tensors["d_end"], initial),
     )
 
@@ -139,7 +143,7 @@ def prepare(given: Recurrence) -> ChunkedCall:
         operands["left"] = given.left
     dtype = element_type(*operands.values())
     every = [*operands.values(), *([given.decay] if given.decay is not None else [])]
-    batch, heads = (max(one.shape[axis] for one in every) for axis in (0, 1))
+    batch, heads = batch_of(*every), max(one.shape[1] for one in every)
     length = given.key.shape[2]
     fit = all(one.shape[2] == length for name, one in operands.items() if name != "query")
     fit = fit and all(one.shape[3] == given.key.shape[3] for name, one in operands.items() if name != "value")
@@ -155,9 +159,9 @@ def prepare(given: Recurrence) -> ChunkedCall:
     sizes = Sizes(batch, heads, heads, heads, given.query.shape[2], length, given.offset, *widths, tile, tile)
     tensors = {name: spread(one, batch, heads).to(dtype) for name, one in operands.items()}
     if decay is not None:
-        if decay.shape[2] < length:
-            raise ValueError(f"the decay has {decay.shape[2]} positions, fewer than {length}")
-        tensors["decay"] = spread(decay, batch, decay.shape[1])
+        decay = whole_decay(decay, None, batch, length)
+        assert decay is not None
+        tensors["decay"] = decay
         sizes = replace(sizes, decay_heads=decay.shape[1])
     return ChunkedCall(variant, sizes, tensors)
 
@@ -185,15 +189,3 @@ def pass_states(call: ChunkedCall, reverse: bool, initial: Tensor | None, end: b
         call.tensors[f"{mark}initial"] = initial
     flags = {"STORE": True, "INITIAL": initial is not None, "JOIN": False, "PARTS": False, "END": end}
     call.run(name, (call.blocks(name)[1], sizes.batch * sizes.heads, 1), aliases, **flags)
-
-
-def decay_gradient(call: ChunkedCall, decay: Tensor | None) -> Tensor | None:
-    """In the shape of the decay; positions after the last key count for nothing."""
-    if decay is None:
-        return None
-    found = call.tensors["d_decay"]
-    found = found.sum(0) if decay.dim() == 3 else found
-    missing = decay.shape[2] - found.shape[2]
-    if missing:
-        found = torch.cat([found, found.new_zeros(*found.shape[:2], missing, *found.shape[3:])], 2)
-    return gathered(found, decay)

@@ -33,7 +33,7 @@ def chunked_kernels(variant: Variant) -> tuple[ChunkedKernel, ...]:
 def variant_of(step: Carry | Recur, channel: bool, grouped: bool, delta: bool = False) -> Variant:
     """The variant of a step.
 
-    channel: its decay is one for each feature; grouped: query heads share key heads; delta: `left` is -`key`.
+    channel: its decay is one for each feature; grouped: query heads share key heads; delta: `left` is `key`.
     """
     decay = "none" if step.decay is None else "channel" if channel else "scalar"
     if isinstance(step, Carry):

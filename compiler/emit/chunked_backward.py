@@ -4,15 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from attnc.compiler.emit.chunked_kernel import KEY, ChunkedWriter, Read, Variant, Write, dot, scaled_name
+from attnc.compiler.emit.chunked_kernel import KEY, Read, Variant, Write, dot, scaled_name
 from attnc.compiler.emit.chunked_pairs import PairWriter, scores_name, stored_scores
-
-
-def load_side(writer: ChunkedWriter, tensor: str, name: str) -> None:
-    """A tile; the cotangent of what a delta rule reads is that of the solved rows, negated."""
-    writer.rows_of(name, tensor)
-    if writer.variant.rule == "delta" and tensor == "d_solved":
-        writer.let(name, f"-{name}")
 
 
 class ValueGradients(PairWriter):
@@ -74,7 +67,7 @@ class ValueGradients(PairWriter):
                     self.prefix(strict=True)
                 self.factors(read.strict, turned=True)
                 self.let(name, f"{name} * {'factors_strict' if read.strict else 'factors'}")
-            load_side(self, read.cotangent, "cotangents")
+            self.rows_of("cotangents", read.cotangent)
             self.let("d_value_rows", dot(f"{name}.to(cotangents.dtype)", "cotangents", "d_value_rows"))
 
 
@@ -92,7 +85,7 @@ class FeatureGradients(PairWriter):
         names = [name for read in variant.reads for name in (read.x, read.cotangent)]
         names += [name for write in variant.writes for name in (write.x, write.value)]
         self.tensors = tuple(names)
-        outputs = [one.gradient for one in (*variant.reads, *variant.writes)]
+        outputs = [read.gradient for read in variant.reads] + [write.gradient for write in variant.writes]
         self.buffers = ("states", "d_states", *outputs)
         if variant.total:
             self.tensors += ("total_cotangent",)
@@ -121,9 +114,9 @@ class FeatureGradients(PairWriter):
     def query_head(self) -> None:
         variant = self.variant
         self.let("state_head", "b * HS + h // (H // HS)")
-        for one in (*variant.reads, *variant.writes):
-            self.rows_of(f"x_{one.x}", one.x)
-            self.let(f"dx_{one.x}", "tl.zeros([BLOCK_C, BLOCK_F], tl.float32)")
+        for x in (*(read.x for read in variant.reads), *(write.x for write in variant.writes)):
+            self.rows_of(f"x_{x}", x)
+            self.let(f"dx_{x}", "tl.zeros([BLOCK_C, BLOCK_F], tl.float32)")
         for read, write in self.pairs():
             self.let(f"d_{read.x}_{write.x}", "tl.zeros([BLOCK_C, BLOCK_C], tl.float32)")
         if variant.decay != "none":
@@ -154,7 +147,7 @@ class FeatureGradients(PairWriter):
         self.state_of("state", "states", "state_head")
         self.state_of("d_state", "d_states", "head")
         for read in variant.reads:
-            load_side(self, read.cotangent, f"cotangent_{read.x}")
+            self.rows_of(f"cotangent_{read.x}", read.cotangent)
             name = f"dx_{read.x}"
             self.let(name, dot(f"cotangent_{read.x}.to(state.dtype)", "tl.trans(state)", name, "STATE_PRECISION"))
         for write in variant.writes:

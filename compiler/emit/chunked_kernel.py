@@ -32,7 +32,7 @@ class Variant:
 
     decay: `none`, `scalar` (b, h, t) or `channel` (b, h, t; f). extent: `lag`, `period` or `all`, as `Extent.kind`.
     total: the sum of the weights too. grouped: query heads share key heads. rule: how a token changes the state:
-    `sum` adds k v^T; `delta` adds k (v - y^T S)^T; `dplr` adds x (y^T S)^T + k v^T.
+    `sum` adds k v^T; `delta` adds k (v + y^T S)^T; `dplr` adds x (y^T S)^T + k v^T.
     """
 
     decay: str = "none"

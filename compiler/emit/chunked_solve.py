@@ -2,8 +2,8 @@
 
 A row reads w_t = y_t^T S before its update, and writes what it read. Over a chunk that starts at S, with L the strict
 weights of y and the written rows: w = b + L w + (y decayed from the start) S, so w = base + reads @ S with
-base = (I - L)^-1 b, reads = (I - L)^-1 (y decayed). Backward is the same with the transposed inverse. The delta rule
-solves for u = v - w instead, which its keys write: (I + L) u = v - (y decayed) S.
+base = (I - L)^-1 b, reads = (I - L)^-1 (y decayed). Backward is the same with the transposed inverse. Where the keys
+write what was read beside their values, the delta rule, it solves for both at once: u = v + w, b = v.
 """
 
 from __future__ import annotations
@@ -90,13 +90,12 @@ class Solve(PairWriter):
             self.let(name, f"{name} * {'factors_strict' if strict else 'factors'}")
 
     def invert(self) -> None:
-        """`solution`: the inverse of I + L or I - L, by doubling the blocks of the diagonal that are inverted.
+        """`solution`: the inverse of I - L, by doubling the blocks of the diagonal that are inverted.
 
         Of blocks of 2^level inverted in D, and B what lies under them in blocks of twice the size:
-        (D^-1 + B)^-1 = D - D B D, since B D B = 0.
+        (D^-1 - B)^-1 = D + D B D, since B D B = 0.
         """
         read, write = self.strict
-        sign = "-" if self.variant.rule == "delta" else "+"
         self.let("system", f"weights_{read.x}_{write.x}")
         self.let("solution", "tl.where(lane[:, None] == lane[None, :], 1.0, 0.0)")
         with self.block("for level in range(0, LEVELS):"):
@@ -104,7 +103,7 @@ class Solve(PairWriter):
             self.let("under", "tl.where((differing == 1) & (lane[:, None] > lane[None, :]), system, 0.0)")
             self.let("under", dot("solution", "under", precision="INVERSE_PRECISION"))
             change = dot("under", "solution", precision="INVERSE_PRECISION")
-            self.let("solution", f"solution {sign} {change}")
+            self.let("solution", f"solution + {change}")
 
     def right_sides(self) -> None:
         """`given`: what the system is solved for at a block of e."""

@@ -157,19 +157,18 @@ class States(ChunkedWriter):
             if not self.solved:
                 self.positions("tile")
             if self.known:
-                self.add(*self.known, strict=False)
+                self.add(self.known[0], self.known[1], strict=False)
         if self.solved:
             self.add(self.solved[0], "", strict=self.reverse)
 
     def solve(self) -> None:
         """`solved`: the values of rows that read the state, by `base` + `reads` @ S, kept as `rows`."""
-        sign = "-" if self.variant.rule == "delta" and not self.reverse else "+"
         self.let("base_at", "base + (head * T + t)[:, None] * E + e[None, :]")
         self.let("e_ok", "t_ok[:, None] & (e < E)[None, :]")
         self.let("reads_at", "reads + (head * T + t)[:, None] * F + f[None, :]")
         self.let("read", "_load_tile(reads_at, t_ok, f < F, True, not EVEN_F)")
         self.let("given", "tl.load(base_at, mask=e_ok, other=0.0).to(tl.float32)")
-        self.let("solved", f"given {sign} {dot('read', 'state.to(read.dtype)')}")
+        self.let("solved", f"given + {dot('read', 'state.to(read.dtype)')}")
         self.let("kept", "rows + (head * T + t)[:, None] * E + e[None, :]")
         self.line("tl.store(kept, solved.to(rows.dtype.element_ty), mask=e_ok)")
 
@@ -179,8 +178,6 @@ class States(ChunkedWriter):
         if value:
             self.rows_of("value_rows", value)
             self.let("state", dot("tl.trans(x_rows)", "value_rows", "state"))
-        elif self.variant.rule == "delta" and self.reverse:
-            self.let("state", f"state - {dot('tl.trans(x_rows)', 'solved.to(x_rows.dtype)')}")
         else:
             self.let("state", dot("tl.trans(x_rows)", "solved.to(x_rows.dtype)", "state"))
         if self.total and self.reverse:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from attnc.runtime.launch_chunked_carry import Reach, carry_backward, carry_forward
+from attnc.runtime.carried import Reach
+from attnc.runtime.launch_chunked_carry import carry_backward, carry_forward
 from attnc.runtime.launch_chunked_recur import Recurrence, recur_backward, recur_forward
 from attnc.runtime.tolerance import error, tolerance
 
@@ -183,7 +184,7 @@ def recurrence_operands(case: Recurring, device: str, dtype: torch.dtype) -> tup
         kept = decay.double().exp() if case.decay == "channel" else decay.double().exp()[..., None]
     value = random((*rows, case.e), device).double()
     if case.delta:
-        right, left = beta * key * kept, None
+        right, left = -beta * key * kept, None
         value = beta * value
     else:
         right = unit(*rows, case.f)
@@ -196,7 +197,7 @@ def recurrence_operands(case: Recurring, device: str, dtype: torch.dtype) -> tup
 def plain_recurrence(given: Recurrence, initial: Tensor | None) -> tuple[Tensor, Tensor]:
     """(out, the last state), one position after the other."""
     key, value, right, decay = given.key, given.value, given.right, given.decay
-    left = -key if given.left is None else given.left
+    left = key if given.left is None else given.left
     state = key.new_zeros((*key.shape[:2], key.shape[3], value.shape[3])) if initial is None else initial
     states = [state]
     for t in range(key.shape[2]):

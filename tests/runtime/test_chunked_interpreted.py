@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from attnc.runtime.launch_chunked_carry import Reach, carry_backward, carry_forward
+from attnc.runtime.carried import Reach
+from attnc.runtime.launch_chunked_carry import carry_backward, carry_forward
 from attnc.runtime.launch_chunked_recur import Recurrence, recur_forward
 from tests.runtime.chunked_oracle import Recurring, Sum, recurrence_errors, sum_errors
 
