@@ -46,7 +46,9 @@ class Reader:
     others being padding, and how many tokens it had.
     """
 
-    def __init__(self, held: Mapping[str, Held], stretch: Stretch, counts: Tensor | None, starts: Tensor | None) -> None:
+    def __init__(
+        self, held: Mapping[str, Held], stretch: Stretch, counts: Tensor | None, starts: Tensor | None
+    ) -> None:
         self.held = held
         self.stretch = stretch
         self.counts = counts
@@ -192,9 +194,7 @@ class Reader:
         given = self.with_kept(frame, held, rows, position.shape[1])
         plan = plan_at(step.plan, start=True, places=True)
         batch = frame.sizes["b"]
-        return execute(
-            step, plan, given, frame, engine, {START: self.begins(frame), PLACE: position.expand(batch, -1)}
-        )
+        return execute(step, plan, given, frame, engine, {START: self.begins(frame), PLACE: position.expand(batch, -1)})
 
     def begins(self, frame: Frame) -> Tensor:
         """Tokens of each row before this call (b,)."""

@@ -55,7 +55,9 @@ class Held:
         else:
             growth = f"{slots.constant} places of {each:,} bytes"
             growth += "".join(f", and {one.width} for every {one.period} tokens" for one in slots.classes)
-        return [f"{', '.join(self.buffers)}: {growth}; {self.nbytes:,} bytes for at most {slots.length} of {self.kept.index}"]
+        return [
+            f"{', '.join(self.buffers)}: {growth}; {self.nbytes:,} bytes for at most {slots.length} of {self.kept.index}"
+        ]
 
     # Layouts: a row form (b, places, ..) for each array
 
