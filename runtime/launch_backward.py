@@ -72,7 +72,7 @@ def branch_backward(
     leaves = score_gradient(branch.score).leaves
     v = call.v if call.v is not None else call.k
     passes = kernels.kernels[1:]
-    shared = {"q": call.q, "k": call.k, "v": v, "do": grad_out}
+    shared = {"q": call.q, "k": call.k, "v": v, "do": grad_out.to(call.q.dtype)}
     shared |= {"lse": lse.contiguous().float(), "delta": delta.contiguous().float()}
     results = run_rows(plan, branch, kernels, call, shared, leaves)
     outputs, whole = key_outputs(call, v, passes, leaves)
