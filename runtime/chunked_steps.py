@@ -16,22 +16,27 @@ from attnc.runtime.launch_chunked_recur import Recurrence, recur_backward, recur
 from attnc.runtime.reaches import Reach
 
 DECAY = 3  # its place among the operands
+SHORTEST_PERIOD = 16  # shorter ones would keep more states than a torch run takes
 
 Operands = Sequence[Tensor | None]
 
 
 def carries(operands: Operands, reach: Reach) -> bool:
-    """Whether the kernels do a carried sum: in float32 or less, and not over all keys with a decay or of one run."""
+    """Whether the kernels do a carried sum.
+
+    They take no float64, no decay over all keys, no decay that lacks positions, and keep a state for every period.
+    """
     query, key, _, decay = operands
     assert query is not None
     assert key is not None
     rows = max(key.shape[2], query.shape[2] + reach.offset)
-    fits = decay is None or decay.shape[2] >= rows or decay.shape[2] == 1
-    return (
-        query.dtype != torch.float64
-        and fits
-        and not (reach.kind == "all" and (decay is not None or reach.same is not None))
-    )
+    if decay is not None and decay.shape[2] != 1 and decay.shape[2] < rows:
+        return False
+    if reach.same is not None and reach.same.shape[1] < rows:
+        return False
+    if reach.kind == "all" and (decay is not None or reach.same is not None):
+        return False
+    return query.dtype != torch.float64 and not (reach.kind == "period" and reach.amount < SHORTEST_PERIOD)
 
 
 def carry_sums(operands: Operands, reach: Reach, total: bool, narrow: bool) -> list[Tensor]:

@@ -16,8 +16,8 @@ from attnc.compiler.schedule_chunked import ChunkShape, chunk_length, chunked_sh
 from attnc.runtime.cache import cached_module
 from attnc.runtime.kernel_call import device_of, interpreting, padded, processors
 
-INTERPRETED_CHUNK = 16
-INTERPRETED_BLOCK = 16  # small, so that small tests have several chunks and blocks
+INTERPRETED_CHUNK = 16  # small, so that small tests have several chunks
+INTERPRETED_BLOCK = 16  # the smallest
 
 
 @cache
@@ -219,7 +219,8 @@ def shape_of(kernel: str, variant: Variant, f: int, e: int, single: bool) -> Chu
     """The shape of a kernel in a call."""
     if interpreting():
         whole = variant.rule != "sum" and kernel.startswith("states")
-        return ChunkShape(padded(f) if whole else INTERPRETED_BLOCK, INTERPRETED_BLOCK, 1, 1)
+        halves = [max(padded(width) // 2, INTERPRETED_BLOCK) for width in (f, e)]  # two blocks are as good as many
+        return ChunkShape(padded(f) if whole else halves[0], halves[1], 1, 1)
     return chunked_shape(kernel, variant, padded(f), padded(e), single)
 
 
