@@ -110,7 +110,7 @@ class Ranges:
             return None
         at = HIGH if largest != (way == DOWN) else LOW
         text = self.scalars.text(node, at)
-        return f"tl.full([], {text}, tl.int32)" if node.op == "literal" else text
+        return f"_int32({text})"
 
     def outer(self, bounds: Bounds, stem: str = "") -> tuple[str, str]:
         """Least lo and largest hi over the rows; those without a key may be left out."""
