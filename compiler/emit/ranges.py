@@ -104,7 +104,7 @@ class Ranges:
     # Bounds of the tile
 
     def extreme(self, node: Node, largest: bool) -> str | None:
-        """The largest (smallest) value over the rows by that of the last or the first; None: neither has it for sure."""
+        """The largest (smallest) value over the rows, if the last or the first has it for sure; else None."""
         way = trend(node, self.row)
         if way is None or (way and not self.ordered):
             return None

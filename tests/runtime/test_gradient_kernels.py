@@ -1,4 +1,4 @@
-"""The generated kernels, forward and backward, in Triton's interpreter: leaves of every side, and rows cut into parts."""
+"""The generated kernels, forward and backward, in Triton's interpreter: leaves of every side, rows in parts."""
 
 from __future__ import annotations
 
