@@ -98,8 +98,16 @@ class Problem:
             parameters = defaults(self.pattern) | dict(size.parameters)
             checked = settings(self.pattern.pattern, "check", self.pattern.known)
             ranges = {**(checked[0].ranges if checked else {}), **work.ranges}
-            drawing = {"dtype": dtype, "device": device, "seed": SEED, "ranges": ranges, "axes": work.axes}
-            made = made_inputs(self.pattern.pattern, shape, parameters, **drawing)
+            made = made_inputs(
+                self.pattern.pattern,
+                shape,
+                parameters,
+                dtype=dtype,
+                device=device,
+                seed=SEED,
+                ranges=ranges,
+                axes=work.axes,
+            )
             self.q, self.k, self.v, self.inputs = made.q, made.k, made.v, made.inputs
             return
         generator = torch.Generator(device).manual_seed(SEED)
