@@ -48,7 +48,7 @@ def _floor_mod(x, y):
 
 @triton.jit
 def _int32(x):
-    """A scalar, of a number too, in the type of positions: what is read from an input may be wider."""
+    # A scalar, of a number too, in the type of positions: what is read from an input may be wider
     return (tl.zeros([], tl.int32) + x).to(tl.int32)
 
 
