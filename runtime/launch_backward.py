@@ -61,6 +61,7 @@ def branch_backward(
     `lse` and `delta` are (B, H, N), float32.
     """
     refuse_unfit(call)
+    grad_out = grad_out.to(call.q.dtype)  # an epilogue's is wider, and products have operands of one type
     plan, kernels = kernels_of(plan, number)
     branch = plan.branches[number]
     if branch.selected is not None:

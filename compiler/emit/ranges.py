@@ -104,13 +104,13 @@ class Ranges:
     # Bounds of the tile
 
     def extreme(self, node: Node, largest: bool) -> str | None:
-        """The largest (smallest) value over the rows by that of the last or the first; None: neither has it for sure."""
+        """The largest (smallest) value over the rows, if the last or the first has it for sure; else None."""
         way = trend(node, self.row)
         if way is None or (way and not self.ordered):
             return None
         at = HIGH if largest != (way == DOWN) else LOW
         text = self.scalars.text(node, at)
-        return f"tl.full([], {text}, tl.int32)" if node.op == "literal" else text
+        return f"_int32({text})"
 
     def outer(self, bounds: Bounds, stem: str = "") -> tuple[str, str]:
         """Least lo and largest hi over the rows; those without a key may be left out."""
