@@ -226,7 +226,7 @@ class BackwardKeys(BackwardKernel):
     parts: tuple[str, ...] = ("part_k", "part_v")
     statistics: tuple[str, ...] = ("lse", "delta")
     streamed = "i"
-    constants = ("MEMBERS",)  # query heads of a key head
+    constants: tuple[str, ...] = ("MEMBERS",)  # query heads of a key head
 
     def body(self) -> None:
         """All query heads of the key head, or, where each lists keys of its own, the one that MEMBER names."""
