@@ -365,14 +365,14 @@ def at_most(algebra: Algebra, x: Node, y: Node) -> bool:
     for _ in range(4):
         if difference.is_Integer:
             return bool(difference <= 0)
-        replaced = sympy.expand(sum(_largest(term) for term in sympy.Add.make_args(difference)))
+        replaced = sympy.expand(sum(largest(term) for term in sympy.Add.make_args(difference)))
         if replaced == difference:
             return False
         difference = replaced
     return False
 
 
-def _largest(term: Expr) -> Expr:
+def largest(term: Expr) -> Expr:
     """An upper bound of c * p * (a // p): the term itself where it is not of that form."""
     for factor in sympy.Mul.make_args(term):
         if isinstance(factor, FloorDiv):

@@ -8,6 +8,7 @@ CODES: dict[str, str] = {
     "axis-mismatch": "vector axes or indices that do not go together",
     "character": "a character that the language has no use for",
     "contraction": "`@` between values that do not share exactly one axis",
+    "decoding": "a pattern that cannot be run token by token, or a call that does not fit its cache",
     "device": "tensors of one call on different devices",
     "division-by-zero": "a divisor, size or stride that is zero in the text",
     "dtype": "a tensor of a call whose element type is not the declared one",

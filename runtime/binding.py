@@ -70,6 +70,23 @@ def bind(
     return Bound(q, k, v, values, inputs, sizes)
 
 
+def parameter_values(
+    pattern: Pattern, parameters: tuple[Parameter, ...], settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Values of the parameters alone, without a call: `scale`, which a call knows, is 1 where it is not given.
+
+    Raises AttnError for a setting that is no parameter, or of the wrong type, or missing.
+    """
+    known = [p.name for p in parameters]
+    for name in settings:
+        if name not in known:
+            refuse(pattern, "argument", f"there is no parameter `{name}`", help=f"there are {listed(known)}")
+    for p in parameters:
+        if p.default is None and p.name != "scale" and settings.get(p.name) is None:
+            refuse(pattern, "argument", f"parameter `{p.name}` is missing and has no default", about=p.name)
+    return {p.name: _parameter(pattern, p, settings.get(p.name), {"d": 1}) for p in parameters}
+
+
 def flat(parameters: Mapping[str, Any]) -> dict[str, bool | int | float]:
     """Parameters by name, the elements of tuples as `segments.0`, `segments.1` .."""
     result: dict[str, bool | int | float] = {}

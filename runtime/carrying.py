@@ -12,7 +12,8 @@ from attnc.compiler.composition import Carry, Recur
 from attnc.dsl.diagnostics import InternalError
 from attnc.runtime.arrays import Frame
 from attnc.runtime.backward import Engine, recording
-from attnc.runtime.carried import Reach, carry, carry_backward
+from attnc.runtime.carried import carry, carry_backward
+from attnc.runtime.reaches import Reach
 from attnc.runtime.recurrent import recur, recur_backward
 from attnc.runtime.scalars import of_node
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from matplotlib.figure import Figure
 
+    from attnc.runtime.decoding_cache import DecodingCache
+    from attnc.runtime.kv_cache import Pages
     from attnc.runtime.picture import View
 
 PYTHON_TYPES = {Base.BOOL: bool, Base.INT: int, Base.REAL: float}
@@ -102,6 +104,35 @@ class CompiledPattern:
         inputs = list(bound.inputs.values())
         out, statistics, _ = torch.ops.attnc.attention(key, q, k, v, inputs, ints, floats, backend)
         return out, statistics
+
+    def cache(self, max_length: int, *, pages: Pages | None = None, **parameters: Any) -> DecodingCache:
+        """An empty cache for at most `max_length` tokens of these parameters: see `DecodingCache` and `decode`.
+
+        `pages`: where keys live instead, in a paged memory. Raises AttnError, located, for a pattern that cannot be
+        decoded: a query depends on later tokens, or on how many there are.
+        """
+        from attnc.runtime.decoding_cache import DecodingCache  # late: it brings the compiler
+
+        return DecodingCache(self._program, max_length, pages, parameters)
+
+    def decode(
+        self,
+        q: Tensor,
+        cache: DecodingCache,
+        k: Tensor,
+        v: Tensor | None = None,
+        *,
+        counts: Tensor | None = None,
+        **inputs: Any,
+    ) -> Tensor:
+        """The result at new tokens, which enter the cache: rows L .. L + n of a call with all of them, no gradient.
+
+        q (B, H, n, D), k (B, Hk, n, D), v (B, Hk, n, E), and inputs over i, j or t, of the n new tokens alone; other
+        inputs whole. One token or many at a time: the first call may be the whole prompt. `counts` (B,), ints: only the
+        first so many tokens of each row are there, and the result at the others is 0.
+        Raises AttnError, located, for what does not fit the cache.
+        """
+        return cache.decode(self._pattern, q, k, v, counts, inputs)
 
     def reference(self, q: Tensor, k: Tensor, v: Tensor | None = None, **settings: Any) -> Tensor:
         """The meaning of the pattern in float64, straight from its text: slow, of memory N x M, differentiable."""

@@ -1,0 +1,122 @@
+"""States of `Carry` and `Recur` steps between calls: they go on from the last token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from attnc.compiler.composition import Carry, Recur
+from attnc.dsl.diagnostics import InternalError
+from attnc.runtime import carried, recurrent
+from attnc.runtime.arrays import Frame
+from attnc.runtime.carried import Reach, carry
+from attnc.runtime.carrying import CARRY, RECUR, reach_of
+from attnc.runtime.decoded_attention import Reader
+from attnc.runtime.recurrent import recur
+
+
+@dataclass
+class States:
+    """The states (b, h, f, e), in the type of sums, by the name of their step; of whole periods beside the open one."""
+
+    last: dict[str, Tensor] = field(default_factory=dict)
+    whole: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(one.nbytes for one in (*self.last.values(), *self.whole.values()))
+
+    def advance(self, step: Carry | Recur, frame: Frame, reader: Reader) -> list[Tensor]:
+        """What a step leaves at the new tokens (frame: of them alone)."""
+        if isinstance(step, Recur):
+            return [self.recur(step, frame)]
+        reach = reach_of(step, frame)
+        if reach.kind == "period":
+            out = self.by_periods(step, frame, reader.stretch.start, reach.amount)
+        else:
+            shifted = delayed(step, frame, reader, reach.amount) if reach.amount else frame
+            out = self.carry(step, shifted)
+        return [out[..., :-1].contiguous(), out[..., -1].contiguous()] if step.total else [out]
+
+    def carry(self, step: Carry, frame: Frame) -> Tensor:
+        query, key, value, decay = CARRY.operands(step, frame)
+        assert query is not None
+        assert key is not None
+        assert value is not None
+        state = self.last.get(step.name)
+        if frame.sizes["i"] == 1 and state is not None:
+            one = [by_heads(x, state, 2) for x in (query, key, value)]
+            out, state = carried.advance(one[0], one[1], one[2], None if decay is None else by_heads(decay, state, 2), state)
+            self.last[step.name] = state
+            return out.unsqueeze(2)
+        out, self.last[step.name] = carry(query, key, value, decay, Reach(), state)
+        return out
+
+    def by_periods(self, step: Carry, frame: Frame, start: int, period: int) -> Tensor:
+        """Rows read the state of the periods before their own; keys enter an open one, which is whole at its end."""
+        query, key, value, _ = CARRY.operands(step, frame)
+        assert query is not None
+        assert key is not None
+        assert value is not None
+        heads, count = query.shape[1], query.shape[2]
+        query, key, value = (by_head(x.to(frame.real), heads) for x in (query, key, value))
+        if step.name not in self.last:
+            shape = (query.shape[0], heads, key.shape[-1], value.shape[-1])
+            self.last[step.name] = query.new_zeros(shape)
+            self.whole[step.name] = query.new_zeros(shape)
+        outs, at = [], 0
+        while at < count:
+            stop = min(count, at + period - (start + at) % period)
+            outs.append(query[:, :, at:stop] @ self.whole[step.name])
+            self.last[step.name] = self.last[step.name] + key[:, :, at:stop].mT @ value[:, :, at:stop]
+            if (start + stop) % period == 0:
+                self.whole[step.name] = self.last[step.name].clone()
+            at = stop
+        return torch.cat(outs, 2)
+
+    def recur(self, step: Recur, frame: Frame) -> Tensor:
+        operands = RECUR.operands(step, frame)
+        state = self.last.get(step.name)
+        if frame.sizes["i"] == 1 and state is not None:
+            query, key, value, decay, left, right = (None if x is None else by_heads(x, state, 2) for x in operands)
+            if query is None or key is None or value is None or left is None or right is None:
+                raise InternalError("an operand of a recurrence is missing")
+            out, self.last[step.name] = recurrent.advance(query, key, value, decay, left, right, state)
+            return out.unsqueeze(2)
+        out, self.last[step.name] = recur(*operands, offset=0, state=state)  # type: ignore[arg-type]
+        return out
+
+
+def by_head(x: Tensor, heads: int) -> Tensor:
+    """(b, heads, ..) of fewer heads that are shared."""
+    return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], 1)
+
+
+def by_heads(x: Tensor, state: Tensor, along: int) -> Tensor:
+    """The only token of an array, for every row and head of a state."""
+    x = by_head(x.select(along, 0), state.shape[1])
+    return x.expand(state.shape[0], *x.shape[1:])
+
+
+def delayed(step: Carry, frame: Frame, reader: Reader, amount: int) -> Frame:
+    """The frame with the keys and values `amount` positions before the rows in the place of their own; 0 before all."""
+    held = reader.held["j"]
+    start, count = reader.span(held)
+    tensors = {}
+    for name in (step.key, step.value):
+        new = reader.new[name]
+        position = torch.arange(start - amount, start + count - amount, device=frame.device)
+        old = position[: min(max(amount, 0), count)]
+        if held.slots.everything or count == 1:
+            rows = held.gather(name, held.slots.place(position.clamp(min=0)).unsqueeze(0))
+        else:
+            rows = new[:, : count - len(old)]
+            if start:
+                rows = torch.cat([held.gather(name, held.slots.place(old.clamp(min=0)).unsqueeze(0)), rows], 1)
+            else:
+                rows = torch.cat([new.new_zeros(new.shape[0], len(old), *new.shape[2:]), rows], 1)
+        there = (position >= 0).view(1, -1, *(1,) * (rows.dim() - 2))
+        tensors[name] = held.array(name, torch.where(there, rows, torch.zeros((), dtype=rows.dtype, device=rows.device)))
+    return replace(frame, tensors={**frame.tensors, **tensors})

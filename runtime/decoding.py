@@ -1,0 +1,174 @@
+"""Decoding: a pattern called token by token, or chunk by chunk, with a cache in the place of the past.
+
+`Compute` steps run at the new tokens (`runtime.new_tokens`); a step that attends reads the arrays of its keys from the
+cache (`runtime.decoded_attention`); states advance (`runtime.decoded_states`). What is kept is `compiler.cache_plan`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from attnc.compiler.cache_plan import TOKENS, CachePlan, every_node
+from attnc.compiler.composition import Attend, Carry, Choose, Composition, Compute, Recur, Regroup
+from attnc.compiler.relocate import obstacle
+from attnc.runtime.arrays import Frame
+from attnc.runtime.backward import Engine
+from attnc.runtime.decoded_attention import Reader
+from attnc.runtime.decoded_states import States
+from attnc.runtime.kv_cache import Held, Pages
+from attnc.runtime.new_tokens import NewTokens, Stretch, Trail, framed, whole
+from attnc.runtime.slots import Slots
+from attnc.runtime.steps import KINDS, arranged, with_arrays
+
+ROWS = 256  # of a chunk at a time: each sees the kept keys and those of its part of the chunk
+
+
+@dataclass
+class Memory:
+    """What is kept of one sequence, or of the rows of a batch. Memory is taken at the first call.
+
+    `tokens`: how many there are. `lengths` (b,), int64: how many in each row, where rows differ (then `tokens` is a
+    bound of them).
+    """
+
+    composition: Composition
+    plan: CachePlan
+    parameters: Mapping[str, int | float | bool]
+    max_length: int
+    pages: Pages | None = None
+    tokens: int = 0
+    lengths: Tensor | None = None
+    held: dict[str, Held] = field(default_factory=dict)
+    trail: Trail = field(default_factory=Trail)
+    states: States = field(default_factory=States)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all that is kept."""
+        return sum(one.nbytes for one in self.held.values()) + self.trail.nbytes + self.states.nbytes
+
+    def describe(self) -> list[str]:
+        """What is kept, in bytes."""
+        return [line for held in self.held.values() for line in held.describe()]
+
+    def part(self, count: int) -> int:
+        """How many of `count` new tokens are worked on together: behind a ring, no more than have a place there each."""
+        rings = [one.slots.window for one in self.held.values() if not one.slots.everything]
+        return max(min(count, ROWS, *rings), 1) if rings and self.tokens else max(count, 1)
+
+    def prepare(self, frame: Frame) -> None:
+        """The places of every index, once the first call is known."""
+        layouts = {name: entry.axes for name, entry in self.composition.arrays.items()}
+        for kept in self.plan.kept:
+            length = self.max_length
+            if kept.index != "j":
+                sizes = {**frame.sizes, frame.axes[kept.index].over: length}
+                members = replace(frame, sizes=sizes, offset=0, members={}).axis(kept.index)
+                length = whole(members, length)
+            slots = Slots.of(kept.retention, self.parameters, max(length, 1))
+            pages = self.pages if kept.index == "j" else None
+            self.held[kept.index] = Held(kept, slots, layouts, pages, frame.tensors["q"].dtype, frame.sizes["b"])
+
+
+def run(memory: Memory, frame: Frame, engine: Engine, counts: Tensor | None = None) -> Tensor:
+    """The result at the new tokens (frame: of them alone), which enter the memory.
+
+    `counts` (b,), int64: only so many of each row are tokens, the rest is padding, whose result is 0.
+    """
+    if not memory.held:
+        memory.prepare(frame)
+    if counts is not None and memory.lengths is None:
+        memory.lengths = torch.full((frame.sizes["b"],), memory.tokens, device=frame.device)
+    count = frame.sizes["i"]
+    along = memory.composition.output_axes.index("i")
+    size = memory.part(count)
+    outs = []
+    for first in range(0, count, size):
+        part = tokens_of(frame, first, min(size, count - first))
+        own = None if counts is None else (counts - first).clamp(0, part.sizes["i"])
+        outs.append(_part(memory, part, engine, own))
+    out = outs[0] if len(outs) == 1 else torch.cat(outs, along)
+    if counts is not None:
+        padding = torch.arange(count, device=frame.device) >= counts.unsqueeze(-1)
+        shape = [1] * out.dim()
+        shape[0], shape[along] = padding.shape
+        out = out.masked_fill(padding.view(shape), 0)
+    return out
+
+
+def tokens_of(frame: Frame, first: int, count: int) -> Frame:
+    """The frame of some of the new tokens."""
+    if count == frame.sizes["i"]:
+        return frame
+    tensors = {}
+    for name, tensor in frame.tensors.items():
+        for at, axis in enumerate(frame.layouts[name]):
+            tensor = tensor.narrow(at, first, count) if axis in TOKENS else tensor
+        tensors[name] = tensor
+    return replace(frame, tensors=tensors, sizes={**frame.sizes, **dict.fromkeys("ijt", count)}, members={})
+
+
+def _part(memory: Memory, frame: Frame, engine: Engine, counts: Tensor | None) -> Tensor:
+    """The result at some tokens that enter the memory together."""
+    count = frame.sizes["i"]
+    stretch = Stretch.of(frame, memory.tokens, count)
+    starts = memory.lengths
+    if starts is not None and counts is None:
+        counts = torch.full_like(starts, count)
+    reader = Reader(memory.held, stretch, counts, starts)
+    out = _steps(memory, framed(frame, stretch), engine, stretch, reader)
+    memory.tokens += count
+    if starts is not None and counts is not None:
+        memory.lengths = starts + counts
+    return out
+
+
+def _steps(memory: Memory, frame: Frame, engine: Engine, stretch: Stretch, reader: Reader) -> Tensor:
+    """All steps, in order."""
+    trailing = {one.node: one for one in memory.plan.trailing}
+    for name, tensor in frame.tensors.items():
+        reader.enter(name, tensor)
+    out: Tensor | None = None
+    for step in memory.composition.steps:
+        if isinstance(step, Compute):
+            left = [NewTokens(frame, stretch, trailing, memory.trail).value(step.node)]
+        elif isinstance(step, Attend):
+            left = list(reader.attend(step, frame, engine))
+        elif isinstance(step, Choose | Regroup):
+            left = KINDS[type(step)].forward(step, reader.all_kept(frame), engine)
+        else:
+            assert isinstance(step, Carry | Recur)
+            left = memory.states.advance(step, frame, reader)
+        names = [step.name] if isinstance(step, Compute) else KINDS[type(step)].names(step)
+        made = dict(zip(names, left, strict=True))
+        for name, tensor in made.items():
+            reader.enter(name, tensor)
+        frame = with_arrays(frame, made)
+        out = left[0]
+    reader.finish()
+    assert out is not None
+    return arranged(memory.composition, frame, out)
+
+
+def ragged_refusal(composition: Composition, plan: CachePlan, *, paged: bool, ragged: bool) -> str | None:
+    """Why a pattern can't have rows of unequal lengths, or pages; None where it can: it keeps arrays of keys alone."""
+    what = "rows of unequal lengths" if ragged else "pages"
+    if plan.states or plan.trailing or any(kept.index != "j" for kept in plan.kept):
+        return f"{what} are for patterns that keep nothing but keys: this one carries states, sums or blocks along"
+    for step in composition.steps:
+        if not isinstance(step, Compute | Attend):
+            return f"{what} are for patterns that keep nothing but keys: this one chooses among them"
+        fixed = obstacle(step.plan, places=paged) if isinstance(step, Attend) else None
+        if fixed is not None:
+            return f"{what} are not possible here: {fixed}"
+        for node in every_node(step.node) if isinstance(step, Compute) and ragged else ():
+            if node.op == "index" and node.attribute in TOKENS:
+                return f"a value at every token counts positions (`{node.attribute}`), which differ by row"
+    for name in (name for kept in plan.kept for name in kept.arrays):
+        if "b" not in composition.arrays[name].axes:
+            return f"`{name}` is the same for every row of the batch, and cannot be kept at places of each"
+    return None

@@ -1,0 +1,124 @@
+"""The cache that a user holds between calls of `decode`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attnc.compiler.cache_plan import CachePlan, cache_of, describe_cache
+from attnc.compiler.composition import Composition
+from attnc.dsl.terms import Pattern
+from attnc.runtime.binding import bind, flat, parameter_values
+from attnc.runtime.decoding import Memory, ragged_refusal, run
+from attnc.runtime.kv_cache import Pages
+from attnc.runtime.operator import choose_engine, require, sizes_of
+from attnc.runtime.program import Program
+from attnc.runtime.refusal import refuse
+from attnc.runtime.steps import frame_of
+
+
+class DecodingCache:
+    """What a pattern keeps of the tokens that it has seen. Made by `pattern.cache(..)`, filled by `pattern.decode(..)`.
+
+    Parameters are fixed with the cache. Batch, heads, widths, element type and device are those of the first call,
+    which takes the memory: what `compiler.cache_plan` derives, and no more. Calls change the cache in place.
+    """
+
+    def __init__(self, program: Program, max_length: int, pages: Pages | None, parameters: Mapping[str, Any]) -> None:
+        pattern = program.pattern
+        if max_length < 1:
+            refuse(pattern, "decoding", f"a cache for {max_length} tokens: at least one is needed")
+        self.given = dict(parameters)
+        values = parameter_values(pattern, program.parameters, parameters)
+        lengths = {name: len(value) for name, value in values.items() if isinstance(value, tuple)}
+        self.program = program.with_lengths(lengths).with_numbers(values)
+        self.max_length = max_length
+        self.pages = pages
+        ints = {name: value for name, value in flat(values).items() if isinstance(value, int)}
+        require_positive(self.program, ints)
+        self.plan: CachePlan = cache_of(self.program.pattern, self.composition, ints)
+        self.memory: Memory | None = None
+        self._form: tuple[object, ...] | None = None
+
+    @property
+    def composition(self) -> Composition:
+        """The steps: queries take projections of the keys over, so that what all heads share is kept, once."""
+        return self.program.absorbed if self.program.composition.projections else self.program.composition
+
+    @property
+    def tokens(self) -> int:
+        """Tokens seen; where rows differ, at most so many."""
+        return 0 if self.memory is None else self.memory.tokens
+
+    @property
+    def lengths(self) -> Tensor | None:
+        """Tokens of every row (B,), int64, on the device; None while no call gave `counts`: all have `tokens`."""
+        return None if self.memory is None else self.memory.lengths
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory held; 0 before the first call."""
+        return 0 if self.memory is None else self.memory.nbytes
+
+    def describe(self) -> list[str]:
+        """What is kept, in words, derived from the text; after the first call in bytes, too."""
+        graph = self.composition.graph
+        assert graph is not None
+        lines = describe_cache(self.plan)
+        return lines if self.memory is None else [*lines, *self.memory.describe()]
+
+    def decode(
+        self, pattern: Pattern, q: Tensor, k: Tensor, v: Tensor | None, counts: Tensor | None, inputs: Mapping[str, Any]
+    ) -> Tensor:
+        """See `CompiledPattern.decode`."""
+        program = self.program
+        if pattern.span != program.pattern.span:
+            refuse(pattern, "decoding", f"the cache is one of {program.pattern.name}")
+        for name in inputs:
+            if any(name == parameter.name for parameter in program.parameters):
+                help = "give it to `cache(..)`"
+                refuse(pattern, "decoding", f"parameter `{name}` is fixed with the cache", about=name, help=help)
+        bound = bind(program.pattern, program.parameters, q, k, v, {**self.given, **inputs})
+        parameters = flat(bound.parameters)
+        sizes = sizes_of(program, q, k, v, list(bound.inputs.values()), parameters)
+        require(program, parameters, sizes)
+        self._check(pattern, bound.tensors, counts)
+        frame = frame_of(self.composition, {"v": None, **bound.tensors}, parameters, sizes)
+        if self.memory is None:
+            self.memory = Memory(self.composition, self.plan, parameters, self.max_length, self.pages)
+        if counts is not None:
+            counts = counts.to(device=q.device, dtype=torch.int64)
+        with torch.no_grad():
+            out = run(self.memory, frame, choose_engine("auto", q.device), counts)
+        return out.to(q.dtype)
+
+    def _check(self, pattern: Pattern, tensors: Mapping[str, Tensor], counts: Tensor | None) -> None:
+        """The call fits what is kept."""
+        q, k = tensors["q"], tensors["k"]
+        batch, _, count, _ = q.shape
+        if count != k.shape[2]:
+            refuse(pattern, "decoding", "there is a query for every new key", given={"q": q, "k": k})
+        if self.tokens + count > self.max_length:
+            message = f"the cache holds {self.tokens} of at most {self.max_length} tokens, and {count} are new"
+            refuse(pattern, "decoding", message)
+        form = (*((x.shape[0], x.shape[1], x.shape[3]) for x in (q, k)), q.dtype, q.device)
+        if self._form is not None and form != self._form:
+            message = "batch, heads, widths, element type and device are those of the first call"
+            refuse(pattern, "decoding", message, given={"q": q, "k": k})
+        self._form = form
+        ragged = counts is not None or self.lengths is not None
+        if counts is not None and (counts.shape != (batch,) or counts.is_floating_point()):
+            refuse(pattern, "decoding", f"`counts` has one int for each of the {batch} rows of the batch")
+        if ragged or self.pages is not None:
+            reason = ragged_refusal(self.composition, self.plan, paged=self.pages is not None, ragged=ragged)
+            if reason is not None:
+                refuse(pattern, "decoding", reason)
+
+
+def require_positive(program: Program, parameters: Mapping[str, int]) -> None:
+    """What divides or sizes something in the text is positive, as far as parameters decide it."""
+    sizes = dict.fromkeys("bhijtde", 1) | {"offset": 0}
+    require(program, dict(parameters), sizes)

@@ -1,0 +1,134 @@
+"""The memory of a cache: arrays with a place for every position kept, in one block or in pages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from attnc.compiler.cache_plan import Kept
+from attnc.runtime.slots import Slots
+
+
+@dataclass
+class Pages:
+    """A paged memory: place p of row b lies in page table[b, p // size], at p % size.
+
+    `table`: int32 (B, pages of a row), numbers of pages of one pool of `count`, shared by all rows and arrays.
+    """
+
+    size: int
+    count: int
+    table: Tensor
+
+
+@dataclass
+class Held:
+    """The arrays kept along one index. A buffer is (places, ..), a place for each row of the batch or of all pages."""
+
+    kept: Kept
+    slots: Slots
+    layouts: Mapping[str, tuple[str, ...]]
+    pages: Pages | None = None
+    element: torch.dtype = torch.float32
+    batch: int = 0
+    buffers: dict[str, Tensor] = field(default_factory=dict)
+    forms: dict[str, tuple[int, ...]] = field(default_factory=dict)  # of a place, for parts of other arrays
+
+    @property
+    def nbytes(self) -> int:
+        return sum(buffer.nbytes for buffer in self.buffers.values())
+
+    @property
+    def position_bytes(self) -> int:
+        """Bytes of one position of every row of the batch."""
+        return self.batch * sum(self.places(name)[0, 0].nbytes for name in self.buffers)
+
+    def describe(self) -> list[str]:
+        """Bytes of one more token and of all that is there, for all rows of the batch."""
+        slots, each = self.slots, self.position_bytes
+        what = "token" if self.kept.index == "j" else f"member of {self.kept.index}"
+        if slots.everything:
+            growth = f"{each:,} bytes a {what}"
+        else:
+            growth = f"{slots.constant} places of {each:,} bytes"
+            growth += "".join(f", and {one.width} for every {one.period} tokens" for one in slots.classes)
+        return [f"{', '.join(self.buffers)}: {growth}; {self.nbytes:,} bytes for at most {slots.length} of {self.kept.index}"]
+
+    # Layouts: a row form (b, places, ..) for each array
+
+    def order(self, name: str) -> list[int]:
+        """Dimensions of an array in its layout: b, along, then the others; b may be absent."""
+        layout = list(self.layouts[name])
+        along = next(at for at, axis in enumerate(layout) if axis == self.kept.index or self.is_token(axis))
+        first = [layout.index("b")] if "b" in layout else []
+        return [*first, along, *(at for at in range(len(layout)) if at not in (*first, along))]
+
+    def is_token(self, axis: str) -> bool:
+        return self.kept.index == "j" and axis in ("j", "t")
+
+    def rows(self, name: str, tensor: Tensor, count: int) -> Tensor:
+        """An array of `count` positions as (b, count, ..)."""
+        tensor = tensor.permute(self.order(name))
+        if "b" not in self.layouts[name]:
+            tensor = tensor.unsqueeze(0)
+        return tensor.expand(self.batch, count, *tensor.shape[2:])
+
+    def array(self, name: str, rows: Tensor) -> Tensor:
+        """(b, places, ..) in the array's layout."""
+        order = self.order(name)
+        if "b" not in self.layouts[name]:
+            rows = rows[0]
+        return rows.permute([order.index(at) for at in range(len(order))])
+
+    # Reading and writing
+
+    def index(self, places: Tensor) -> tuple[Tensor, Tensor]:
+        """Where places (b or 1, n) of the rows are: (row, place), or (page, place in it), each broadcast to (b, n)."""
+        if self.pages is None:
+            return torch.arange(self.batch, device=places.device).unsqueeze(-1), places
+        table, size = self.pages.table, self.pages.size
+        return table.gather(1, (places // size).expand(self.batch, -1).long()).long(), places % size
+
+    def places(self, name: str) -> Tensor:
+        """A buffer as (rows, places, ..) or (pages, places of one, ..): a view."""
+        return self.buffers[name].permute(self.order(name) if "b" in self.layouts[name] else self.unbatched(name))
+
+    def unbatched(self, name: str) -> list[int]:
+        """`order` for a buffer that has a first dimension which its array does not have."""
+        return [0, *(at + 1 for at in self.order(name))]
+
+    def write(self, name: str, rows: Tensor, places: Tensor) -> None:
+        """Sets places (b or 1, n) to rows (b, n, ..). The first time takes the memory, laid out as the array is."""
+        if name in self.kept.parts:
+            self.forms[name] = tuple(rows.shape[2:])
+            return
+        if name in self.kept.given and rows.is_floating_point():
+            rows = rows.to(self.element)
+        if name not in self.buffers:
+            counts = (self.batch, self.slots.count) if self.pages is None else (self.pages.count, self.pages.size)
+            order = self.order(name) if "b" in self.layouts[name] else self.unbatched(name)
+            shape = [*counts, *rows.shape[2:]]
+            self.buffers[name] = rows.new_zeros([shape[order.index(at)] for at in range(len(order))])
+        self.places(name)[self.index(places)] = rows
+
+    def gather(self, name: str, places: Tensor) -> Tensor:
+        """Places (b or 1, n) as (b, n, ..), a copy."""
+        if name in self.kept.parts:
+            return self.part(name, self.gather(self.kept.parts[name], places))
+        return self.places(name)[self.index(places)]
+
+    def part(self, name: str, rows: Tensor) -> Tensor:
+        """The first columns of another array's rows, in the form of the array that they are."""
+        form = self.forms[name]
+        return rows[..., : form[-1]].reshape(*rows.shape[:2], *form)
+
+    def view(self, name: str, used: int) -> Tensor:
+        """The first places of every row (b, used, ..): in place, or gathered from pages."""
+        if name in self.kept.parts:
+            return self.part(name, self.view(self.kept.parts[name], used))
+        if self.pages is None:
+            return self.places(name)[:, :used]
+        return self.gather(name, torch.arange(used, device=self.pages.table.device).unsqueeze(0))
