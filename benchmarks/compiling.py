@@ -38,7 +38,9 @@ def chosen_works(suite: str, device: str, quick: bool, names: Sequence[str] | No
 
 def compile_one(suite: str, device: str, quick: bool, name: str, contender: str) -> float | str:
     """Seconds to the first result of one contender in one row, or why there is none. Runs in a process of its own."""
-    work = next(work for work in chosen_works(suite, device, quick) if work.name == name)
+    work = next((work for work in chosen_works(suite, device, quick) if work.name == name), None)
+    if work is None:  # a row that was made to another length is compiled in its turn
+        return "not in the suite"
     try:
         with torch.no_grad():
             problem = Problem(work, work.timed, device, torch.bfloat16)
@@ -51,7 +53,7 @@ def compile_beside(
     suite: str, device: str, quick: bool, works: Sequence[Work], jobs: int
 ) -> Mapping[str, dict[str, float]]:
     """Seconds by row and contender; what failed or took too long is left out."""
-    wanted = [(work.name, contender) for work in works for contender in HARD if contender in work.peers]
+    wanted = [(work.name, contender) for work in works for contender in HARD if contender in work.peers and work.mask]
     seconds: dict[str, dict[str, float]] = {work.name: {} for work in works}
     if not wanted or not device.startswith("cuda"):
         return seconds

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 import attnc
+from benchmarks.ceilings import Ceilings
 from benchmarks.contenders import LABELS
 from benchmarks.measuring import Entry, Row
 
@@ -205,9 +206,10 @@ def remarks_of(rows: Sequence[Row]) -> list[str]:
     return [f"{text} ({', '.join(names)})." if names else f"{text}." for text, names in said.items()]
 
 
-def data(suite: str, rows: Sequence[Row], place: Place) -> str:
-    """Everything, as JSON."""
-    return json.dumps({"suite": suite, "place": asdict(place), "rows": [row_data(row) for row in rows]}, indent=1)
+def data(suite: str, rows: Sequence[Row], place: Place, ceilings: Ceilings | None = None) -> str:
+    """Everything, as JSON. `ceilings`: what the machine can do at most."""
+    found = {"suite": suite, "place": asdict(place), "ceilings": ceilings and asdict(ceilings)}
+    return json.dumps({**found, "rows": [row_data(row) for row in rows]}, indent=1)
 
 
 def row_data(row: Row) -> dict[str, Any]:

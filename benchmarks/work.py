@@ -70,6 +70,7 @@ class Work:
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     axes: Mapping[str, int] = field(default_factory=dict)
     operations: Callable[[Size], int] | None = None
+    path: Path | None = None  # of the file, where it is none of examples/
 
     def quick(self) -> Work:
         """The row at its small size, to see that everything works."""
@@ -119,7 +120,8 @@ class Problem:
     @cached_property
     def pattern(self) -> CompiledPattern:
         """The compiled pattern, loaded anew (not yet lowered)."""
-        return attnc.load(EXAMPLES / f"{self.work.pattern}.attn").patterns[self.work.pattern]
+        path = self.work.path or EXAMPLES / f"{self.work.pattern}.attn"
+        return attnc.load(path).patterns[self.work.pattern]
 
     @cached_property
     def mask(self) -> Mask | None:

@@ -75,7 +75,7 @@ class Decomposer:
         return unlowered(node, f"a value over all pairs of {over} (`{node.op}`)")
 
     def long(self, node: Node) -> frozenset[str]:
-        """The indices of a node that grow with the sequence, chosen from or not: positions, blocks; segments are few."""
+        """The indices of a node, and what it chooses from, that grow with the sequence; segments are few."""
         return frozenset(
             name
             for name in {*node.type.indices, node.type.selects}

@@ -219,10 +219,11 @@ def describe_extent(extent: Extent) -> str:
 
 def describe_choice(step: Choose) -> str:
     """How a selection is made."""
+    rows = f"each {step.rows}" if step.rows else "all rows"
     amount = "" if step.amount is None else f", {formula(step.amount)}"
     force = "" if step.force is None else f", first {formula(step.force)}"
     return (
-        f"{step.name}: {step.form} of {step.axis}{amount} for each {step.rows}, {HEADS[step.heads]}, by chunks of rows "
+        f"{step.name}: {step.form} of {step.axis}{amount} for {rows}, {HEADS[step.heads]}, by chunks of rows "
         f"with torch; candidates {formula(step.condition)}{force}; score {text(step.score).removeprefix('return ')}"
     )
 
@@ -239,4 +240,11 @@ def describe_regroup(step: Regroup) -> str:
         return " ".join(parts)
 
     inner = describe_step(step.attend).partition(": ")[2]
-    return f"{step.name}, {step.lse}: {side('rows', step.rows)}, {side('keys', step.keys)}: {inner}"
+    lines = [f"{step.name}, {step.lse}: {side('rows', step.rows)}, {side('keys', step.keys)}: {inner}"]
+    for one in step.ranges:
+        low = "" if one.low is None else f"{formula(one.low)} <= "
+        high = "" if one.high is None else f" < {formula(one.high)}"
+        bounded = f" and {low}j{high}" if low or high else ""
+        lines.append(f"    slots {one.first} .. {one.last}: keys of the row's group{bounded}")
+    lines += [f"    {name}: position of {'a row' if at == 'i' else 'a key'}" for at, name in step.positions.items()]
+    return "\n".join(lines)

@@ -47,8 +47,6 @@ def _choose(at: Decomposer, selection: Node) -> Node:
         if declared.stride is not None:
             raise unlowered(selection, "a selection of blocks with a stride of their own, which may overlap,")
     rows, row_block, selection = by_row_blocks(at, selection)
-    if rows != "i" and not selection.depends_on(rows):
-        raise unlowered(selection, "a selection that is the same for every query")
     score, amount, condition, *force = (one_at_a_time(at, fold_diagonals(at, arg), rows, {}) for arg in selection.args)
     parts = (score, amount, condition, *force)
     heads = heads_of(parts)
@@ -96,8 +94,12 @@ def heads_of(parts: tuple[Node, ...]) -> str:
 def by_row_blocks(at: Decomposer, selection: Node) -> tuple[str, Node | None, Node]:
     """A selection that reads the query's position as a block number only is made once a block of queries.
 
-    (axis of the rows, rows of a block, the selection over that axis); (i, None, selection) where it reads more.
+    (axis of the rows, rows of a block, the selection over that axis); (i, None, selection) where it reads more; no
+    axis, and a block of all rows, where it does not vary over them.
     """
+    if not any(name == "i" or at.over_queries(name) for name in selection.type.indices):
+        longest = at.graph.make("maximum", at.graph.size("i"), at.graph.size("j"))
+        return "", longest, selection  # one line for all rows: every position is below it
     sizes: set[Node] = set()
     if not all(reads_blocks(arg, sizes, set()) for arg in selection.args) or len(sizes) != 1:
         return "i", None, selection

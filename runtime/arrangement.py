@@ -35,11 +35,6 @@ class Arrangement:
         """`places` with NOWHERE in the empty slots: ascending inside a group."""
         return self.places.masked_fill(self.places < 0, NOWHERE)
 
-    @property
-    def share(self) -> float:
-        """Share of the positions that take part."""
-        return float((self.slots >= 0).double().mean()) if self.slots.numel() else 0.0
-
 
 @torch.no_grad()
 def arrange(group: Tensor | None, live: Tensor | None) -> Arrangement:
@@ -62,6 +57,11 @@ def arrange(group: Tensor | None, live: Tensor | None) -> Arrangement:
     slots = torch.full(group.shape, -1, dtype=torch.int64, device=group.device)
     slots.scatter_(-1, order, torch.where(filled, slot, -1))
     return Arrangement(order.masked_fill(~filled, -1), slots, ordered)
+
+
+def share(order: Arrangement) -> float:
+    """Share of the positions that take part."""
+    return float((order.slots >= 0).double().mean()) if order.slots.numel() else 0.0
 
 
 @torch.no_grad()
@@ -118,13 +118,14 @@ def read(tensor: Tensor, places: Tensor, fill: float = 0) -> Tensor:
     slots, tail = places.shape[2], tensor.shape[3:]
     if tensor.shape[2] == 0 or batch * heads == 0:
         return tensor.new_full((batch, heads, slots, *tail), fill)
-    group = heads // tensor.shape[1]
-    spread = (*places.shape, *(1,) * len(tail))
-    # Key heads are read by each of their query heads, without a copy.
-    source = tensor.unsqueeze(2).expand(batch, -1, group, *tensor.shape[2:])
-    index = places.clamp(min=0).view(spread).expand(batch, heads, slots, *tail).unflatten(1, (-1, group))
-    found = source.gather(3, index).flatten(1, 2)
-    return torch.where(places.view(spread) >= 0, found, torch.full((), fill, dtype=found.dtype, device=found.device))
+    # As rows of one list: whole rows are copied, and key heads are read by each of their query heads.
+    lane = torch.arange(tensor.shape[0], device=tensor.device).view(-1, 1) * tensor.shape[1]
+    lane = lane + torch.arange(heads, device=tensor.device) // (heads // tensor.shape[1])
+    line = lane.unsqueeze(-1) * tensor.shape[2] + places.clamp(min=0)
+    line = line.expand(batch, heads, slots)
+    found = tensor.reshape(-1, *tail).index_select(0, line.flatten()).view(batch, heads, slots, *tail)
+    empty = (places < 0).view(*places.shape, *(1,) * len(tail))
+    return found.masked_fill_(empty, fill)
 
 
 def totals(gradient: Tensor, shape: torch.Size) -> Tensor:
@@ -151,11 +152,11 @@ class Reading(torch.autograd.Function):
 
 def gathered(tensor: Tensor, order: Arrangement) -> Tensor:
     """(b, h, L, ..) in the order of the slots, (b, h, S, ..); 0 in empty ones. Differentiable."""
-    made: Tensor = Reading.apply(tensor, order.places, order.slots)
+    made: Tensor = Reading.apply(tensor, order.places, order.slots)  # type: ignore[no-untyped-call]
     return made
 
 
 def scattered(tensor: Tensor, order: Arrangement) -> Tensor:
     """(b, h, S, ..) back at the positions, (b, h, L, ..); 0 where a position has no slot. Differentiable."""
-    made: Tensor = Reading.apply(tensor, order.slots, order.places)
+    made: Tensor = Reading.apply(tensor, order.slots, order.places)  # type: ignore[no-untyped-call]
     return made

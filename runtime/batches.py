@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attnc.runtime.pieces import Spans
+from attnc.runtime.pieces import Spans, Tile
 from attnc.runtime.rows import Positions, Progression
-from attnc.runtime.tiles import Tile
 
 
 @dataclass(frozen=True)

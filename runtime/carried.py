@@ -10,50 +10,16 @@ float32, in float64 for float64. Equal inputs give equal bits.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from attnc.runtime.decays import chunked, decayed, kept, scores, sums, to_end
+from attnc.runtime.reaches import Reach, Runs, Shapes
 from attnc.runtime.stretches import ELEMENTS, Arrays, Recurrence
 
 CHUNK = 64
-
-
-@dataclass(frozen=True)
-class Reach:
-    """Which keys a row i sees, i counted from `offset`, the position of the first row.
-
-    `kind`: `all`; `lag`: j <= i - amount; `period`: j < i // amount * amount. `same` (b, t), contiguous runs of equal
-    ints: only keys of the row's own run.
-    """
-
-    kind: str = "lag"
-    amount: int = 0
-    offset: int = 0
-    same: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Shapes:
-    """Lengths of one call: batch, heads of the rows, rows, keys, features, width of a value; type of the sums."""
-
-    batch: int
-    heads: int
-    rows: int
-    keys: int
-    features: int
-    width: int
-    dtype: torch.dtype
-
-    @staticmethod
-    def of(query: Tensor, key: Tensor, value: Tensor, decay: Tensor | None) -> Shapes:
-        given = [query, key, value, *([] if decay is None else [decay])]
-        batch, heads = (max(one.shape[n] for one in given) for n in (0, 1))
-        dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
-        return Shapes(batch, heads, query.shape[2], key.shape[2], key.shape[3], value.shape[3], dtype)
 
 
 def carry(
@@ -66,6 +32,7 @@ def carry(
 ) -> tuple[Tensor, Tensor]:
     """The sums (b, h, i, e), and the state (b, h, f, e) behind the last key, in the type of sums.
 
+    Linear in the number of keys; memory as well: the arrays, and the intermediates of some chunks.
     query (b, h, i, f), key (b, h, j, f), value (b, h, j, e), decay None or log decays, at most 0, (b, h, j) or
     (b, h, j, f). b may be 1 long, h may divide the most heads, j of a decay may be 1 long. `state`: what earlier keys
     left, for a reach of lag 0; then `reach.offset` counts from the first key given here.
@@ -282,7 +249,8 @@ class Carried:
         s = self.shapes
         chunk = self.chunk
         width = s.features + s.width
-        per_chunk = 3 * chunk * chunk + 2 * s.features * s.width + 4 * chunk * width * (1 + self.decays)
+        pairs = 0 if self.reach.kind == "period" and self.reach.amount >= chunk else chunk * chunk
+        per_chunk = 3 * pairs + 2 * s.features * s.width + 4 * chunk * width * (1 + self.decays)
         count = max(1, ELEMENTS // max(1, per_chunk * s.batch * s.heads))
         return Recurrence(self.step, self.step, length, chunk * min(count, CHUNK))
 
@@ -296,11 +264,11 @@ class Carried:
     def step(self, arrays: Arrays, state: Tensor) -> tuple[Tensor | None, Tensor]:
         """Some chunks: their outputs (b, h, t, e), where there is a query, and the state behind them."""
         query, key, value, decay, same, previous = arrays
-        s, chunk = self.shapes, self.chunk
+        s = self.shapes
         assert key is not None
         assert value is not None
         length = key.shape[2]
-        chunk = chunk if self.reach.kind == "period" else min(chunk, max(length, 1))
+        chunk = self.fitting(length)
 
         def cut(array: Tensor) -> Tensor:
             return chunked(array.to(s.dtype), s.batch, s.heads, chunk, length=length)
@@ -318,16 +286,21 @@ class Carried:
         if query is None:
             return None, after
         queries = cut(query)
-        live = self.live(chunk, key.device)
-        if runs is not None:
-            live = live & runs.agree
         read = decayed(queries, prefix)
         if runs is not None:
             read = read * runs.starting.unsqueeze(-1)
         out = read @ states
-        if self.reach.kind != "period" or self.reach.amount < chunk:
+        if self.reach.kind != "period" or self.reach.amount < chunk:  # else no pair of a chunk sees each other
+            live = self.live(chunk, key.device)
+            live = live if runs is None else live & runs.agree()
             out = out + scores(queries, keys, prefix, prefix, live) @ values
         return out.reshape(s.batch, s.heads, -1, s.width)[:, :, :length], after
+
+    def fitting(self, length: int) -> int:
+        """Positions a chunk where there are so many: no longer than they are, unless periods would be cut."""
+        if self.reach.kind == "period" and self.reach.amount < length:
+            return self.chunk
+        return min(self.chunk, max(length, 1))
 
     def live(self, chunk: int, device: torch.device) -> Tensor:
         """Which pairs of one chunk see each other, (c, c)."""
@@ -344,34 +317,6 @@ def advanced(state: Tensor, written: Tensor, kept: Tensor | None) -> tuple[Tenso
         states.append(state)
         state = (state if kept is None else state * kept[:, n]) + written[:, n]
     return torch.stack(states, 1) if states else written, state
-
-
-@dataclass(frozen=True)
-class Runs:
-    """Where runs of equal ints go on, as 0 or 1: `agree` (z, n, c, c) bool, `starting`: from the chunk before to the
-    row (z, n, c), `ending`: from the key to the chunk's end, `through`: over the whole chunk (z, n)."""
-
-    agree: Tensor
-    starting: Tensor
-    ending: Tensor
-    through: Tensor
-
-    @staticmethod
-    def of(same: Tensor, previous: Tensor, shapes: Shapes, chunk: int, length: int) -> Runs:
-        missing = -length % chunk
-        same = same.expand(shapes.batch, shapes.heads, length)
-        if missing:
-            same = torch.cat([same, same[..., -1:].expand(-1, -1, missing)], -1)
-        cut = same.reshape(shapes.batch * shapes.heads, -1, chunk)
-        first = previous[..., :1].expand(shapes.batch, shapes.heads, 1).reshape(-1, 1)
-        before = torch.cat([first, cut[:, :-1, -1]], 1)
-        last = cut[:, :, -1]
-        return Runs(
-            cut.unsqueeze(-1) == cut.unsqueeze(-2),
-            (cut == before.unsqueeze(-1)).to(shapes.dtype),
-            (cut == last.unsqueeze(-1)).to(shapes.dtype),
-            (before == last).to(shapes.dtype),
-        )
 
 
 def _by_heads(array: Tensor, heads: int) -> Tensor:

@@ -12,7 +12,8 @@ from attnc.compiler.composition import Carry, Recur
 from attnc.dsl.diagnostics import InternalError
 from attnc.runtime.arrays import Frame
 from attnc.runtime.backward import Engine, recording
-from attnc.runtime.carried import Reach, carry, carry_backward
+from attnc.runtime.carried import carry, carry_backward
+from attnc.runtime.reaches import Reach
 from attnc.runtime.recurrent import recur, recur_backward
 from attnc.runtime.scalars import of_node
 
@@ -190,7 +191,10 @@ def decay_of(frame: Frame, name: str | None) -> Tensor | None:
     if name is None:
         return None
     layout = [axis for axis in frame.layouts[name] if axis not in ("b", "h", "t", "1")]
-    return placed(frame, name, "t", vector=bool(layout))
+    found = placed(frame, name, "t", vector=bool(layout))
+    if found.shape[2] == 1 and found.device.type == "cpu" and bool(found.isnan().any()):
+        raise ValueError("the base of a power of the distance is negative: its logarithm is no decay")
+    return found
 
 
 def placed(frame: Frame, name: str, along: str, *, vector: bool) -> Tensor:

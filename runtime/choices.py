@@ -26,13 +26,31 @@ def choose_topk(scores: Tensor, count: int | Tensor, allowed: Tensor, forced: Te
         width = int(wanted.max()) if wanted.numel() else 0
     else:
         width = min(max(count, 0), members)
-    if forced is None:
-        return listed(best(ranking(scores, allowed), wanted, width), width)
-    must = (allowed & forced).expand(scores.shape)
-    if bool((must.sum(-1, keepdim=True) > wanted).any()):  # too many: the best of them
-        must = best(ranking(scores, must), wanted, width)
-    rest = best(ranking(scores, allowed & ~forced), wanted - must.sum(-1, keepdim=True), width)
-    return listed(must | rest, width)
+    keys = ranking(scores, allowed)
+    if forced is not None:
+        must = (allowed & forced).expand(scores.shape)
+        if bool((must.sum(-1, keepdim=True) > wanted).any()):  # too many: the best of them
+            must = best(keys.masked_fill(~must, torch.iinfo(keys.dtype).min), wanted, width)
+            rest = best(ranking(scores, allowed & ~forced), wanted - must.sum(-1, keepdim=True), width)
+            return listed(must | rest, width)
+        keys = keys.masked_fill(must, torch.iinfo(keys.dtype).max)
+    if width == 0 or keys.numel() == 0:
+        return torch.full((*keys.shape[:-1], width), -1, dtype=torch.int32, device=keys.device)
+    if not isinstance(count, Tensor) and (found := untied(keys, width)) is not None:
+        return found
+    return listed(best(keys, wanted, width), width)
+
+
+def untied(keys: Tensor, width: int) -> Tensor | None:
+    """The lists of the first `width`; None where several members tie for the last place and torch may take any."""
+    none, members = torch.iinfo(keys.dtype).min, keys.shape[-1]
+    values, places = keys.topk(width)
+    least = values[..., -1:]
+    open_ties = (keys == least).sum(-1) > (values == least).sum(-1)
+    if bool((open_ties & (least.squeeze(-1) > none)).any()):
+        return None
+    taken = places.to(torch.int32).masked_fill_(values == none, members).sort(-1).values
+    return taken.masked_fill_(taken == members, -1)
 
 
 def best(keys: Tensor, wanted: Tensor, width: int) -> Tensor:

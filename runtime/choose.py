@@ -78,8 +78,8 @@ def parts_of(step: Choose) -> list[Node]:
 
 def lines(step: Choose, frame: Frame) -> int:
     """How many lines there are: of the rows, or of the members of their axis that hold a query."""
-    if step.rows == "i":
-        return frame.sizes["i"]
+    if step.rows in ("i", ""):
+        return frame.sizes["i"] if step.rows else 1
     members = frame.axis(step.rows)
     return members.count - frame.offset // members.stride if frame.sizes["i"] else 0
 
@@ -87,6 +87,9 @@ def lines(step: Choose, frame: Frame) -> int:
 def chunks(step: Choose, frame: Frame) -> Iterator[tuple[int, int]]:
     """Ranges of rows, which begin at members of every axis of the queries."""
     rows = frame.sizes["i"]
+    if not step.rows:
+        yield 0, rows
+        return
     nodes = list(walk(*parts_of(step)))
     over = {name for node in nodes for name in node.type.indices if name in frame.axes and frame.axis(name).over == "i"}
     axes = [frame.axes[name] for name in sorted(over)]
@@ -146,18 +149,20 @@ def some_members(members: Members, first: int, last: int) -> Members:
 def choose_some(step: Choose, frame: Frame) -> Tensor:
     """The lists of a frame's rows."""
     at = Arrays(frame)
-    names = ("b", "h", step.rows, step.axis)
+    names = ("b", "h", *([step.rows] if step.rows else []), step.axis)
     first = 0
-    if step.rows != "i":  # members before the first query
+    if step.rows not in ("i", ""):  # members before the first query
         members = frame.axis(step.rows)
         first = frame.offset // members.stride - members.first
     score, condition, *force = (
-        full(at, part, names, step.heads)[:, :, first:] for part in (step.score, step.condition, step.force) if part
+        full(at, part, names, step.heads)[:, :, first:] if step.rows else full(at, part, names, step.heads).unsqueeze(2)
+        for part in (step.score, step.condition, step.force)
+        if part
     )
     shape = torch.broadcast_shapes(score.shape, condition.shape, *(one.shape for one in force))
     score, condition = score.expand(shape), condition.expand(shape)
     forced = force[0].expand(shape) if force else None
-    amount = amount_of(step, at, names[:3], first, shape[:3])
+    amount = amount_of(step, at, names[:-1], first, shape[:3])
     if step.form == "topk":
         count = amount if isinstance(amount, Tensor) else int(amount)
         return choose_topk(score, count, condition, forced)
@@ -182,7 +187,8 @@ def amount_of(step: Choose, at: Arrays, names: tuple[str, ...], first: int, shap
     assert step.amount is not None
     if not step.amount.type.indices:
         return at.value(step.amount).item()
-    return full(at, step.amount, names, step.heads)[:, :, first:].expand(tuple(shape))
+    amount = full(at, step.amount, names, step.heads)
+    return (amount[:, :, first:] if step.rows else amount.unsqueeze(2)).expand(tuple(shape))
 
 
 CHOOSE = Choosing()

@@ -229,6 +229,16 @@ def kernel(
             Console().print(Syntax(text, "python"))
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
+def bench(context: typer.Context) -> None:
+    """Time a file beside other implementations: `attnc bench FILE --against sdpa,flex,fla`; --help says more."""
+    try:
+        from benchmarks.bench import main as run
+    except ModuleNotFoundError:
+        fail("the benchmarks are in attnc's repository, not in the installed package: run it there")
+    raise typer.Exit(run(context.args))
+
+
 @app.command()
 @reports_errors
 def draw(

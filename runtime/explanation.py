@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from attnc.compiler.causality import describe_causality
-from attnc.compiler.composition import Carry, Recur
+from attnc.compiler.composition import Carry, Recur, Regroup
 from attnc.compiler.cost import cost_formulas, state_formula
 from attnc.compiler.pipeline import trace
+from attnc.runtime.arrangement import share
 from attnc.runtime.comparison import defaults, filled
 from attnc.runtime.decoding_cache import describe_decoding
 from attnc.runtime.executor import live_pairs, visited_pairs
 from attnc.runtime.inputs import Shape, made_inputs
 from attnc.runtime.settings import Setting
-from attnc.runtime.steps import attended_steps
+from attnc.runtime.steps import attended_steps, regrouped_orders
 
 if TYPE_CHECKING:
     from attnc.compiler.plan import Plan
@@ -45,7 +46,7 @@ def explain(prepared: Prepared, *, verbose: bool = False) -> str:
     if states:
         lines += ["", *(state_formula(step, prepared.composition.arrays) for step in states)]
         lines.append("on a GPU these steps run by torch operators: they have no Triton kernel yet")
-    lines += ["", *cost(prepared)]
+    lines += ["", *cost(prepared), *participation(prepared)]
     return "\n".join(lines)
 
 
@@ -98,6 +99,24 @@ def attended(prepared: Prepared) -> Iterator[tuple[Plan, Call]]:
     frame = prepared.frame()
     with torch.no_grad():
         yield from attended_steps(prepared.composition, frame, choose_engine("auto", frame.device))
+
+
+def participation(prepared: Prepared) -> list[str]:
+    """How many rows and keys take part in every attention that is in an order of its own, in this call."""
+    steps = prepared.composition.steps
+    if not any(isinstance(step, Regroup) for step in steps):
+        return []
+    from attnc.runtime.operator import choose_engine
+
+    frame = prepared.frame()
+    with torch.no_grad():
+        orders = list(regrouped_orders(prepared.composition, frame, choose_engine("auto", frame.device)))
+    lines = []
+    for step, slots in orders:
+        sides = (("rows", slots.rows), ("keys", slots.keys))
+        shares = [f"{share(order):.1%} of the {name}" for name, order in sides if order is not None]
+        lines.append(f"{step.name}: {' and '.join(shares)} take part, in an order of their own")
+    return lines
 
 
 def cost(prepared: Prepared) -> list[str]:

@@ -196,7 +196,7 @@ def listed_gradients(
         launch.key_lists(run)
         tiles = -(-launch.lines.width // run.shape.block_m)
         groups = call.sizes["b"] * call.k.shape[1] * launch.blocks
-        run.run(kernels, kernels.kernels[1], (tiles, groups), PARTS=True)
+        run.run(kernels, kernels.kernels[1], (tiles * groups, 1), PARTS=True)
     return BranchGradients(results[-1], dk, dv, tuple(results[number] for number in range(len(leaves))))
 
 

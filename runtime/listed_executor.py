@@ -100,7 +100,7 @@ class ListedRun:
     @staticmethod
     def put(target: Tensor, place: Tensor, tile: Tile, value: Tensor) -> None:
         """Writes the rows that are there."""
-        target[place[tile.row_ok]] = value[tile.row_ok]
+        scatter(target, place, tile.row_ok, value)
 
     def environment(self, tile: Tile, dots: Tensor, real: torch.dtype) -> Environment:
         """All positions of the tiles' pairs (t, r, c)."""
@@ -123,7 +123,8 @@ class ListedRun:
     def gathered(self, tile: Tile) -> tuple[Tensor, Tensor, Tensor]:
         """Rows of q and keys of k and v."""
         key = self.key_places(tile)
-        return self.q[self.places(tile)].to(self.dtype), self.k[key].to(self.dtype), self.v[key].to(self.dtype)
+        q = gather(self.q, self.places(tile), self.dtype)
+        return q, gather(self.k, key, self.dtype), gather(self.v, key, self.dtype)
 
     def attend(self, tile: Tile) -> tuple[Tensor, Tensor]:
         """(out (t, r, E), lse (t, r)) of the tiles' keys alone."""
@@ -134,6 +135,19 @@ class ListedRun:
         total = weights.sum(-1, keepdim=True)
         lse = (total.log() + peak).squeeze(-1)
         return torch.bmm(weights, v) / total.clamp(min=torch.finfo(self.dtype).tiny), lse
+
+
+def gather(source: Tensor, place: Tensor, dtype: torch.dtype) -> Tensor:
+    """Rows of a matrix (.., X), by places (t, r): (t, r, X)"""
+    return source.index_select(0, place.flatten()).view(*place.shape, source.shape[-1]).to(dtype)
+
+
+def scatter(target: Tensor, place: Tensor, there: Tensor, value: Tensor) -> None:
+    """Writes (t, r, ..) to places (t, r) of `target`, where they are; no two are the same."""
+    if bool(there.all()):
+        target.index_copy_(0, place.flatten(), value.flatten(0, 1))
+    else:
+        target[place[there]] = value[there]
 
 
 class Parts:
@@ -155,7 +169,7 @@ class Parts:
         at = tile.row + self.run.lines.skipped - self.first * block
         lane = (tile.lane * shared).unsqueeze(-1) + tile.head % self.run.tiler.group % shared
         place = (lane * count * block + at) * entries + tile.slot
-        target.view(-1, *target.shape[5:])[place[tile.row_ok]] = value[tile.row_ok]
+        scatter(target.view(-1, *target.shape[5:]), place, tile.row_ok, value)
 
     def rows(self) -> slice:
         """The rows of the chunk that there are, among all places of its lines."""
@@ -241,7 +255,7 @@ class ListedBackward(ListedRun):
         """One batch of tiles: what it gives to the rows, to the keys, or to both."""
         q, k, v = self.gathered(tile)
         place = self.places(tile)
-        cotangent = self.cotangent[place].to(self.dtype)
+        cotangent = gather(self.cotangent, place, self.dtype)
         scores, at = self.scores(tile, q, k)
         weights = torch.exp(scores - self.lse[place].unsqueeze(-1))
         change = weights * (torch.bmm(cotangent, v.transpose(1, 2)) - self.delta[place].unsqueeze(-1))
@@ -270,8 +284,8 @@ class ListedBackward(ListedRun):
 
     def add_keys(self, target: Tensor, tile: Tile, amount: Tensor) -> None:
         """Adds (t, c, X) to the keys of each tile, which no other tile of the batch has."""
-        place = self.key_places(tile)[tile.key_ok]
-        target[place] = target[place] + amount[tile.key_ok]
+        place = self.key_places(tile)
+        scatter(target, place, tile.key_ok, gather(target, place, self.dtype) + amount)
 
     def add_keys_of_heads(self, target: Tensor, tile: Tile, amount: Tensor) -> None:
         """Adds pairs (t, r, c) to (B * H * M), rows of one head together."""

@@ -125,16 +125,16 @@ class Attention(nn.Module):
         """q, k and v from x, and x's width from the result."""
         pattern = self.pattern.pattern
         if pattern.output_axes[:3] != ("b", "h", "i"):
-            axes = ", ".join(pattern.output_axes)
-            self._refuse(f"a layer needs one vector a query, but the result is [{axes}]", code="output")
+            result = ", ".join(pattern.output_axes)
+            self._refuse(f"a layer needs one vector a query, but the result is [{result}]", code="output")
         self.shapes: dict[str, tuple[int, int]] = {}
         for name, heads in (("q", self.heads), ("k", self.key_heads), ("v", self.key_heads)):
             axes = layouts(pattern)[name]
             self.shapes[name] = 1 if axes[1] == "1" else heads, self._length(axes[3], name)
             made = nn.Linear(width, math.prod(self.shapes[name]), bias, device=device, dtype=dtype)
             setattr(self, f"{name}_projection", made if name != "v" or pattern.uses_value else None)
-        result = self.heads * self._length(pattern.output_axes[3], "out")
-        self.out_projection = nn.Linear(result, width, bias, device=device, dtype=dtype)
+        features = self.heads * self._length(pattern.output_axes[3], "out")
+        self.out_projection = nn.Linear(features, width, bias, device=device, dtype=dtype)
 
     def _split(self, name: str, x: Tensor) -> Tensor | None:
         """(B, heads, N, head width) of q, k or v; None for a v that plays no part."""

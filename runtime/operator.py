@@ -187,7 +187,7 @@ def _run(
     with torch.no_grad():
         made = run(prepared.composition, prepared.frame(), engine)
     statistics = torch.float64 if q.dtype == torch.float64 else torch.float32
-    lse = made.saved[-1] if prepared.program.composition.is_one_softmax else q.new_empty(0, dtype=statistics)
+    lse = made.saved[-1] if prepared.program.is_one_softmax else q.new_empty(0, dtype=statistics)
     return _own(made.out.to(q.dtype), [q, k, v, *inputs, *made.saved]), lse.clone(), made.saved
 
 
@@ -241,7 +241,7 @@ def _fake(
     sizes = sizes_of(found, q, k, v, inputs, parameters)
     out = q.new_empty(_shape(found, sizes))
     statistics = torch.float64 if q.dtype == torch.float64 else torch.float32
-    rows = [q.shape[0], q.shape[1], q.shape[2]] if found.composition.is_one_softmax else [0]
+    rows = [q.shape[0], q.shape[1], q.shape[2]] if found.is_one_softmax else [0]
     lse = q.new_empty(rows, dtype=statistics)
     if found.composition.attention is not None:
         return out, lse, []

@@ -41,7 +41,7 @@ def _key_for_numbers(key: str, names: tuple[str, ...], numbers: tuple[int, ...])
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # nor compiling it
 def _is_one_softmax(key: str) -> bool:
-    return program(key).composition.is_one_softmax
+    return program(key).is_one_softmax
 
 
 class CompiledPattern:

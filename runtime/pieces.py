@@ -32,6 +32,14 @@ class Piece:
 
 
 @dataclass(frozen=True)
+class Tile:
+    """One row tile: places of its rows among all rows, and the keys that they visit."""
+
+    rows: Progression | Positions
+    pieces: tuple[Piece, ...]
+
+
+@dataclass(frozen=True)
 class Hull:
     """Bounds of a run, one number a tile."""
 

@@ -39,6 +39,11 @@ class Program:
 
         return compose(self.pattern)
 
+    @property
+    def is_one_softmax(self) -> bool:
+        """Whether the text's result is one softmax over keys, or a merge: its rows have a log-sum-exp."""
+        return self.pattern.out.form in ("dot", "merge") and self.composition.is_one_softmax
+
     @cached_property
     def absorbed(self) -> Composition:
         """The composition in which queries take over projections of the keys."""

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from attnc.runtime.carried import Shapes
 from attnc.runtime.decays import chunked, decayed, kept, scores, sums, to_end
+from attnc.runtime.reaches import Shapes
 from attnc.runtime.stretches import ELEMENTS, Arrays, Recurrence
 
 CHUNK = 64

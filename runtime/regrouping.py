@@ -34,9 +34,6 @@ class Slots:
 class Regrouping:
     """The kind of step: see `steps.Kind`."""
 
-    def again(self, step: Regroup) -> bool:
-        return False
-
     def names(self, step: Regroup) -> list[str]:
         return [step.name, step.lse]
 

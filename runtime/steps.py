@@ -39,7 +39,7 @@ from attnc.runtime.call import Call
 from attnc.runtime.carrying import CARRY, RECUR
 from attnc.runtime.choose import CHOOSE, ragged
 from attnc.runtime.extremes import EXTREME
-from attnc.runtime.regrouping import REGROUP, inside, move_all, slots_of
+from attnc.runtime.regrouping import REGROUP, Slots, inside, move_all, slots_of
 from attnc.runtime.sequential import RUN
 
 
@@ -142,20 +142,33 @@ def run(composition: Composition, frame: Frame, engine: Engine | None) -> Result
     return Result(arranged(composition, frame, out), saved)
 
 
-def attended_steps(composition: Composition, frame: Frame, engine: Engine) -> Iterator[tuple[Plan, Call]]:
-    """The plan of every step that streams keys, with its call; the steps run along."""
+def stepped(composition: Composition, frame: Frame, engine: Engine) -> Iterator[tuple[Step, Frame]]:
+    """Every step that is more than torch on whole arrays, with the arrays that it finds; the steps run along."""
     for step in composition.steps:
         if isinstance(step, Compute):
             frame = with_arrays(frame, {step.name: Arrays(frame).value(step.node)})
             continue
-        if isinstance(step, Attend):
-            yield step.plan, call_of(step, frame, operands(step, frame))
-        if isinstance(step, Regroup):
-            slots = slots_of(step, frame)
-            inner = inside(step, frame, slots, move_all(step, frame, slots))
-            yield step.attend.plan, call_of(step.attend, inner, operands(step.attend, inner))
+        yield step, frame
         kind = KINDS[type(step)]
         frame = with_arrays(frame, dict(zip(kind.names(step), kind.forward(step, frame, engine), strict=True)))
+
+
+def attended_steps(composition: Composition, frame: Frame, engine: Engine) -> Iterator[tuple[Plan, Call]]:
+    """The plan of every step that streams keys, with its call."""
+    for step, found in stepped(composition, frame, engine):
+        if isinstance(step, Attend):
+            yield step.plan, call_of(step, found, operands(step, found))
+        if isinstance(step, Regroup):
+            slots = slots_of(step, found)
+            inner = inside(step, found, slots, move_all(step, found, slots))
+            yield step.attend.plan, call_of(step.attend, inner, operands(step.attend, inner))
+
+
+def regrouped_orders(composition: Composition, frame: Frame, engine: Engine) -> Iterator[tuple[Regroup, Slots]]:
+    """Every step in an order of its own with the orders of this call."""
+    for step, found in stepped(composition, frame, engine):
+        if isinstance(step, Regroup):
+            yield step, slots_of(step, found)
 
 
 def arranged(composition: Composition, frame: Frame, out: Tensor) -> Tensor:

@@ -16,21 +16,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from attnc.compiler.ir import Node
+from attnc.compiler.ir import Node, walk
 from attnc.compiler.plan import Bounds, Diagonals, Domain, Grid, KeySet, Listed, Plan, Run, Stepped
 from attnc.runtime.call import Call
 from attnc.runtime.derived import PADDING, scalar
 from attnc.runtime.evaluate import Environment
-from attnc.runtime.pieces import Consecutive, Hull, Lattice, Maker, Piece, Selected, Slashes, Stepping
+from attnc.runtime.pieces import Consecutive, Hull, Lattice, Maker, Piece, Selected, Slashes, Stepping, Tile
+from attnc.runtime.ragged import aligned
 from attnc.runtime.rows import Grouping, Positions, Progression, numbers, row_tiles
 
 LONG = 2048  # average keys a row from which larger row tiles pay
-
-
-@dataclass(frozen=True)
-class Tile:
-    rows: Progression | Positions
-    pieces: tuple[Piece, ...]
 
 
 @dataclass(frozen=True)
@@ -107,6 +102,17 @@ class Tiling:
 
     def tiles(self, group: Group) -> Iterator[Tile]:
         """The tiles of a group that have keys, and of those without: a tile with no piece."""
+        made = self.made_tiles(group)
+        return made if self.closed_form else aligned(made, self.call.sizes["j"])
+
+    @cached_property
+    def closed_form(self) -> bool:
+        """Whether no tensor bounds the keys of a row: neighbours are then alike."""
+        nodes = [node for key_set in self.domain.key_sets for node in row_values(key_set)]
+        return not any(node.op in ("input", "derived") for node in walk(*nodes))
+
+    def made_tiles(self, group: Group) -> Iterator[Tile]:
+        """Tile by tile, in the order of the rows."""
         size = self.tile_size(group)
         rows = row_tiles(self.grouping, self.call.sizes["i"], self.call.offset, size)
         if not rows:

@@ -121,7 +121,7 @@ def test_attn_reference_blocks_have_a_meaning_and_no_kernels(block: Block) -> No
 def test_every_code_of_an_error_has_a_section_with_an_example_and_a_remedy() -> None:
     """A program that has the error, what is printed, and a program that has not: each is run by the tests above."""
     page = ROOT / "docs" / "errors.md"
-    heading, *sections = re.split(r"^## ", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    _, *sections = re.split(r"^## ", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
     assert [section.split("\n", 1)[0] for section in sections] == list(CODES)
     for code, section in zip(CODES, sections, strict=True):
         found = [(match[1], match[2]) for match in FENCE.finditer(section)]

@@ -21,5 +21,5 @@ def works(device: str) -> list[Work]:
         drawn("compressed", Size(wide), Size(tiny), DENSE),
         drawn("agent", Size(wide), Size(tiny), DENSE, axes={"m": 64}),
         drawn("latent", Size(wide), Size(tiny), DENSE, axes={"m": 256}),
-        drawn("mla", Size(latent), Size(latent_tiny), (), axes={"c": 512 if gpu else 64, "x": 64}),
+        drawn("mla", Size(latent), Size(latent_tiny), (), axes={"c": 256 if gpu else 64, "x": 64}),
     ]

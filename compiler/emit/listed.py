@@ -232,10 +232,11 @@ class ListedBackwardKeys(Gathered, BackwardKeys):
 
     def body(self) -> None:
         writer = self.writer
-        writer.let("group", "tl.program_id(1)")
+        writer.let("tiles", "(WIDTH + BLOCK_M - 1) // BLOCK_M")
+        writer.let("group", "tl.program_id(0) // tiles")
         writer.let("lane", "group // BLOCKS")
         self.lane_of("lane")
-        writer.let("along", "tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)")
+        writer.let("along", "tl.program_id(0) % tiles * BLOCK_M + tl.arange(0, BLOCK_M)")
         writer.let("j", "group % BLOCKS * WIDTH + along")
         writer.let("row_ok", "(along < WIDTH) & (j < M)")
         writer.let("j_ok", "row_ok")

@@ -233,7 +233,7 @@ class LayerChoice:
     def __call__(self, module: torch.nn.Module, *tensors: Tensor | None, **given: Any) -> tuple[Tensor, None]:
         """The attention of the module's layer. Raises ValueError for a layer without one."""
         layer = getattr(module, "layer_idx", None)
-        if layer not in self.attentions:
+        if not isinstance(layer, int) or layer not in self.attentions:
             raise ValueError(f"{self.name}: no pattern for layer {layer}; named are {sorted(self.attentions)}")
         return self.attentions[layer](module, *tensors, **given)
 

@@ -10,13 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import compilations, contenders, report
+from benchmarks import bench, compilations, contenders, plot, report
+from benchmarks.ceilings import Ceilings
+from benchmarks.compiling import suite_module
 from benchmarks.ready import Ready, UnavailableError
 from benchmarks.measuring import Effort, error_in_bands, measure
 from benchmarks.run import main
 from benchmarks.suites import fixed
 from benchmarks.timing import order, side_by_side
-from benchmarks.work import Problem, Work
+from benchmarks.work import EXAMPLES, Problem, Work
 
 WORKS = fixed.gpu_works() + fixed.cpu_works()
 EFFORT = Effort(2, 0.0)
@@ -171,3 +173,52 @@ def test_compilations_are_counted(tmp_path: Path) -> None:
     module.second.device_caches[0] = ((), {})
     with pytest.raises(RuntimeError, match="keeps its compiled kernels elsewhere"):
         compilations.variants(module)
+
+
+SUITE_ROWS = [
+    (suite, device, work)
+    for suite in ("lowrank", "states", "routing", "hybrids")
+    for device in ("cuda", "cpu")
+    for work in suite_module(suite).works(device)
+]
+
+
+@pytest.mark.parametrize(("suite", "device", "work"), SUITE_ROWS, ids=lambda given: getattr(given, "name", str(given)))
+def test_every_suite_can_make_its_rows(suite: str, device: str, work: Work) -> None:
+    """Its tensors at the small size, as the pattern takes them."""
+    if not (EXAMPLES / f"{work.pattern}.attn").exists():
+        pytest.skip("an example that is not there yet")
+    problem = Problem(work, work.small, "cpu", torch.float32)
+    assert work.timed.shape.keys > work.small.shape.keys
+    assert set(work.peers) <= set(contenders.CONTENDERS)
+    result = problem.pattern.reference(problem.q, problem.k, problem.v, **problem.settings)
+    assert torch.isfinite(result).all()
+
+
+def test_a_file_of_ones_own_is_timed(tmp_path: Path) -> None:
+    file = tmp_path / "mine.attn"
+    file.write_text(
+        "# run: N=300 D=16 w=8\n# check: w=3\n"
+        "pattern mine(w: int = 5):\n    out = softmax[j](q @ k * scale where 0 <= i - j < w) @ v\n"
+    )
+    out = tmp_path / "mine.json"
+    arguments = [str(file), "--device", "cpu", "--quick", "--against", "dense,fla", "--json", str(out)]
+    assert bench.main(arguments) == 0
+    (row,) = json.loads(out.read_text())["rows"]
+    assert set(row["contenders"]) == {"attnc", "dense"}
+    assert row["absent"] == {"fla": "no function of fla computes the same"}
+    assert row["operations"] is None
+
+
+def test_lengths_are_drawn_with_their_floors(tmp_path: Path) -> None:
+    rows = [window().at(length) for length in (256, 512)]
+    made = [measure(row, "cpu", torch.float32, EFFORT) for row in rows]
+    assert [row.work.timed.shape.queries for row in made] == [256, 512]
+    place = report.Place.here("cpu")
+    data = json.loads(report.data("fixed", made, place, Ceilings(1e9, 1e12)))
+    (curve,) = plot.curves(data).values()
+    assert set(curve) == {"attnc", "dense SDPA", "bandwidth floor", "matrix-rate floor"}
+    tokens = 4 * made[0].work.timed.shape.heads * 64 * 4 / 1e9 * 1e3  # ms a token: q, k, v and the result
+    assert [time for _, time in curve["bandwidth floor"]] == pytest.approx([256 * tokens, 512 * tokens])
+    plot.draw(data, tmp_path / "out.svg")
+    assert "bandwidth floor" in (tmp_path / "out.svg").read_text() or (tmp_path / "out.svg").stat().st_size > 1000

@@ -9,6 +9,7 @@ import torch
 
 import attnc
 from attnc.compiler.absorb import Projection, saves
+from attnc.compiler.composition import Attend
 from attnc.runtime.comparison import Case, Target, compare
 from attnc.runtime.inputs import Shape
 from attnc.runtime.settings import Setting
@@ -19,7 +20,7 @@ MLA = attnc.load(Path(__file__).parents[2] / "examples" / "mla.attn").patterns["
 def test_both_projections_are_found() -> None:
     assert set(MLA.program.composition.projections) == {Projection("d", "c"), Projection("e", "c")}
     # One head of keys as wide as the latent, instead of one for each query head.
-    (attend,) = (step for step in MLA.program.absorbed.steps if hasattr(step, "plan"))
+    (attend,) = (step for step in MLA.program.absorbed.steps if isinstance(step, Attend))
     assert attend.value == "k"
 
 

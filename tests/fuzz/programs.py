@@ -19,7 +19,12 @@ HEADER = """pattern p(window: int = 5, stride: int = 3, rates: ints = (1, 4), ca
     input bias: real[b, h, i, j]
     input columns: int[h, y]
     input forget: real[b, h, t]
+    input E: real[r, j]
     axis s = blocks(j, 8)
+    axis c = blocks(j, 8, 4)
+    G = cumsum[t](forget)
+    picked = topk[s](q @ mean[j in s](k), 2 where s.stop <= i)
+    phi(x) = elu(x) + 1
 """
 INTS = ("j", "i", "window", "stride", "0", "1", "2", "7", "h", "b", "N", "M", "H", "D", "doc[i]", "doc[j]", "BUCKETS")
 LARGE = ("4294967296", "9223372036854775807", "s.index", "64", "1024")
@@ -136,9 +141,11 @@ class Programs:
         return re.sub(r"\bj\b", "i", re.sub(r"topk\[s\]", "topk[h]", expression))
 
     def out(self) -> str:
-        match self.choose(9):
+        match self.choose(11):
             case 0 | 1 | 2:
                 return self.branch()
+            case 9 | 10:
+                return self.other()
             case 3:
                 return f"merge({self.branch()}, {self.branch()})"
             case 4:
@@ -151,6 +158,22 @@ class Programs:
                 return f"sum[j]({self.real()} * v where {self.bool()})"
             case _:
                 return f"normalize[j]({self.real()} where {self.bool()}, eps = 1e-6) @ v"
+
+    def other(self) -> str:
+        """A result of another family: low rank, features, decays, selections, and mixes of them with a branch."""
+        pools = self.pick("mean[j in c](k)", "mean[j in s](k)", "E @ k", "max[j in s](k)")
+        index = "s" if "in s" in pools else "c" if "in c" in pools else "r"
+        weight = self.pick("phi(q) @ phi(k)", "exp(G[i] - G[j]) * (q @ k)", "slope ** (i - j) * (q @ k)", self.real())
+        live = self.pick("j <= i", "i - j >= window", "true", "doc[i] == doc[j] and j <= i", self.bool())
+        seen = self.pick("j in picked", "i // 8 == j // 8 or j in picked", f"j in picked and {self.bool()}")
+        made = self.pick(
+            f"normalize[j]({weight} where {live}, eps = 1e-6) @ v",
+            f"sum[j]({weight} * v where {live})",
+            f"softmax[{index}](q @ ({pools}) * scale) @ ({pools.replace('k', 'v')})",
+            f"softmax[j](q @ k * scale where j <= i and ({seen})) @ v",
+            f"phi(q) @ {self.pick('sum', 'mean', 'cumsum')}[j](outer(phi(k), v) where {live})",
+        )
+        return self.pick(made, made, f"tanh(slope) * ({made}) + {self.branch()}")
 
     def named(self) -> list[str]:
         """A few equations and functions, so that values are shared."""
@@ -167,9 +190,16 @@ class Programs:
                 lines.append(f"x{number} = {self.real()}")
         return lines
 
+    def scanned(self) -> list[str]:
+        """A recurrence."""
+        decay = self.pick("exp(forget) * ", "", "sigmoid(forget) * ", "tanh(slope) * ")
+        added = self.pick("outer(k, v)", "outer(k, v - k @ S)", f"{self.of_row(self.real())} * outer(phi(k), v)")
+        read = self.pick("q * scale @ S", "phi(q) @ S", "q @ S + v")
+        return ["scan t:", f"    S = {decay}S + {added}", f"    out = {read}"]
+
     def program(self) -> str:
         """The text; sometimes with a piece of noise somewhere in it."""
-        body = [*self.named(), f"out = {self.out()}"]
+        body = [*self.named(), *(self.scanned() if self.choose(12) == 11 else [f"out = {self.out()}"])]
         text = HEADER + "".join(f"    {line}\n" for line in body)
         if self.choose(8) == 7:
             at = self.choose(len(text))

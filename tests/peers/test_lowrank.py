@@ -28,7 +28,8 @@ def pattern(name: str) -> Any:
 
 def heads(x: Tensor, count: int) -> Tensor:
     """(B, N, H * D) as (B, H, N, D)."""
-    return x.unflatten(-1, (count, -1)).transpose(1, 2)
+    split: Tensor = x.unflatten(-1, (count, -1))
+    return split.transpose(1, 2)
 
 
 def merged(x: Tensor) -> Tensor:

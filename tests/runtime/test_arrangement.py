@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from attnc.runtime.arrangement import NOBODY, NOWHERE, Arrangement, arrange, gathered, interval, read, scattered
+from attnc.runtime.arrangement import NOBODY, NOWHERE, Arrangement, arrange, gathered, interval, read, scattered, share
 
 LENGTHS = (0, 1, 2, 17, 64)
 
@@ -52,7 +52,7 @@ def test_as_many_slots_as_the_longest_list_and_no_more(length: int) -> None:
     live = torch.zeros(2, 3, length, dtype=torch.bool)
     live[1, 2, : length // 2] = True
     assert arrange(None, live).places.shape[-1] == min(max(length // 2, 1), length)
-    assert arrange(None, live).share == pytest.approx(length // 2 / (6 * length) if length else 0.0)
+    assert share(arrange(None, live)) == pytest.approx(length // 2 / (6 * length) if length else 0.0)
 
 
 @pytest.mark.parametrize(("rows", "keys"), [(17, 17), (5, 23), (1, 9), (9, 1), (6, 0), (0, 6)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 import torch
@@ -49,7 +50,7 @@ def softmax(condition: str, lines: tuple[str, ...] = ()) -> Branch:
     return Branch(lines, f"softmax[j](q @ k * scale where {condition}) @ v", condition)
 
 
-def fixed(draw: Callable[..., int], names: Names) -> Branch:
+def fixed(draw: Callable[..., Any], names: Names) -> Branch:
     size = draw(st.integers(1, 9))
     conditions = (
         "j <= i",
@@ -62,12 +63,12 @@ def fixed(draw: Callable[..., int], names: Names) -> Branch:
     return softmax(draw(st.sampled_from(conditions)))
 
 
-def biased(draw: Callable[..., int], names: Names) -> Branch:
+def biased(draw: Callable[..., Any], names: Names) -> Branch:
     slope = names.input("slope", "real[h]")
     return Branch((), f"softmax[j](q @ k * scale - {slope} * (i - j) where j <= i) @ v")
 
 
-def pooled(draw: Callable[..., int], names: Names) -> Branch:
+def pooled(draw: Callable[..., Any], names: Names) -> Branch:
     axis, size, stride = names.fresh("c"), draw(st.integers(2, 6)), draw(st.integers(1, 4))
     pool = draw(st.sampled_from(("mean", "max", "sum")))
     return Branch(
@@ -76,20 +77,20 @@ def pooled(draw: Callable[..., int], names: Names) -> Branch:
     )
 
 
-def latents(draw: Callable[..., int], names: Names) -> Branch:
+def latents(draw: Callable[..., Any], names: Names) -> Branch:
     axis = names.fresh("m")
     rows = names.input("z", f"real[h, {axis}, d]")
     return Branch((), f"softmax[{axis}](q @ {rows} * scale) @ (softmax[j]({rows} @ k * scale) @ v)")
 
 
-def linear(draw: Callable[..., int], names: Names) -> Branch:
+def linear(draw: Callable[..., Any], names: Names) -> Branch:
     feature = draw(st.sampled_from(("elu({}) + 1", "relu({}) + 0.1", "softmax[d]({})", "exp({} / 4)")))
     condition = draw(st.sampled_from(("j <= i", "i - j >= 3", "i - j >= 0 and i - j >= 2", "j // 4 < i // 4")))
     weight = f"({feature.format('q')}) @ ({feature.format('k')})"
     return Branch((), f"normalize[j]({weight} where {condition}, eps = 1e-6) @ v")
 
 
-def decayed(draw: Callable[..., int], names: Names) -> Branch:
+def decayed(draw: Callable[..., Any], names: Names) -> Branch:
     if draw(st.booleans()):
         gamma = names.input("gamma", "real[h]")
         return Branch((), f"sum[j](min({gamma}, 0.9) ** (i - j) * (q @ k) * scale * v where j <= i)")
@@ -99,7 +100,7 @@ def decayed(draw: Callable[..., int], names: Names) -> Branch:
     return Branch(lines, f"sum[j](exp({total}[i] - {total}[j]) * (q @ k) * scale * v where j <= i)")
 
 
-def delta(draw: Callable[..., int], names: Names) -> Branch:
+def delta(draw: Callable[..., Any], names: Names) -> Branch:
     beta, state, out = names.input("beta", "real[b, h, t]"), names.fresh("S"), names.fresh("o")
     lines = (
         "scan t:",
@@ -109,7 +110,7 @@ def delta(draw: Callable[..., int], names: Names) -> Branch:
     return Branch(lines, f"{out}[i]")
 
 
-def routed(draw: Callable[..., int], names: Names) -> Branch:
+def routed(draw: Callable[..., Any], names: Names) -> Branch:
     axis, picked, block = names.fresh("s"), names.fresh("picked"), draw(st.integers(2, 5))
     lines = (
         f"axis {axis} = blocks(j, {block})",
@@ -123,7 +124,7 @@ FAMILIES = (fixed, biased, pooled, latents, linear, decayed, delta, routed)
 
 
 @st.composite
-def programs(draw: Callable[..., int]) -> str:
+def programs(draw: Callable[..., Any]) -> str:
     """The text of a pattern of two to four branches."""
     names = Names()
     branches = [draw(st.sampled_from(FAMILIES))(draw, names) for _ in range(draw(st.integers(2, 4)))]

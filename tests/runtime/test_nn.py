@@ -51,7 +51,8 @@ def seeded() -> None:
 
 
 def heads_of(x: Tensor, projection: nn.Linear, heads: int) -> Tensor:
-    return projection(x).unflatten(-1, (heads, -1)).transpose(1, 2)
+    projected: Tensor = projection(x)
+    return projected.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
 def test_it_is_projections_around_the_pattern() -> None:
@@ -69,7 +70,7 @@ def test_it_is_projections_around_the_pattern() -> None:
 
 def test_inputs_are_parameters_and_projections() -> None:
     layer = Attention(FILE.gated, 24, 6, projected=["gate"], settings={"slope": torch.linspace(0.1, 1.0, 6)})
-    assert torch.equal(layer.input_slope, torch.linspace(0.1, 1.0, 6))
+    assert torch.equal(layer.get_parameter("input_slope"), torch.linspace(0.1, 1.0, 6))
     assert isinstance(layer.input_gate, nn.Linear)
     x = torch.randn(2, 9, 24)
     gate = layer.input_gate(x).unflatten(-1, (6, 2)).transpose(1, 2)
@@ -83,8 +84,7 @@ def test_inputs_are_parameters_and_projections() -> None:
 def test_starts_buffers_and_inputs_of_a_call() -> None:
     columns = torch.tensor([[0, 4], [2, -1]])
     layer = Attention(FILE.table, 8, 2, settings={"buckets": 7, "columns": columns}, projected=["forget"])
-    assert torch.equal(layer.input_bias, torch.full((2, 7), 0.5))
-    assert isinstance(layer.input_bias, nn.Parameter)
+    assert torch.equal(layer.get_parameter("input_bias"), torch.full((2, 7), 0.5))
     assert {"input_bias", "input_columns", "input_forget.weight", "q_projection.weight"} <= layer.state_dict().keys()
     x, live = torch.randn(3, 9, 8), torch.rand(3, 9) < 0.7
     q, k, v = (heads_of(x, getattr(layer, f"{name}_projection"), 2) for name in "qkv")
@@ -92,7 +92,7 @@ def test_starts_buffers_and_inputs_of_a_call() -> None:
         "bias": layer.input_bias,
         "columns": columns,
         "live": live,
-        "forget": layer.input_forget(x).transpose(1, 2),
+        "forget": layer.get_submodule("input_forget")(x).transpose(1, 2),
     }
     out = layer.pattern.reference(q, k, v, buckets=7, **given).float()
     torch.testing.assert_close(layer(x, live=live), layer.out_projection(out.transpose(1, 2).flatten(2)))
@@ -112,7 +112,7 @@ def test_state_is_saved_and_loaded() -> None:
     copied = copy.deepcopy(first)
     assert torch.equal(copied(x), first(x))
     with torch.no_grad():
-        copied.input_slope += 1
+        copied.get_parameter("input_slope").add_(1)
     assert not torch.allclose(copied(x), first(x))
 
 

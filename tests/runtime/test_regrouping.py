@@ -166,7 +166,11 @@ def test_groups_cost_their_own_pairs() -> None:
     q, k, v = drawn(1024)
     group = torch.arange(1024) % 16  # neighbours are never in one group
     route = torch.nn.functional.one_hot(group, 16)[None].float()
-    text = "pattern p:\n    input route: real[b, t, 16]\n    g = argmax[16](route)\n    out = softmax[j](q @ k where {}) @ v\n"
+    text = """pattern p:
+    input route: real[b, t, 16]
+    g = argmax[16](route)
+    out = softmax[j](q @ k where {}) @ v
+"""
     for condition, share in (("g[i] == g[j]", 1 / 16), ("g[i] == g[j] and j <= i", 1 / 32)):
         found = streamed_pairs(attnc.compile(text.format(condition)).p.prepared(q, k, v, {"route": route}))
         assert found.live == pytest.approx(4 * 1024**2 * share, rel=0.05)
@@ -248,5 +252,9 @@ def test_compiles_as_one_graph() -> None:
     q, k, v = drawn(40)
     pattern = by_name("both")
     router = torch.randn(1, 4, 40, requires_grad=True)
-    traced: Any = torch.compile(lambda q, router: pattern(q, k, v, router=router), fullgraph=True, backend="aot_eager")
-    assert torch.equal(traced(q, router), pattern(q, k, v, router=router))
+
+    def call(q: Tensor, router: Tensor) -> Tensor:
+        return pattern(q, k, v, router=router)
+
+    traced: Any = torch.compile(call, fullgraph=True, backend="aot_eager")
+    assert torch.equal(traced(q, router), call(q, router))

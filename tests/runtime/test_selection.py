@@ -58,8 +58,29 @@ pattern rows(block: int = 4, top: int = 2):     # one choice for a block of quer
     own    = i // block
     picked = topk[s](score[own], top where s.index <= own, force = s.index == own)
     out = softmax[j](q @ k * scale where j <= i and j in picked) @ v
+pattern shared(top: int = 4):                   # the same for all rows of a head
+    input worth: real[h, j]
+    picked = topk[j](worth, top)
+    out = softmax[j](q @ k * scale where j <= i and (j in picked or i - j < 2)) @ v
+pattern heads(width: int = 3):                  # a selection for some heads only, of blocks of an expression's size
+    axis s = blocks(j, 2 * width)
+    picked = topk[s](unit(q) @ mean[j in s](unit(k)), 2 where s.stop <= i)
+    seen = (h % 2 == 0 and j in picked) or (h % 2 == 1 and i - j < width)
+    out = softmax[j](q @ k * scale where j <= i and seen) @ v
+pattern merged:                                 # keys that both have count twice
+    axis s = blocks(j, 4)
+    picked = topk[s](q @ mean[j in s](k), 2 where s.stop <= i)
+    out = merge(softmax[j](q @ k * scale where j in picked) @ v, softmax[j](q @ k where 0 <= i - j < 9) @ v)
+pattern packed(block: int = 4):                 # documents, a slope, a table
+    input doc: int[b, t]
+    input slope: real[h]
+    input table: real[h, y]
+    axis s = blocks(j, block)
+    picked = topk[s](q @ max[j in s](k), 3 where s.start <= i, force = s.index == 0)
+    score = q @ k * scale - slope * (i - j) + table[min(i - j, 5)]
+    out = softmax[j](score where j <= i and doc[i] == doc[j] and (j in picked or i - j < 2)) @ v
 """
-NAMES = ("own", "counted", "bounded", "massive", "tokens", "two", "rows")
+NAMES = ("own", "counted", "bounded", "massive", "tokens", "two", "rows", "shared", "heads", "merged", "packed")
 EXECUTOR = Target("executor", "executor", "cpu", torch.float64)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from time import process_time
 
 import pytest
 import torch
@@ -162,6 +163,38 @@ def test_sums_of_exponentials_are_softmaxes() -> None:
     assert kinds == [Attend] * 3
     for case in cases_of(pattern):
         assert [outcome for outcome in compare(case, EXACT) if not outcome.agrees] == []
+
+
+@pytest.mark.parametrize("name", ["linear", "gla", "kda", "lolcats"])
+def test_eight_times_the_tokens_cost_eight_times_as_much(name: str) -> None:
+    """Forward and backward; 64 times would be all pairs. Of this process alone, so that others do not count."""
+    pattern = example(name)
+
+    def seconds(length: int) -> float:
+        generator = torch.Generator().manual_seed(0)
+        q, k, v = (torch.randn(1, 1, length, 16, generator=generator).requires_grad_() for _ in range(3))
+        given = {
+            "gla": {"g": -torch.rand(1, 1, length, 16, generator=generator)},
+            "kda": {
+                "g": -torch.rand(1, 1, length, 16, generator=generator),
+                "beta": torch.rand(1, 1, length, generator=generator) / 20,
+            },
+            "lolcats": {"w": torch.randn(1, 8, 16, generator=generator)},
+        }.get(name, {})
+        best = float("inf")
+        for _ in range(2):
+            started = process_time()
+            pattern(q, k, v, **given).sum().backward()
+            best = min(best, process_time() - started)
+        return best
+
+    assert seconds(2**15) < 3 * 8 * seconds(2**12)
+
+
+def test_negative_bases_are_refused() -> None:
+    q, k, v = (torch.randn(1, 2, 8, 4) for _ in range(3))
+    with pytest.raises(ValueError, match="the base of a power of the distance is negative"):
+        example("retention")(q, k, v, gamma=torch.tensor([0.5, -0.5]))
 
 
 @pytest.mark.parametrize("name", ["simple_gla", "kda"])

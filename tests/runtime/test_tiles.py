@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from attnc.compiler.ir import Graph, Node
 from attnc.runtime.batches import Gathered, Shifted, batches
 from attnc.runtime.masks import drift
-from attnc.runtime.pieces import Piece, gaps, union
+from attnc.runtime.pieces import Piece, Tile, gaps, union
 from attnc.runtime.rows import Grouping, Progression, compact, row_tiles
-from attnc.runtime.tiles import Tile
 
 intervals = st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), max_size=6).map(sorted)
 
