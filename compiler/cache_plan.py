@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from attnc.compiler.algebra import Algebra, at_most
 from attnc.compiler.causality import Causality, leaks
 from attnc.compiler.composition import Attend, Carry, Choose, Composition, Compute, Extreme, Recur, Regroup, Step
-from attnc.compiler.ir import Graph, Node, walk
+from attnc.compiler.ir import Node, walk
 from attnc.compiler.relocate import obstacle
 from attnc.compiler.retention import Retention, counted, retained, union
 from attnc.compiler.statics import below, specialised

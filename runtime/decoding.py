@@ -67,7 +67,7 @@ class Memory:
         return sum(self.trail.most.values())
 
     def part(self, count: int) -> int:
-        """How many of `count` new tokens are worked on together: behind a ring, no more than have a place there each."""
+        """How many of `count` new tokens are worked on together: behind a ring, as many as have a place there each."""
         rings = [one.slots.window for one in self.held.values() if not one.slots.everything]
         return max(min(count, ROWS, *rings), 1) if rings and self.tokens else max(count, 1)
 

@@ -42,6 +42,7 @@ class DecodingCache:
         require_positive(self.program, ints)
         self.plan: CachePlan = cache_of(self.program.pattern, self.composition, ints)
         self.memory: Memory | None = None
+        self.backend = "auto"  # as for `CompiledPattern.outputs`
         self._form: tuple[object, ...] | None = None
 
     @property
@@ -96,7 +97,7 @@ class DecodingCache:
         if counts is not None:
             counts = counts.to(device=q.device, dtype=torch.int64)
         with torch.no_grad():
-            out = run(self.memory, frame, choose_engine("auto", q.device), counts)
+            out = run(self.memory, frame, choose_engine(self.backend, q.device), counts)
         return out.to(q.dtype)
 
     def _check(self, pattern: Pattern, tensors: Mapping[str, Tensor], counts: Tensor | None) -> None:

@@ -14,7 +14,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from attnc.compiler.cache_plan import TOKENS, Trailing
+from attnc.compiler.cache_plan import Trailing
 from attnc.compiler.ir import Node
 from attnc.runtime.arrays import RULES, Arrays, Frame, Members
 from attnc.runtime.scalars import of_node

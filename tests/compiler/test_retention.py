@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -112,7 +112,9 @@ def test_no_key_is_dropped_that_a_later_query_sees(name: str) -> None:
         assert dropped_too_early(seen, slots) == []
 
 
-@pytest.mark.parametrize("name", ["streaming", "sliding_window", "block_local", "strided", "sparse_fixed", "demo_hybrid"])
+@pytest.mark.parametrize(
+    "name", ["streaming", "sliding_window", "block_local", "strided", "sparse_fixed", "demo_hybrid"]
+)
 def test_one_place_less_would_drop_a_live_key(name: str) -> None:
     """The closed forms keep no more than they must: a ring that is one shorter is too short."""
     pattern = pattern_of(name)

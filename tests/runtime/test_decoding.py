@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from functools import cache
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,18 @@ from attnc.runtime.tolerance import error, tolerance
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.attn"))
 LENGTH, ROOM = 29, 31
-SMALL = {"window": 7, "sinks": 2, "block": 6, "summary": 2, "local": 5, "dilation": 3, "segment": 8, "page": 5, "top": 2, "horizon": 64}
+SMALL = {
+    "window": 7,
+    "sinks": 2,
+    "block": 6,
+    "summary": 2,
+    "local": 5,
+    "dilation": 3,
+    "segment": 8,
+    "page": 5,
+    "top": 2,
+    "horizon": 64,
+}
 CHUNKS = ([LENGTH], [1] * LENGTH, [10, 1, 1, 9, 8])
 
 
@@ -107,7 +118,7 @@ def test_every_other_example_says_why_it_is_not_decoded(path: Path) -> None:
     if path.stem in decodable():
         return
     with pytest.raises(AttnError) as refused:
-        pattern.cache(ROOM, **filled(pattern))
+        pattern.cache(ROOM, pages=None, **filled(pattern))
     (diagnostic,) = refused.value.diagnostics
     assert diagnostic.code == "decoding"
     assert "depends on" in diagnostic.message
@@ -209,7 +220,6 @@ def pages(batch: int = 3) -> Pages:
 def test_rows_of_unequal_lengths(name: str, paged: bool) -> None:
     sequences = Sequences.of(name, batch=3)
     expected = sequences.reference()
-    allowed = tolerance(torch.float32, LENGTH) * float(expected.abs().max())
     cache = sequences.cache(pages=pages() if paged else None)
     starts = torch.zeros(3, dtype=torch.int64)
     for counts in COUNTS:
@@ -217,21 +227,19 @@ def test_rows_of_unequal_lengths(name: str, paged: bool) -> None:
         given = {}
         for name_, tensor in sequences.tensors.items():
             for at, axis in enumerate(sequences.axes(name_)):
-                if axis in "ijt":  # padding repeats the last token: it must not matter
+                if axis in "ijt":  # padding is other tokens: they must not matter
                     places = (starts[:, None] + torch.arange(most)).clamp(max=LENGTH - 1)
                     tensor = torch.stack([row.index_select(at - 1, to) for row, to in zip(tensor, places, strict=True)])
             given[name_] = tensor
         found = sequences.pattern.decode(cache=cache, counts=torch.tensor(counts), **given)
         for row, count in enumerate(counts):
             own = expected[row, :, starts[row] : starts[row] + count]
-            assert found[row, :, :count].sub(own).abs().sum() == 0 or error(
-                found[row, :, :count], own, float(expected.abs().max())
-            ) <= tolerance(torch.float32, LENGTH)
+            off = error(found[row, :, :count], own, float(expected.abs().max()))
+            assert off <= tolerance(torch.float32, LENGTH)
             assert not found[row, :, count:].any()
         starts += torch.tensor(counts)
         assert cache.lengths is not None
         assert cache.lengths.tolist() == starts.tolist()
-    assert allowed > 0
 
 
 @pytest.mark.parametrize("name", ["causal", "streaming", "strided", "documents", "mla"])
@@ -298,7 +306,7 @@ def test_calls_that_do_not_fit_the_cache() -> None:
         pattern.decode(cache=cache, window=3, **sequences.part(0, 1))
     pattern.decode(cache=cache, **sequences.part(0, 1))
     with pytest.raises(AttnError, match="those of the first call"):
-        pattern.decode(*(sequences.tensors[name][:1, :, :1] for name in "q"), cache, *(sequences.tensors[n][:1, :, :1] for n in "kv"))
+        pattern.decode(cache=cache, **{name: tensor[:1] for name, tensor in sequences.part(1, 2).items()})
     with pytest.raises(AttnError, match="one int for each of the 2 rows"):
         pattern.decode(cache=cache, counts=torch.tensor([1]), **sequences.part(1, 2))
     with pytest.raises(AttnError, match="the cache is one of streaming"):
@@ -308,3 +316,22 @@ def test_calls_that_do_not_fit_the_cache() -> None:
     with pytest.raises(AttnError, match="at least one is needed"):
         pattern.cache(0)
     assert cache.tokens == 1
+
+
+# The kernels, in Triton's interpreter
+
+
+@pytest.mark.parametrize(
+    ("name", "ragged"), [("causal", False), ("causal", True), ("streaming", True), ("documents", False)]
+)
+def test_kernels(name: str, ragged: bool) -> None:
+    """A prompt, one token, two: the plan itself with N < M, or relocated to a ring and to rows that begin anywhere."""
+    sequences = Sequences.of(name)
+    cache = sequences.cache()
+    cache.backend = "triton"
+    parts = []
+    for start, stop in ((0, 17), (17, 18), (18, 20)):
+        counts = torch.tensor([stop - start] * 2) if ragged else None
+        parts.append(sequences.pattern.decode(cache=cache, counts=counts, **sequences.part(start, stop)))
+    expected = sequences.reference()[:, :, :20]
+    assert error(torch.cat(parts, 2), expected) <= tolerance(torch.float32, LENGTH)
