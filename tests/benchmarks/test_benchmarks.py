@@ -13,8 +13,8 @@ from torch import Tensor
 from benchmarks import bench, compilations, contenders, plot, report
 from benchmarks.ceilings import Ceilings
 from benchmarks.compiling import suite_module
-from benchmarks.ready import Ready, UnavailableError
 from benchmarks.measuring import Effort, error_in_bands, measure
+from benchmarks.ready import Ready, UnavailableError
 from benchmarks.run import main
 from benchmarks.suites import fixed
 from benchmarks.timing import order, side_by_side
