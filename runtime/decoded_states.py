@@ -27,7 +27,11 @@ class States:
 
     @property
     def nbytes(self) -> int:
-        return sum(one.nbytes for one in (*self.last.values(), *self.whole.values()))
+        return sum(self.sizes().values())
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes by step."""
+        return {name: one.nbytes * (2 if name in self.whole else 1) for name, one in self.last.items()}
 
     def advance(self, step: Carry | Recur, frame: Frame, reader: Reader) -> list[Tensor]:
         """What a step leaves at the new tokens (frame: of them alone)."""
