@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from attnc.compiler.causality import describe_causality
-from attnc.compiler.composition import Carry, Recur, Regroup
+from attnc.compiler.composition import Carry, Extreme, Recur, Regroup, Sequential
 from attnc.compiler.cost import cost_formulas, state_formula
 from attnc.compiler.pipeline import trace
 from attnc.runtime.arrangement import share
@@ -45,7 +45,9 @@ def explain(prepared: Prepared, *, verbose: bool = False) -> str:
     states = [step for step in prepared.composition.steps if isinstance(step, Carry | Recur)]
     if states:
         lines += ["", *(state_formula(step, prepared.composition.arrays) for step in states)]
-        lines.append("on a GPU these steps run by torch operators: they have no Triton kernel yet")
+    torch_only = [step.name for step in prepared.composition.steps if isinstance(step, Extreme | Sequential)]
+    if torch_only:
+        lines += ["", f"by torch operators on a GPU too, without a kernel: {', '.join(torch_only)}"]
     lines += ["", *cost(prepared), *participation(prepared)]
     return "\n".join(lines)
 
