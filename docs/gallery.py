@@ -40,7 +40,8 @@ FAMILIES = {
     "rwkv7 mlstm forgetting delta gated_delta kda",
     "Routing and learned sparsity": "moba nsa quest seer dsa xattention routing reformer moh mosa "
     "mixture_of_attentions",
-    "Mixtures": "demo_hybrid based_window lolcats infini hymba half_and_half window_plus_blocks",
+    "Mixtures": "demo_hybrid based_window lolcats infini hymba half_and_half window_plus_blocks window_delta "
+    "routed_by_state fading_past",
 }
 
 GATE, DECAY, SLOW = (0.0, 1.0), (-1.0, 0.0), (-0.3, 0.0)
@@ -53,6 +54,7 @@ SETTINGS = {
     "delta": Setting(ranges={"beta": GATE}),
     "dilated_window": Setting({"window": 6, "dilation": 4}),
     "dsa": Setting({"top": 12}),
+    "fading_past": Setting({"sinks": 2, "window": 12}, ranges={"f": (2.0, 4.0)}),
     "forgetting": Setting(ranges={"f": SLOW}),
     "gated_delta": Setting(ranges={"beta": GATE, "g": SLOW}),
     "gla": Setting(ranges={"g": SLOW}),
@@ -75,11 +77,13 @@ SETTINGS = {
     "quest": Setting({"page": 8, "top": 2}),
     "relative_bias": Setting({"scale": 0.1}),
     "retention": Setting(ranges={"gamma": (0.75, 0.95)}),
+    "routed_by_state": Setting({"block": 8, "top": 2}),
     "rwkv6": Setting(ranges={"g": SLOW}),
     "rwkv7": Setting(ranges={"g": SLOW, "a": (-0.1, 0.1), "b": (-0.1, 0.1)}),
     "seer": Setting({"block": 8, "threshold": 0.25}),
     "simple_gla": Setting(ranges={"g": SLOW}),
     "swin": Setting({"height": 8, "width": 8, "window": 4}, {"N": 64}),
+    "window_delta": Setting({"window": 12}, ranges={"beta": GATE, "gate": (-1.0, 1.0)}),
     "window_plus_blocks": Setting({"window": 12, "block": 8, "top": 1}),
     "xattention": Setting({"block": 8, "stride": 4, "mass": 0.6}),
 }

@@ -55,6 +55,7 @@ class Engine:
     execute: Callable[[Plan, Call, torch.dtype], tuple[Tensor, Tensor]]
     backward: Callable[[Plan, int, Call, Tensor, Tensor, Tensor], BranchGradients]
     products: Callable[[Plan, Tensor, Tensor], Tensor] | None = None  # row sums of x * y, where torch's take longer
+    chunked: bool = False  # whether states run along the sequence in generated kernels, else in torch
 
 
 @lru_cache(maxsize=1024)

@@ -13,11 +13,13 @@ from attnc.dsl.diagnostics import InternalError
 from attnc.runtime.arrays import Frame
 from attnc.runtime.backward import Engine, recording
 from attnc.runtime.carried import carry, carry_backward
+from attnc.runtime.chunked_steps import carries, carry_gradients, carry_sums, recur_gradients, recur_reads, recurs
 from attnc.runtime.reaches import Reach
 from attnc.runtime.recurrent import recur, recur_backward
 from attnc.runtime.scalars import of_node
 
 Operands = list[Tensor | None]
+EXPANDED = 8  # times the width of q: more features than that are products of its elements
 
 
 class Carrying:
@@ -38,11 +40,14 @@ class Carrying:
         return [out, (rows, frame.real)] if step.total else [out]
 
     def forward(self, step: Carry, frame: Frame, engine: Engine) -> list[Tensor]:
-        query, key, value, decay = self.operands(step, frame)
+        reach, operands = reach_of(step, frame), self.operands(step, frame)
+        if engine.chunked and carries(operands, reach):
+            return carry_sums(operands, reach, step.total is not None, narrow(frame, step.query))
+        query, key, value, decay = with_ones(step, operands)
         assert query is not None
         assert key is not None
         assert value is not None
-        out, _ = carry(query, key, value, decay, reach_of(step, frame))
+        out, _ = carry(query, key, value, decay, reach)
         return [out[..., :-1].contiguous(), out[..., -1].contiguous()] if step.total else [out]
 
     def backward(
@@ -54,24 +59,24 @@ class Carrying:
         cotangents: Sequence[Tensor | None],
         wanted: Sequence[str],
     ) -> Mapping[str, Tensor]:
-        grad_out = filled(outputs, cotangents)
-        grad = torch.cat([grad_out[0], grad_out[1].unsqueeze(-1)], -1) if step.total else grad_out[0]
+        reach, given = reach_of(step, frame), filled(outputs, cotangents)
 
         def backward(operands: Operands) -> Sequence[Tensor | None]:
-            query, key, value, decay = operands
+            if engine.chunked and carries(operands, reach):
+                return carry_gradients(operands, reach, given, narrow(frame, step.query))
+            query, key, value, decay = with_ones(step, operands)
             assert query is not None
             assert key is not None
             assert value is not None
-            return carry_backward(query, key, value, decay, grad, reach_of(step, frame))[:4]
+            grad = torch.cat([given[0], given[1].unsqueeze(-1)], -1) if step.total else given[0]
+            made = carry_backward(query, key, value, decay, grad, reach)
+            return made[0], made[1], made[2][..., :-1] if step.total else made[2], made[3]
 
         return through(frame, wanted, lambda frame: self.operands(step, frame), backward)
 
     def operands(self, step: Carry, frame: Frame) -> Operands:
-        """query, key, value (with a column of ones behind it where the total is asked for) and decay."""
-        query, key, value = sides(frame, step.query, step.key, step.value)
-        if step.total:
-            value = torch.cat([value, torch.ones_like(value[..., :1])], -1)
-        return [query, key, value, decay_of(frame, step.decay)]
+        """query, key, value and decay."""
+        return [*sides(frame, step.query, step.key, step.value), decay_of(frame, step.decay)]
 
 
 class Recurring:
@@ -92,7 +97,10 @@ class Recurring:
         return [([*rows, frame.tensors[step.value].shape[-1]], frame.real)]
 
     def forward(self, step: Recur, frame: Frame, engine: Engine) -> list[Tensor]:
-        return [recur(*self.operands(step, frame), offset=frame.offset)[0]]  # type: ignore[arg-type]
+        operands = self.operands(step, frame)
+        if engine.chunked and recurs(operands, frame.offset):
+            return [recur_reads(operands, frame.offset, step.left == step.key, narrow(frame, step.query))]
+        return [recur(*operands, offset=frame.offset)[0]]  # type: ignore[arg-type]
 
     def backward(
         self,
@@ -106,6 +114,8 @@ class Recurring:
         (grad,) = filled(outputs, cotangents)
 
         def backward(operands: Operands) -> Sequence[Tensor | None]:
+            if engine.chunked and recurs(operands, frame.offset):
+                return recur_gradients(operands, frame.offset, step.left == step.key, narrow(frame, step.query), grad)
             query, key, value, decay, left, right = operands
             assert query is not None
             assert key is not None
@@ -146,6 +156,24 @@ def through(
     results, given = zip(*pairs, strict=True)
     made = torch.autograd.grad(results, list(leaves.values()), given, allow_unused=True, materialize_grads=True)
     return dict(zip(leaves, made, strict=True))
+
+
+def with_ones(step: Carry, operands: Operands) -> Operands:
+    """The operands with a column of ones behind the values where the total is asked for."""
+    query, key, value, decay = operands
+    if step.total and value is not None:
+        value = torch.cat([value, torch.ones_like(value[..., :1])], -1)
+    return [query, key, value, decay]
+
+
+def narrow(frame: Frame, query: str) -> bool:
+    """Whether products are of bfloat16, as those of softmax are: where the text's query is.
+
+    Not where the features are all products of elements (powers of a score): thousands of terms that cancel to a
+    square near 0, by which a row may be divided, keep nothing of their 8 bits.
+    """
+    expanded = frame.tensors[query].shape[-1] > EXPANDED * frame.sizes["d"]
+    return frame.tensors["q"].dtype == torch.bfloat16 and not expanded
 
 
 def filled(outputs: Sequence[Tensor], cotangents: Sequence[Tensor | None]) -> list[Tensor]:

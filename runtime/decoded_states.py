@@ -11,9 +11,10 @@ from attnc.compiler.composition import Carry, Recur
 from attnc.dsl.diagnostics import InternalError
 from attnc.runtime import carried, recurrent
 from attnc.runtime.arrays import Frame
-from attnc.runtime.carried import Reach, carry
+from attnc.runtime.carried import carry
 from attnc.runtime.carrying import CARRY, RECUR, reach_of
 from attnc.runtime.decoded_attention import Reader
+from attnc.runtime.reaches import Reach
 from attnc.runtime.recurrent import recur
 
 
@@ -26,7 +27,11 @@ class States:
 
     @property
     def nbytes(self) -> int:
-        return sum(one.nbytes for one in (*self.last.values(), *self.whole.values()))
+        return sum(self.sizes().values())
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes by step."""
+        return {name: one.nbytes * (2 if name in self.whole else 1) for name, one in self.last.items()}
 
     def advance(self, step: Carry | Recur, frame: Frame, reader: Reader) -> list[Tensor]:
         """What a step leaves at the new tokens (frame: of them alone)."""
@@ -48,7 +53,9 @@ class States:
         state = self.last.get(step.name)
         if frame.sizes["i"] == 1 and state is not None:
             one = [by_heads(x, state, 2) for x in (query, key, value)]
-            out, state = carried.advance(one[0], one[1], one[2], None if decay is None else by_heads(decay, state, 2), state)
+            out, state = carried.advance(
+                one[0], one[1], one[2], None if decay is None else by_heads(decay, state, 2), state
+            )
             self.last[step.name] = state
             return out.unsqueeze(2)
         out, self.last[step.name] = carry(query, key, value, decay, Reach(), state)
@@ -118,5 +125,7 @@ def delayed(step: Carry, frame: Frame, reader: Reader, amount: int) -> Frame:
             else:
                 rows = torch.cat([new.new_zeros(new.shape[0], len(old), *new.shape[2:]), rows], 1)
         there = (position >= 0).view(1, -1, *(1,) * (rows.dim() - 2))
-        tensors[name] = held.array(name, torch.where(there, rows, torch.zeros((), dtype=rows.dtype, device=rows.device)))
+        tensors[name] = held.array(
+            name, torch.where(there, rows, torch.zeros((), dtype=rows.dtype, device=rows.device))
+        )
     return replace(frame, tensors={**frame.tensors, **tensors})

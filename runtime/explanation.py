@@ -14,6 +14,7 @@ from attnc.compiler.cost import cost_formulas, state_formula
 from attnc.compiler.pipeline import trace
 from attnc.runtime.arrangement import share
 from attnc.runtime.comparison import defaults, filled
+from attnc.runtime.decoding_cache import describe_decoding
 from attnc.runtime.executor import live_pairs, visited_pairs
 from attnc.runtime.inputs import Shape, made_inputs
 from attnc.runtime.settings import Setting
@@ -38,7 +39,7 @@ def explain(prepared: Prepared, *, verbose: bool = False) -> str:
         if verbose or stage.name in SHOWN:
             lines += [f"    {line}" for line in stage.text.splitlines()]
         lines += [f"    - {note}" for note in stage.notes]
-    lines += ["", *describe_causality(pattern)]
+    lines += ["", *describe_causality(pattern), *describe_decoding(prepared)]
     for plan in prepared.program.plans:
         lines += ["", *cost_formulas(plan)]
     states = [step for step in prepared.composition.steps if isinstance(step, Carry | Recur)]

@@ -207,7 +207,7 @@ def choose_engine(backend: str, device: torch.device) -> Engine:
         from attnc.runtime.launch_backward import branch_backward as launch_backward
         from attnc.runtime.launch_backward import row_products
 
-        return Engine(launch, launch_backward, row_products)
+        return Engine(launch, launch_backward, row_products, chunked=True)
     from attnc.runtime.executor import execute
     from attnc.runtime.executor_backward import branch_backward
 

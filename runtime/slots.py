@@ -111,8 +111,10 @@ class Slots:
         ring = torch.arange(self.window, device=device)
         last = tokens - 1 - (tokens - 1 - ring) % self.window
         parts = [torch.arange(self.first, device=device).expand(tokens.shape[0], -1), last]
-        parts += [one.position(torch.arange(one.below(self.length), device=device)).expand(tokens.shape[0], -1)
-                  for one in self.classes]
+        parts += [
+            one.position(torch.arange(one.below(self.length), device=device)).expand(tokens.shape[0], -1)
+            for one in self.classes
+        ]
         held = torch.cat(parts, 1)[:, :used]
         # A position lies in its own place only: the ring and later classes do not hold what others do.
         own = self.place(held) == torch.arange(held.shape[1], device=device)

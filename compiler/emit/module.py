@@ -9,7 +9,24 @@ from attnc.compiler.emit.kernel import Kernel
 from attnc.compiler.emit.writer import Writer
 from attnc.compiler.plan import Plan
 
-PRELUDE = '''
+LOAD_TILE = """
+
+@triton.jit
+def _load_tile(pointers, row_ok, column_ok, GUARD_ROWS: tl.constexpr, GUARD_COLUMNS: tl.constexpr):
+    if GUARD_ROWS:
+        if GUARD_COLUMNS:
+            return tl.load(pointers, mask=row_ok[:, None] & column_ok[None, :], other=0.0)
+        else:
+            return tl.load(pointers, mask=row_ok[:, None], other=0.0)
+    else:
+        if GUARD_COLUMNS:
+            return tl.load(pointers, mask=column_ok[None, :], other=0.0)
+        else:
+            return tl.load(pointers)
+"""
+
+PRELUDE = (
+    """
 import triton
 import triton.language as tl
 
@@ -30,6 +47,12 @@ def _floor_mod(x, y):
 
 
 @triton.jit
+def _int32(x):
+    # A scalar, of a number too, in the type of positions: what is read from an input may be wider
+    return (tl.zeros([], tl.int32) + x).to(tl.int32)
+
+
+@triton.jit
 def _tanh(x):
     return 1.0 - 2.0 / (tl.exp(2.0 * x) + 1.0)
 
@@ -39,19 +62,9 @@ def _pow(x, y):
     return tl.exp2(tl.log2(x) * y)
 
 
-@triton.jit
-def _load_tile(pointers, row_ok, column_ok, GUARD_ROWS: tl.constexpr, GUARD_COLUMNS: tl.constexpr):
-    if GUARD_ROWS:
-        if GUARD_COLUMNS:
-            return tl.load(pointers, mask=row_ok[:, None] & column_ok[None, :], other=0.0)
-        else:
-            return tl.load(pointers, mask=row_ok[:, None], other=0.0)
-    else:
-        if GUARD_COLUMNS:
-            return tl.load(pointers, mask=column_ok[None, :], other=0.0)
-        else:
-            return tl.load(pointers)
-
+""".rstrip()
+    + LOAD_TILE
+    + '''
 
 @triton.jit
 def combine_parts(part_out, part_lse, tiles, rows, o, lse, o_sb, o_sh, o_sn, o_se, H, N, E,
@@ -126,6 +139,7 @@ def row_products(x, y, out, x_sb, x_sh, x_sn, x_se, y_sb, y_sh, y_sn, y_se, H, N
     right = tl.load(y + b * y_sb + h * y_sh + rows * y_sn + e[None, :] * y_se, mask=inside, other=0.0)
     tl.store(out + head.to(tl.int64) * N + row, tl.sum(left.to(tl.float32) * right.to(tl.float32), 1), mask=row < N)
 '''
+)
 
 
 def emit_module(plan: Plan, kernels: Sequence[Kernel]) -> str:

@@ -13,8 +13,8 @@ from torch import Tensor
 from benchmarks import bench, compilations, contenders, plot, report
 from benchmarks.ceilings import Ceilings
 from benchmarks.compiling import suite_module
-from benchmarks.ready import Ready, UnavailableError
 from benchmarks.measuring import Effort, error_in_bands, measure
+from benchmarks.ready import Ready, UnavailableError
 from benchmarks.run import main
 from benchmarks.suites import fixed
 from benchmarks.timing import order, side_by_side
@@ -58,7 +58,9 @@ def test_the_mask_written_by_hand_is_the_pattern(work: Work) -> None:
     problem = Problem(work, work.small, "cpu", torch.float64)
     shape = work.small.shape
     i, j = torch.arange(shape.queries)[:, None], torch.arange(shape.keys)
-    masks = [problem.mask(b, 0, i, j).expand(shape.queries, shape.keys) for b in range(shape.batch)]
+    mask = problem.mask
+    assert mask is not None
+    masks = [mask(b, 0, i, j).expand(shape.queries, shape.keys) for b in range(shape.batch)]
     live = torch.stack(masks)[:, None]
     scores = (problem.q @ problem.k.mT * shape.width**-0.5).masked_fill(~live, -torch.inf)
     expected = torch.softmax(scores, -1) @ problem.v

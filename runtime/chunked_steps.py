@@ -1,0 +1,104 @@
+"""`Carry` and `Recur` steps on the chunked kernels: operands of a call to what the kernels take, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attnc.compiler.composition import Carry, Composition, Recur
+from attnc.compiler.emit.chunked import chunked_text, variant_of
+from attnc.compiler.schedule_chunked import WIDEST_SOLVED
+from attnc.runtime.launch_chunked_carry import carry_backward, carry_forward
+from attnc.runtime.launch_chunked_recur import Recurrence, recur_backward, recur_forward
+from attnc.runtime.reaches import Reach
+
+DECAY = 3  # its place among the operands
+SHORTEST_PERIOD = 16  # shorter ones would keep more states than a torch run takes
+
+Operands = Sequence[Tensor | None]
+
+
+def carries(operands: Operands, reach: Reach) -> bool:
+    """Whether the kernels do a carried sum.
+
+    They take no float64, no decay over all keys, no decay that lacks positions, and keep a state for every period.
+    """
+    query, key, _, decay = operands
+    assert query is not None
+    assert key is not None
+    rows = max(key.shape[2], query.shape[2] + reach.offset)
+    if decay is not None and decay.shape[2] != 1 and decay.shape[2] < rows:
+        return False
+    if reach.same is not None and reach.same.shape[1] < rows:
+        return False
+    if reach.kind == "all" and (decay is not None or reach.same is not None):
+        return False
+    return query.dtype != torch.float64 and not (reach.kind == "period" and reach.amount < SHORTEST_PERIOD)
+
+
+def carry_sums(operands: Operands, reach: Reach, total: bool, narrow: bool) -> list[Tensor]:
+    """[out, and where asked for, total], in float32. `narrow`: products of bfloat16."""
+    query, key, value, decay = narrowed(operands, narrow)
+    made = carry_forward(query, key, value, decay, reach=reach, total=total, dtype=torch.float32)
+    return [made.out, *([made.total] if made.total is not None else [])]
+
+
+def carry_gradients(
+    operands: Operands, reach: Reach, cotangents: Sequence[Tensor], narrow: bool
+) -> Sequence[Tensor | None]:
+    """Gradients of query, key, value and decay."""
+    query, key, value, decay = narrowed(operands, narrow)
+    total = cotangents[1] if len(cotangents) > 1 else None
+    found = carry_backward(query, key, value, decay, cotangents[0], reach=reach, total_cotangent=total)
+    return [found.query, found.key, found.value, found.decay]
+
+
+def recurs(operands: Operands, offset: int) -> bool:
+    """Whether the kernels do a recurrence: in float32 or less, of a state that fits, with a token for every row."""
+    query, key, _, decay = operands[:4]
+    assert query is not None
+    assert key is not None
+    fits = offset + query.shape[2] <= key.shape[2] and key.shape[3] <= WIDEST_SOLVED
+    return query.dtype != torch.float64 and fits and (decay is None or decay.shape[2] in (1, key.shape[2]))
+
+
+def recurrence(operands: Operands, offset: int, delta: bool, narrow: bool) -> Recurrence:
+    """The operands query, key, value, decay, left, right of the kernels. `delta`: left is the key."""
+    query, key, value, decay, left, right = narrowed(operands, narrow)
+    return Recurrence(query, key, value, right, None if delta else left, decay, offset)
+
+
+def recur_reads(operands: Operands, offset: int, delta: bool, narrow: bool) -> Tensor:
+    """The reads, in float32."""
+    return recur_forward(recurrence(operands, offset, delta, narrow), dtype=torch.float32).out
+
+
+def recur_gradients(
+    operands: Operands, offset: int, delta: bool, narrow: bool, cotangent: Tensor
+) -> Sequence[Tensor | None]:
+    """Gradients of query, key, value, decay, left (None for a delta rule: in that of the key) and right."""
+    found = recur_backward(recurrence(operands, offset, delta, narrow), cotangent)
+    return [found.query, found.key, found.value, found.decay, found.left, found.right]
+
+
+def narrowed(operands: Operands, narrow: bool) -> Sequence[Any]:
+    """Operands as the kernels take them: all but the decay, which is the fourth, in bfloat16 where `narrow`."""
+    if not narrow:
+        return operands
+    return [one if one is None or at == DECAY else one.to(torch.bfloat16) for at, one in enumerate(operands)]
+
+
+def chunked_texts(composition: Composition) -> dict[str, str]:
+    """Generated modules by the step's name, for people: as for calls in which every query head has its own keys."""
+    texts = {}
+    for step in composition.steps:
+        if isinstance(step, Carry | Recur):
+            axes = () if step.decay is None else composition.arrays[step.decay].axes
+            channel = any(axis not in ("b", "h", "t", "1") for axis in axes)
+            delta = isinstance(step, Recur) and step.left == step.key
+            variant = variant_of(step, channel, grouped=False, delta=delta)
+            texts[step.name] = chunked_text(variant, composition.source.text)
+    return texts
