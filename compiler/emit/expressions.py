@@ -18,6 +18,9 @@ from attnc.compiler.ops import OPS
 from attnc.dsl.types import Base
 
 
+SHORT = 40  # operations that an expression is written with although some repeat
+
+
 @dataclass(frozen=True)
 class View:
     """How a tile spells its positions: suffixes that make a vector over i or j broadcast."""
@@ -112,7 +115,12 @@ class Expressions:
         return [node for node in walk(root) if OPS[node.op].triton and times[node] > 1 and node is not root]
 
     def once(self, root: Node, view: View) -> str:
-        """The expression of a node; what its text would spell more than once is named before it."""
+        """The expression of a node; in a long one, what its text would spell more than once is named before it."""
+        length: dict[Node, int] = {}
+        for node in walk(root):
+            length[node] = 1 + sum(length[arg] for arg in node.args)
+        if length[root] <= SHORT:
+            return self.text(root, view)
         within = replace(self, local=dict(self.local))
         for node in self._repeated(root):
             if node not in self.hoisted and node not in self.local:
