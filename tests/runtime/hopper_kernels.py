@@ -49,10 +49,15 @@ def compiled(function: Any, grid: Any) -> Any:
 
 def prepare() -> None:
     """Makes launches of tensors on a CPU compilations for the device."""
-    driver.set_active(Hopper())
-    JITFunction.__getitem__ = compiled
-    views.copies_tiles = lambda tensor: True
-    kernel_call.refuse_unfit = launch.refuse_unfit = launch_backward.refuse_unfit = lambda call: None
+    hopper: Any = Hopper()
+    driver.set_active(hopper)
+    changed: list[tuple[Any, str, Any]] = [
+        (JITFunction, "__getitem__", compiled),
+        (views, "copies_tiles", lambda tensor: True),
+        *((module, "refuse_unfit", lambda call: None) for module in (kernel_call, launch, launch_backward)),
+    ]
+    for place, name, other in changed:
+        setattr(place, name, other)
 
 
 def compile_example(name: str) -> None:
@@ -67,8 +72,8 @@ def compile_example(name: str) -> None:
         dtype=torch.bfloat16,
         ranges=setting.ranges,
     )
-    leaves = [tensor.requires_grad_() for tensor in (made.q, made.k, made.v)]
-    out, _ = pattern.outputs(*leaves, {**parameters, **made.inputs}, backend="triton")
+    leaves = q, k, v = [tensor.requires_grad_() for tensor in (made.q, made.k, made.v)]
+    out, _ = pattern.outputs(q, k, v, {**parameters, **made.inputs}, backend="triton")
     torch.autograd.grad(out, leaves, torch.zeros_like(out), allow_unused=True)
 
 
