@@ -1,7 +1,7 @@
 """Tokens a second of decoding at a long context: `python -m benchmarks.decoding` on a CPU.
 
-Every pattern has the same q, k and v (batch 1, float32). The context enters in one call, which is timed, too; then single
-tokens are decoded. The last results are compared with a call on the whole sequence, and a wrong one exits with 1.
+Every pattern has the same q, k and v (batch 1, float32). The context enters in one call, which is timed, too; then
+single tokens are decoded. The results are compared with a call on the whole sequence, and a wrong one exits with 1.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def main() -> int:
 
 
 def measured(pattern: CompiledPattern, parameters: dict[str, Any], options: argparse.Namespace) -> bool:
-    """Prints one row; whether the last results are right."""
+    """Prints one row; whether the results are right."""
     context, last = options.context, options.context + WARM + options.tokens
     ranges = {"g": (-0.1, 0.0), "beta": (0.0, 0.02)}
     made = made_inputs(
@@ -73,9 +73,8 @@ def measured(pattern: CompiledPattern, parameters: dict[str, Any], options: argp
         results.append(decode(at, at + 1))
         times.append(time.perf_counter() - begin)
     each = statistics.median(times[WARM:])
-    print(
-        f"| {pattern.__name__} | {1 / each:,.0f} | {1000 * each:.2f} | {context / prefill:,.0f} | {cache.nbytes / 2**20:.2f} |"
-    )
+    speed, size = f"{1 / each:,.0f} | {1000 * each:.2f} | {context / prefill:,.0f}", cache.nbytes / 2**20
+    print(f"| {pattern.__name__} | {speed} | {size:.2f} |")
     expected = pattern(made.q, made.k, made.v, **parameters, **made.inputs)[:, :, context:]
     off = error(torch.cat(results, 2), expected)
     if off > 2 * tolerance(torch.float32, last):

@@ -263,7 +263,7 @@ def test_rows_may_share_pages() -> None:
 
 
 def test_only_live_keys_are_gathered_from_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A third document of four tokens: its keys alone leave their pages, out of 30."""
+    """A third document of four tokens: a tile of keys about it leaves their pages, out of 300."""
     found: list[Tensor] = []
 
     def noted(*args: Any) -> Tensor:
@@ -272,16 +272,16 @@ def test_only_live_keys_are_gathered_from_pages(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr("attnc.runtime.decoded_attention.live_positions", noted)
     pattern = pattern_of("documents")
-    q, k, v = torch.randn(3, 1, 2, 30, 8)
-    doc = torch.tensor([[0] * 13 + [1] * 13 + [2] * 4])
-    table = torch.arange(6, dtype=torch.int32).view(1, 6)
-    cache = pattern.cache(30, pages=Pages(5, 6, table))
-    pattern.decode(q[:, :, :29], cache, k[:, :, :29], v[:, :, :29], doc=doc[:, :29])
-    out = pattern.decode(q[:, :, 29:], cache, k[:, :, 29:], v[:, :, 29:], doc=doc[:, 29:])
-    assert error(out, pattern.reference(q, k, v, doc=doc)[:, :, 29:]) <= tolerance(torch.float32, 30)
+    q, k, v = torch.randn(3, 1, 2, 300, 8)
+    doc = torch.tensor([[0] * 148 + [1] * 148 + [2] * 4])
+    table = torch.arange(60, dtype=torch.int32).view(1, 60)
+    cache = pattern.cache(300, pages=Pages(5, 60, table))
+    pattern.decode(q[:, :, :299], cache, k[:, :, :299], v[:, :, :299], doc=doc[:, :299])
+    out = pattern.decode(q[:, :, 299:], cache, k[:, :, 299:], v[:, :, 299:], doc=doc[:, 299:])
+    assert error(out, pattern.reference(q, k, v, doc=doc)[:, :, 299:]) <= tolerance(torch.float32, 300)
     (keys,) = found
-    assert {26, 27, 28, 29} <= set(keys[0].tolist())
-    assert keys.shape[1] <= 16  # the executor rounds a tile's keys up to what vector units take
+    assert {296, 297, 298, 299} <= set(keys[0].tolist())
+    assert keys.shape[1] <= 64  # the executor rounds a tile's keys up to what vector units take
 
 
 @pytest.mark.parametrize("name", ["linear", "compressed", "moba", "forgetting"])
