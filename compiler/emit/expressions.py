@@ -17,7 +17,6 @@ from attnc.compiler.ir import Node, walk
 from attnc.compiler.ops import OPS
 from attnc.dsl.types import Base
 
-
 SHORT = 40  # operations that an expression is written with although some repeat
 
 
