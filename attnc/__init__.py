@@ -13,18 +13,33 @@ from attnc.runtime import import_hook
 if TYPE_CHECKING:
     from attnc import nn
     from attnc.dsl.diagnostics import AttnError
+    from attnc.runtime.decoding_cache import DecodingCache
     from attnc.runtime.gaussian import orthogonal_gaussian
+    from attnc.runtime.kv_cache import Pages
     from attnc.runtime.modules import AttnModule, compile, load
     from attnc.runtime.pattern import CompiledPattern
 
 __version__ = "0.1.0"
-__all__ = ["AttnError", "AttnModule", "CompiledPattern", "__version__", "compile", "load", "nn", "orthogonal_gaussian"]
+__all__ = [
+    "AttnError",
+    "AttnModule",
+    "CompiledPattern",
+    "DecodingCache",
+    "Pages",
+    "__version__",
+    "compile",
+    "load",
+    "nn",
+    "orthogonal_gaussian",
+]
 
 # Loaded at first use: they bring torch, which `attnc fmt` and a mere `import attnc` do without.
 _HOMES = {
     "AttnError": "attnc.dsl.diagnostics",
     "AttnModule": "attnc.runtime.modules",
     "CompiledPattern": "attnc.runtime.pattern",
+    "DecodingCache": "attnc.runtime.decoding_cache",
+    "Pages": "attnc.runtime.kv_cache",
     "compile": "attnc.runtime.modules",
     "load": "attnc.runtime.modules",
     "orthogonal_gaussian": "attnc.runtime.gaussian",

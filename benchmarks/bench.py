@@ -30,10 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.suite, works = found_rows(arguments.file, device)
     works = [work for work in works if arguments.row is None or any(name in work.name for name in arguments.row)]
     works = [work.quick() for work in works] if arguments.quick else works
+    works = [against(work, arguments.against) for work in at_lengths(works, arguments.lengths)]
     with fresh_caches():
-        return run(
-            arguments, [against(work, arguments.against) for work in at_lengths(works, arguments.lengths)], device
-        )
+        return run(arguments, works, device)
 
 
 def found_rows(file: Path, device: str) -> tuple[str, list[Work]]:

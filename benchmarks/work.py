@@ -52,9 +52,10 @@ class Work:
 
     `mask` writes the same condition by hand, for FlexAttention and to count live pairs (None: the pattern is not a
     softmax over a fixed set of pairs); `pairs` is that count for a batch row and head in closed form, where counting
-    would take long. `inputs` draws what the pattern declares, on the CPU; None: as `attnc check` does, within `ranges` and with
-    the lengths `axes` of what nothing else fixes. `operations` counts floating-point operations where there are no pairs to count. `small` is compared with the float64 reference before `timed` is timed. `spare`: bytes that a call may
-    allocate beyond its output and the rows' statistics, where that is part of the claim.
+    would take long. `inputs` draws what the pattern declares, on the CPU; None: as `attnc check` does, within `ranges`
+    and with the lengths `axes` of what nothing else fixes. `operations` counts floating-point operations where there
+    are no pairs to count. `small` is compared with the float64 reference before `timed` is timed. `spare`: bytes that a
+    call may allocate beyond its output and the rows' statistics, where that is part of the claim.
     """
 
     name: str
@@ -83,7 +84,7 @@ class Work:
 
 
 def drawn(pattern: str, timed: Size, small: Size, peers: tuple[str, ...] = (), **more: Any) -> Work:
-    """A row of a pattern that is no fixed set of pairs, its inputs drawn as `attnc check` does. `more`: other fields."""
+    """A row of a pattern that is no fixed set of pairs, inputs drawn as `attnc check` does. `more`: other fields."""
     return Work(more.pop("name", pattern), pattern, timed, small, None, peers, None, **more)
 
 
@@ -97,8 +98,16 @@ class Problem:
             parameters = defaults(self.pattern) | dict(size.parameters)
             checked = settings(self.pattern.pattern, "check", self.pattern.known)
             ranges = {**(checked[0].ranges if checked else {}), **work.ranges}
-            drawing = {"dtype": dtype, "device": device, "seed": SEED, "ranges": ranges, "axes": work.axes}
-            made = made_inputs(self.pattern.pattern, shape, parameters, **drawing)
+            made = made_inputs(
+                self.pattern.pattern,
+                shape,
+                parameters,
+                dtype=dtype,
+                device=device,
+                seed=SEED,
+                ranges=ranges,
+                axes=work.axes,
+            )
             self.q, self.k, self.v, self.inputs = made.q, made.k, made.v, made.inputs
             return
         generator = torch.Generator(device).manual_seed(SEED)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from attnc.compiler.algebra import Algebra, at_most
 from attnc.compiler.causality import Causality, leaks
-from attnc.compiler.composition import Attend, Carry, Choose, Composition, Compute, Recur, Regroup, Step
+from attnc.compiler.composition import Attend, Carry, Choose, Composition, Compute, Extreme, Recur, Regroup, Step
 from attnc.compiler.ir import Node, walk
 from attnc.compiler.relocate import obstacle
 from attnc.compiler.retention import Retention, counted, retained, union
@@ -152,8 +152,8 @@ class _Deriving:
         if isinstance(step, Compute):
             for node in every_node(step.node):
                 self.value(node)
-        elif isinstance(step, Attend):
-            self.attend(step)
+        elif isinstance(step, Attend | Extreme):
+            self.attend(step if isinstance(step, Attend) else step.attend)
         elif isinstance(step, Carry):
             self.carry(step)
         elif isinstance(step, Recur):
@@ -326,13 +326,18 @@ def describe_cache(plan: CachePlan) -> list[str]:
         if kept.arrays:
             lines.append(f"{', '.join(kept.arrays)} of {kept.index}: {'; '.join(counted(kept.retention))}")
             lines += [f"    - {reason}" for reason in kept.retention.reasons]
+            lines += [f"    - {name} is the first columns of {whole}" for name, whole in kept.parts.items()]
     for state in plan.states:
         copies = 2 if isinstance(state, Carry) and state.extent.kind == "period" else 1
         lines.append(f"{state.name}: {'a state' if copies == 1 else 'two states'} of {state.key} by {state.value}")
     words = {"sum": "its running sum", "shift": "its last values", "pool": "values of members that are not whole yet"}
-    lines += [f"{one.node.op} of `{_place(one.node)}`: {words[one.kind]}" for one in plan.trailing]
+    lines += [f"{one.node.op} of {_place(one.node)}: {words[one.kind]}" for one in plan.trailing]
     return lines
 
 
 def _place(node: Node) -> str:
+    """What a trailing value is of: the array, or the text."""
+    operand = node.args[0]
+    if operand.op == "input":
+        return str(operand.attribute)
     return " ".join(node.span.text.split()) if node.span else node.op

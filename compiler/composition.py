@@ -169,8 +169,8 @@ class Choose:
 
     `form` is topk, threshold or mass; `amount` its count, bound or share. `score`, `condition` (which are candidates)
     and `force` (which of them come first; None: none) are over b, h, `rows` and `axis`: i, a declared axis of i or
-    nothing (empty), and a declared axis of j, or j. They are evaluated for some rows at a time: memory is that of a chunk of rows times the
-    members. Nothing of it has a gradient.
+    nothing (empty), and a declared axis of j, or j. They are evaluated for some rows at a time: memory is that of a
+    chunk of rows times the members. Nothing of it has a gradient.
 
     Leaves `name` (b, heads, lines; entries), int32: each row's members, ascending, -1 at the end. `heads` are all query
     heads (`each`), the first of each key head (`group`), or 1 (`one`); lines are the rows, or the members of the axis

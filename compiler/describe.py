@@ -98,7 +98,8 @@ def describe_branch(branch: Branch) -> str:
     entry = "one key" if selected.width is None else f"{formula(selected.width)} keys"
     line = "a line a row" if selected.row_block is None else f"a line for {formula(selected.row_block)} rows"
     return (
-        f"rows: stay where {SHARED_ROWS} or more share a line, or an entry has fewer than {WIDE_ENTRY} keys; else keys do\n"
+        f"rows: stay where {SHARED_ROWS} or more share a line, or an entry has fewer than {WIDE_ENTRY} keys; "
+        "else keys do\n"
         f"keys: listed by {selected.members}, {line}, {entry} an entry\n"
         f"keys: mask: {formula(branch.condition)}"
     )

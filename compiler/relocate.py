@@ -56,8 +56,8 @@ def relocated(plan: Plan, *, start: bool, places: bool) -> Plan:
         score, condition = mover.moved(branch.score), mover.moved(branch.condition)
         sink = None if branch.sink is None else mover.moved(branch.sink)
         if places:
-            there = graph.make("le", graph.literal(0), mover.place)
-            domain = everywhere(graph, tables.readable(graph.make("and", there, condition)))
+            condition = graph.make("and", graph.make("le", graph.literal(0), mover.place), condition)
+            domain = everywhere(graph, condition)
         else:
             domain = DomainBuilder(graph, algebra, tables).build(condition)
         branches.append(Branch(tables.readable(score), condition, domain, sink))

@@ -46,7 +46,7 @@ def chunked_shape(kernel: str, variant: Variant, f: int, e: int, single: bool) -
     if kernel == "feature_gradients":
         if variant.decay == "channel":
             return ChunkShape(64, 64, 8, 2)
-        return ChunkShape(64, 64, 4, 3 if variant.rule == "sum" else 2)
+        return ChunkShape(64, 64, 4, 2)
     if kernel.startswith("solve"):
         return ChunkShape(min(f, 128), min(e, 128), 4, 1)
     return ChunkShape(64, 64, 4, 1)

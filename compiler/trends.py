@@ -16,19 +16,22 @@ def trend(node: Node, index: str) -> int | None:
     Divisors are taken to be positive (see plan.Requirement).
     """
     positive = frozenset(one.args[1] for one in walk(node) if one.op in ("floordiv", "mod"))
-    return _trend(node, index, positive)
+    done: dict[Node, int | None] = {}  # expressions share parts
+    for inner in walk(node):
+        done[inner] = _trend(inner, index, positive, done)
+    return done[node]
 
 
-def _trend(node: Node, index: str, positive: frozenset[Node]) -> int | None:
+def _trend(node: Node, index: str, positive: frozenset[Node], done: dict[Node, int | None]) -> int | None:
     if not node.depends_on(index):
         return LEVEL
     if node.op == "index":
         return UP
     if node.op == "select" and not node.args[0].depends_on(index):
-        return _joined(*(_trend(arg, index, positive) for arg in node.args[1:]))
+        return _joined(*(done[arg] for arg in node.args[1:]))
     if node.op not in ("neg", "add", "sub", "mul", "floordiv", "minimum", "maximum"):
         return None
-    first, *others = (_trend(arg, index, positive) for arg in node.args)
+    first, *others = (done[arg] for arg in node.args)
     if node.op == "neg":
         return _times(first, -1)
     (second,) = others

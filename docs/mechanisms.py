@@ -1,7 +1,7 @@
 """Builds docs/mechanisms/: a page for each example, with what the compiler says about it.
 
-Run `python docs/mechanisms.py`. A page has the text, its picture of the gallery, whether it is causal, the steps that it
-compiles to, what a row costs, and what decoding keeps.
+Run `python docs/mechanisms.py`. A page has the text, its picture of the gallery, whether it is causal, the steps that
+it compiles to, what a row costs, and what decoding keeps.
 """
 
 from __future__ import annotations

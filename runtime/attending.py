@@ -75,7 +75,8 @@ class Attending:
 def operands(step: Attend, frame: Frame) -> dict[str, Tensor]:
     """q (B, H, N, D), k (B, Hk, M, D), v (B, Hk, M, E) of the plan, in the element type of the call's q.
 
-    On a CPU, arrays that torch made stay in the type of sums.
+    On a CPU, arrays that torch made stay in the type of sums; on CUDA too where a side is segments: what is made of
+    their few weights (an inverse, in Nystroem's attention) makes much of a rounding.
     """
     batch, heads = frame.sizes["b"], frame.sizes["h"]
     q = four(frame, step.query, step.rows)
@@ -83,7 +84,8 @@ def operands(step: Attend, frame: Frame) -> dict[str, Tensor]:
     shared = max(k.shape[1], v.shape[1])
     q = spread(q, heads)
     k, v = spread(k, shared), spread(v, shared)
-    element = frame.tensors["q"].dtype if frame.device.type == "cuda" else max_dtype(q, k, v)
+    landmarks = any(name in frame.axes and frame.axes[name].kind == "segments" for name in (step.rows, step.keys))
+    element = max_dtype(q, k, v) if landmarks or frame.device.type != "cuda" else frame.tensors["q"].dtype
     return {name: x.to(element).expand(batch, *x.shape[1:]) for name, x in (("q", q), ("k", k), ("v", v))}
 
 

@@ -19,6 +19,7 @@ from attnc.runtime.recurrent import recur, recur_backward
 from attnc.runtime.scalars import of_node
 
 Operands = list[Tensor | None]
+EXPANDED = 8  # times the width of q: more features than that are products of its elements
 
 
 class Carrying:
@@ -41,7 +42,7 @@ class Carrying:
     def forward(self, step: Carry, frame: Frame, engine: Engine) -> list[Tensor]:
         reach, operands = reach_of(step, frame), self.operands(step, frame)
         if engine.chunked and carries(operands, reach):
-            return carry_sums(operands, reach, step.total is not None, narrow(frame))
+            return carry_sums(operands, reach, step.total is not None, narrow(frame, step.query))
         query, key, value, decay = with_ones(step, operands)
         assert query is not None
         assert key is not None
@@ -62,7 +63,7 @@ class Carrying:
 
         def backward(operands: Operands) -> Sequence[Tensor | None]:
             if engine.chunked and carries(operands, reach):
-                return carry_gradients(operands, reach, given, narrow(frame))
+                return carry_gradients(operands, reach, given, narrow(frame, step.query))
             query, key, value, decay = with_ones(step, operands)
             assert query is not None
             assert key is not None
@@ -98,7 +99,7 @@ class Recurring:
     def forward(self, step: Recur, frame: Frame, engine: Engine) -> list[Tensor]:
         operands = self.operands(step, frame)
         if engine.chunked and recurs(operands, frame.offset):
-            return [recur_reads(operands, frame.offset, step.left == step.key, narrow(frame))]
+            return [recur_reads(operands, frame.offset, step.left == step.key, narrow(frame, step.query))]
         return [recur(*operands, offset=frame.offset)[0]]  # type: ignore[arg-type]
 
     def backward(
@@ -114,7 +115,7 @@ class Recurring:
 
         def backward(operands: Operands) -> Sequence[Tensor | None]:
             if engine.chunked and recurs(operands, frame.offset):
-                return recur_gradients(operands, frame.offset, step.left == step.key, narrow(frame), grad)
+                return recur_gradients(operands, frame.offset, step.left == step.key, narrow(frame, step.query), grad)
             query, key, value, decay, left, right = operands
             assert query is not None
             assert key is not None
@@ -165,9 +166,14 @@ def with_ones(step: Carry, operands: Operands) -> Operands:
     return [query, key, value, decay]
 
 
-def narrow(frame: Frame) -> bool:
-    """Whether products are of bfloat16, as those of softmax are: where the query is."""
-    return frame.tensors["q"].dtype == torch.bfloat16
+def narrow(frame: Frame, query: str) -> bool:
+    """Whether products are of bfloat16, as those of softmax are: where the text's query is.
+
+    Not where the features are all products of elements (powers of a score): thousands of terms that cancel to a
+    square near 0, by which a row may be divided, keep nothing of their 8 bits.
+    """
+    expanded = frame.tensors[query].shape[-1] > EXPANDED * frame.sizes["d"]
+    return frame.tensors["q"].dtype == torch.bfloat16 and not expanded
 
 
 def filled(outputs: Sequence[Tensor], cotangents: Sequence[Tensor | None]) -> list[Tensor]:

@@ -3,30 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from attnc.compiler.composition import Carry, Composition, Recur
+from attnc.compiler.emit.chunked import chunked_text, variant_of
 from attnc.compiler.schedule_chunked import WIDEST_SOLVED
 from attnc.runtime.launch_chunked_carry import carry_backward, carry_forward
 from attnc.runtime.launch_chunked_recur import Recurrence, recur_backward, recur_forward
 from attnc.runtime.reaches import Reach
 
+DECAY = 3  # its place among the operands
+SHORTEST_PERIOD = 16  # shorter ones would keep more states than a torch run takes
+
 Operands = Sequence[Tensor | None]
 
 
 def carries(operands: Operands, reach: Reach) -> bool:
-    """Whether the kernels do a carried sum: in float32 or less, and not over all keys with a decay or of one run."""
+    """Whether the kernels do a carried sum.
+
+    They take no float64, no decay over all keys, no decay that lacks positions, and keep a state for every period.
+    """
     query, key, _, decay = operands
     assert query is not None
     assert key is not None
     rows = max(key.shape[2], query.shape[2] + reach.offset)
-    fits = decay is None or decay.shape[2] >= rows or decay.shape[2] == 1
-    return (
-        query.dtype != torch.float64
-        and fits
-        and not (reach.kind == "all" and (decay is not None or reach.same is not None))
-    )
+    if decay is not None and decay.shape[2] != 1 and decay.shape[2] < rows:
+        return False
+    if reach.same is not None and reach.same.shape[1] < rows:
+        return False
+    if reach.kind == "all" and (decay is not None or reach.same is not None):
+        return False
+    return query.dtype != torch.float64 and not (reach.kind == "period" and reach.amount < SHORTEST_PERIOD)
 
 
 def carry_sums(operands: Operands, reach: Reach, total: bool, narrow: bool) -> list[Tensor]:
@@ -57,7 +67,7 @@ def recurs(operands: Operands, offset: int) -> bool:
 
 def recurrence(operands: Operands, offset: int, delta: bool, narrow: bool) -> Recurrence:
     """The operands query, key, value, decay, left, right of the kernels. `delta`: left is the key."""
-    query, key, value, decay, left, right = narrowed([*operands[:3], operands[3], *operands[4:]], narrow)
+    query, key, value, decay, left, right = narrowed(operands, narrow)
     return Recurrence(query, key, value, right, None if delta else left, decay, offset)
 
 
@@ -74,11 +84,21 @@ def recur_gradients(
     return [found.query, found.key, found.value, found.decay, found.left, found.right]
 
 
-def narrowed(operands: Operands, narrow: bool) -> list[Tensor]:
+def narrowed(operands: Operands, narrow: bool) -> Sequence[Any]:
     """Operands as the kernels take them: all but the decay, which is the fourth, in bfloat16 where `narrow`."""
-    dtype = torch.bfloat16 if narrow else None
-    found = [
-        one if one is None or (dtype is None and at != 3) else one.to(torch.float32 if at == 3 else dtype)
-        for at, one in enumerate(operands)
-    ]
-    return found  # type: ignore[return-value]
+    if not narrow:
+        return operands
+    return [one if one is None or at == DECAY else one.to(torch.bfloat16) for at, one in enumerate(operands)]
+
+
+def chunked_texts(composition: Composition) -> dict[str, str]:
+    """Generated modules by the step's name, for people: as for calls in which every query head has its own keys."""
+    texts = {}
+    for step in composition.steps:
+        if isinstance(step, Carry | Recur):
+            axes = () if step.decay is None else composition.arrays[step.decay].axes
+            channel = any(axis not in ("b", "h", "t", "1") for axis in axes)
+            delta = isinstance(step, Recur) and step.left == step.key
+            variant = variant_of(step, channel, grouped=False, delta=delta)
+            texts[step.name] = chunked_text(variant, composition.source.text)
+    return texts

@@ -26,7 +26,9 @@ SHAPES = (
     Shape(1, 2, 1, 45, 19, 20, 36),
 )
 SIGNS = 3  # cotangents that a gradient's magnitude is taken from
-NOTHING = 1e-5  # of operands and cotangents of size 1, what rounding and the eps of a normaliser leave of 0
+# Operands and cotangents are of size 1. A gradient below this is what terms of that size leave as they cancel (one key
+# under a normaliser with eps 1e-6 leaves 1e-6): its rounding is theirs, so it is compared with 1.
+NOTHING = 1e-5
 REQUIRED: dict[Base, Value] = {Base.INT: 3, Base.REAL: 0.5, Base.BOOL: True}
 
 

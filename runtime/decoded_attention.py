@@ -210,6 +210,7 @@ class Reader:
 
 
 def with_arrays(frame: Frame, tensors: Mapping[str, Tensor]) -> Frame:
+    """The frame with some arrays replaced."""
     return replace(frame, tensors={**frame.tensors, **tensors})
 
 
@@ -242,9 +243,9 @@ def live_positions(plan: Plan, call: Call) -> Tensor:
             keys = [numbers(piece.keys).ravel() for tile in tiling.tiles(group) for piece in tile.pieces]
             for row in range(batch)[group.batch]:
                 found[row] += keys
-    lists = [np.unique(np.concatenate(keys)) if keys else np.zeros(0, np.int64) for keys in found]
-    lists = [keys[keys >= 0] for keys in lists]
-    made = np.full((batch, max(max(map(len, lists)), 1)), -1, np.int64)
-    for row, keys in enumerate(lists):
-        made[row, : len(keys)] = keys
+    lists = [np.unique(np.concatenate([np.zeros(0, np.int64), *keys])) for keys in found]
+    lists = [row[row >= 0] for row in lists]
+    made = np.full((batch, max(*map(len, lists), 1)), -1, np.int64)
+    for row, positions in enumerate(lists):
+        made[row, : len(positions)] = positions
     return torch.from_numpy(made)

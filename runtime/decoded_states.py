@@ -12,7 +12,7 @@ from attnc.dsl.diagnostics import InternalError
 from attnc.runtime import carried, recurrent
 from attnc.runtime.arrays import Frame
 from attnc.runtime.carried import carry
-from attnc.runtime.carrying import CARRY, RECUR, reach_of
+from attnc.runtime.carrying import CARRY, RECUR, reach_of, with_ones
 from attnc.runtime.decoded_attention import Reader
 from attnc.runtime.reaches import Reach
 from attnc.runtime.recurrent import recur
@@ -27,7 +27,11 @@ class States:
 
     @property
     def nbytes(self) -> int:
-        return sum(one.nbytes for one in (*self.last.values(), *self.whole.values()))
+        return sum(self.sizes().values())
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes by step."""
+        return {name: one.nbytes * (2 if name in self.whole else 1) for name, one in self.last.items()}
 
     def advance(self, step: Carry | Recur, frame: Frame, reader: Reader) -> list[Tensor]:
         """What a step leaves at the new tokens (frame: of them alone)."""
@@ -42,7 +46,7 @@ class States:
         return [out[..., :-1].contiguous(), out[..., -1].contiguous()] if step.total else [out]
 
     def carry(self, step: Carry, frame: Frame) -> Tensor:
-        query, key, value, decay = CARRY.operands(step, frame)
+        query, key, value, decay = with_ones(step, CARRY.operands(step, frame))
         assert query is not None
         assert key is not None
         assert value is not None
@@ -59,7 +63,7 @@ class States:
 
     def by_periods(self, step: Carry, frame: Frame, start: int, period: int) -> Tensor:
         """Rows read the state of the periods before their own; keys enter an open one, which is whole at its end."""
-        query, key, value, _ = CARRY.operands(step, frame)
+        query, key, value, _ = with_ones(step, CARRY.operands(step, frame))
         assert query is not None
         assert key is not None
         assert value is not None

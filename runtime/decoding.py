@@ -13,12 +13,15 @@ import torch
 from torch import Tensor
 
 from attnc.compiler.cache_plan import TOKENS, CachePlan, every_node
-from attnc.compiler.composition import Attend, Carry, Choose, Composition, Compute, Recur, Regroup
+from attnc.compiler.composition import Attend, Carry, Choose, Composition, Compute, Extreme, Recur, Regroup
+from attnc.compiler.plan import Plan
 from attnc.compiler.relocate import obstacle
 from attnc.runtime.arrays import Frame
 from attnc.runtime.backward import Engine
+from attnc.runtime.call import Call
 from attnc.runtime.decoded_attention import Reader
 from attnc.runtime.decoded_states import States
+from attnc.runtime.extremes import extremes
 from attnc.runtime.kv_cache import Held, Pages
 from attnc.runtime.new_tokens import NewTokens, Stretch, Trail, framed, whole
 from attnc.runtime.slots import Slots
@@ -52,11 +55,19 @@ class Memory:
         return sum(one.nbytes for one in self.held.values()) + self.trail.nbytes + self.states.nbytes
 
     def describe(self) -> list[str]:
-        """What is kept, in bytes."""
-        return [line for held in self.held.values() for line in held.describe()]
+        """What is kept, in bytes, for all rows of the batch."""
+        lines = [held.describe() for held in self.held.values()]
+        lines += [f"{name}: {size:,} bytes, however many tokens" for name, size in self.states.sizes().items()]
+        bound = self.trail_bytes
+        return [*lines, f"sums, shifts and open members: at most {bound:,} bytes"] if bound else lines
+
+    @property
+    def trail_bytes(self) -> int:
+        """The most that trailing values take."""
+        return sum(self.trail.most.values())
 
     def part(self, count: int) -> int:
-        """How many of `count` new tokens are worked on together: behind a ring, no more than have a place there each."""
+        """How many of `count` new tokens are worked on together: behind a ring, as many as have a place there each."""
         rings = [one.slots.window for one in self.held.values() if not one.slots.everything]
         return max(min(count, ROWS, *rings), 1) if rings and self.tokens else max(count, 1)
 
@@ -102,7 +113,7 @@ def run(memory: Memory, frame: Frame, engine: Engine, counts: Tensor | None = No
 
 def tokens_of(frame: Frame, first: int, count: int) -> Frame:
     """The frame of some of the new tokens."""
-    if count == frame.sizes["i"]:
+    if count == frame.sizes["i"] == frame.sizes["j"]:
         return frame
     tensors = {}
     for name, tensor in frame.tensors.items():
@@ -123,7 +134,7 @@ def _part(memory: Memory, frame: Frame, engine: Engine, counts: Tensor | None) -
     out = _steps(memory, framed(frame, stretch), engine, stretch, reader)
     memory.tokens += count
     if starts is not None and counts is not None:
-        memory.lengths = starts + counts
+        starts += counts  # in place, so that a captured graph goes on
     return out
 
 
@@ -138,6 +149,8 @@ def _steps(memory: Memory, frame: Frame, engine: Engine, stretch: Stretch, reade
             left = [NewTokens(frame, stretch, trailing, memory.trail).value(step.node)]
         elif isinstance(step, Attend):
             left = list(reader.attend(step, frame, engine))
+        elif isinstance(step, Extreme):
+            left = [reader.attend(step.attend, frame, scoring(engine, step))[0]]
         elif isinstance(step, Choose | Regroup):
             left = KINDS[type(step)].forward(step, reader.all_kept(frame), engine)
         else:
@@ -154,15 +167,26 @@ def _steps(memory: Memory, frame: Frame, engine: Engine, stretch: Stretch, reade
     return arranged(memory.composition, frame, out)
 
 
+def scoring(engine: Engine, step: Extreme) -> Engine:
+    """An engine that gives the largest scores in the place of a softmax."""
+
+    def execute(plan: Plan, call: Call, dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:
+        largest = extremes(replace(step, attend=replace(step.attend, plan=plan)), call)
+        return largest, largest
+
+    return replace(engine, execute=execute)
+
+
 def ragged_refusal(composition: Composition, plan: CachePlan, *, paged: bool, ragged: bool) -> str | None:
     """Why a pattern can't have rows of unequal lengths, or pages; None where it can: it keeps arrays of keys alone."""
     what = "rows of unequal lengths" if ragged else "pages"
     if plan.states or plan.trailing or any(kept.index != "j" for kept in plan.kept):
         return f"{what} are for patterns that keep nothing but keys: this one carries states, sums or blocks along"
     for step in composition.steps:
-        if not isinstance(step, Compute | Attend):
+        if not isinstance(step, Compute | Attend | Extreme):
             return f"{what} are for patterns that keep nothing but keys: this one chooses among them"
-        fixed = obstacle(step.plan, places=paged) if isinstance(step, Attend) else None
+        attend = step.attend if isinstance(step, Extreme) else step
+        fixed = obstacle(attend.plan, places=paged) if isinstance(attend, Attend) else None
         if fixed is not None:
             return f"{what} are not possible here: {fixed}"
         for node in every_node(step.node) if isinstance(step, Compute) and ragged else ():

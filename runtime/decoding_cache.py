@@ -10,11 +10,12 @@ from torch import Tensor
 
 from attnc.compiler.cache_plan import CachePlan, cache_of, describe_cache
 from attnc.compiler.composition import Composition
+from attnc.dsl.diagnostics import AttnError
 from attnc.dsl.terms import Pattern
 from attnc.runtime.binding import bind, flat, parameter_values
-from attnc.runtime.decoding import Memory, ragged_refusal, run
+from attnc.runtime.decoding import Memory, ragged_refusal, run, tokens_of
 from attnc.runtime.kv_cache import Pages
-from attnc.runtime.operator import choose_engine, require, sizes_of
+from attnc.runtime.operator import Prepared, choose_engine, require, sizes_of
 from attnc.runtime.program import Program
 from attnc.runtime.refusal import refuse
 from attnc.runtime.steps import frame_of
@@ -41,6 +42,7 @@ class DecodingCache:
         require_positive(self.program, ints)
         self.plan: CachePlan = cache_of(self.program.pattern, self.composition, ints)
         self.memory: Memory | None = None
+        self.backend = "auto"  # as for `CompiledPattern.outputs`
         self._form: tuple[object, ...] | None = None
 
     @property
@@ -59,16 +61,19 @@ class DecodingCache:
         return None if self.memory is None else self.memory.lengths
 
     @property
+    def longest(self) -> int:
+        """Tokens of the longest row; on a GPU, where reading it would wait, a bound: padding counts."""
+        lengths = self.lengths
+        return self.tokens if lengths is None or lengths.device.type != "cpu" else int(lengths.max())
+
+    @property
     def nbytes(self) -> int:
         """Bytes of memory held; 0 before the first call."""
         return 0 if self.memory is None else self.memory.nbytes
 
     def describe(self) -> list[str]:
         """What is kept, in words, derived from the text; after the first call in bytes, too."""
-        graph = self.composition.graph
-        assert graph is not None
-        lines = describe_cache(self.plan)
-        return lines if self.memory is None else [*lines, *self.memory.describe()]
+        return [*describe_cache(self.plan), *([] if self.memory is None else self.memory.describe())]
 
     def decode(
         self, pattern: Pattern, q: Tensor, k: Tensor, v: Tensor | None, counts: Tensor | None, inputs: Mapping[str, Any]
@@ -92,7 +97,7 @@ class DecodingCache:
         if counts is not None:
             counts = counts.to(device=q.device, dtype=torch.int64)
         with torch.no_grad():
-            out = run(self.memory, frame, choose_engine("auto", q.device), counts)
+            out = run(self.memory, frame, choose_engine(self.backend, q.device), counts)
         return out.to(q.dtype)
 
     def _check(self, pattern: Pattern, tensors: Mapping[str, Tensor], counts: Tensor | None) -> None:
@@ -101,8 +106,11 @@ class DecodingCache:
         batch, _, count, _ = q.shape
         if count != k.shape[2]:
             refuse(pattern, "decoding", "there is a query for every new key", given={"q": q, "k": k})
-        if self.tokens + count > self.max_length:
-            message = f"the cache holds {self.tokens} of at most {self.max_length} tokens, and {count} are new"
+        held, new = self.longest, count
+        if counts is not None and counts.device.type == "cpu":
+            new = int(counts.max())
+        if held + new > self.max_length:
+            message = f"the cache holds {held} of at most {self.max_length} tokens, and {new} are new"
             refuse(pattern, "decoding", message)
         form = (*((x.shape[0], x.shape[1], x.shape[3]) for x in (q, k)), q.dtype, q.device)
         if self._form is not None and form != self._form:
@@ -122,3 +130,20 @@ def require_positive(program: Program, parameters: Mapping[str, int]) -> None:
     """What divides or sizes something in the text is positive, as far as parameters decide it."""
     sizes = dict.fromkeys("bhijtde", 1) | {"offset": 0}
     require(program, dict(parameters), sizes)
+
+
+def describe_decoding(prepared: Prepared) -> list[str]:
+    """Lines for people: what decoding keeps of a call's pattern, in words and in bytes, or why it is not decoded."""
+    program = prepared.program
+    ints = {name: value for name, value in prepared.parameters.items() if isinstance(value, int)}
+    composition = program.absorbed if program.composition.projections else program.composition
+    try:
+        plan = cache_of(program.pattern, composition, ints)
+    except AttnError as error:
+        return [f"decoding: no, {error.diagnostics[0].message.partition(': ')[2]}"]
+    memory = Memory(composition, plan, prepared.parameters, prepared.sizes["j"])
+    tensors = {**prepared.tensors, **prepared.inputs}
+    frame = frame_of(composition, tensors, prepared.parameters, {**prepared.sizes, "offset": 0})
+    with torch.no_grad():
+        run(memory, tokens_of(frame, 0, 1), choose_engine("auto", frame.device))  # one token: it takes the memory
+    return ["decoding keeps", *(f"    {line}" for line in (*describe_cache(plan), *memory.describe()))]

@@ -22,10 +22,6 @@ if TYPE_CHECKING:
     from attnc.runtime.call import Call
 
 
-def _elu(x: Tensor) -> Tensor:
-    return torch.where(x > 0, x, torch.expm1(x.clamp(max=0)))
-
-
 def _softplus(x: Tensor) -> Tensor:
     return x.clamp(min=0) + torch.log1p(torch.exp(-x.abs()))
 
@@ -54,7 +50,7 @@ MEANING: dict[str, Callable[..., Tensor]] = {
     "tanh": torch.tanh,
     "sigmoid": torch.sigmoid,
     "relu": torch.relu,
-    "elu": _elu,
+    "elu": torch.nn.functional.elu,
     "silu": torch.nn.functional.silu,
     "softplus": _softplus,
     "sin": torch.sin,

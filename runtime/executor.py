@@ -84,6 +84,7 @@ class Work:
     lanes: Lanes
     batch: Batch
     dead: dict[tuple[int, int], Tensor]  # masks by (step, first column), shared between lanes
+    one_batch: bool  # whether these lanes, and those that share masks with them, are of one batch row
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -155,12 +156,13 @@ class BranchRun:
         """
         shared = lanes.q.shape[1]
         few = len(lanes) * SMALLEST < self.call.sizes["i"]
+        one_batch = group.batch.start is not None or self.call.sizes["b"] == 1
         for batch in self.batches(group, ELEMENTS // shared if few else 0):
             cost = batch.tiles * batch.rows.count * shared * batch.widest
             step = max(1, ELEMENTS // cost) if batch.tiles == 1 else 1
             dead: dict[tuple[int, int], Tensor] = {}
             for start in range(0, len(lanes), step):
-                yield Work(self.plan, self.call, lanes.part(start, start + step), batch, dead)
+                yield Work(self.plan, self.call, lanes.part(start, start + step), batch, dead, one_batch)
 
     def batches(self, group: Group, elements: int) -> Sequence[Batch]:
         """The batches of a group, remembered where sizes and parameters alone decide them."""

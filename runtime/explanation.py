@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from attnc.compiler.causality import describe_causality
-from attnc.compiler.composition import Carry, Recur, Regroup
+from attnc.compiler.composition import Carry, Extreme, Recur, Regroup, Sequential
 from attnc.compiler.cost import cost_formulas, state_formula
 from attnc.compiler.pipeline import trace
 from attnc.runtime.arrangement import share
 from attnc.runtime.comparison import defaults, filled
+from attnc.runtime.decoding_cache import describe_decoding
 from attnc.runtime.executor import live_pairs, visited_pairs
 from attnc.runtime.inputs import Shape, made_inputs
 from attnc.runtime.settings import Setting
@@ -38,13 +39,15 @@ def explain(prepared: Prepared, *, verbose: bool = False) -> str:
         if verbose or stage.name in SHOWN:
             lines += [f"    {line}" for line in stage.text.splitlines()]
         lines += [f"    - {note}" for note in stage.notes]
-    lines += ["", *describe_causality(pattern)]
+    lines += ["", *describe_causality(pattern), *describe_decoding(prepared)]
     for plan in prepared.program.plans:
         lines += ["", *cost_formulas(plan)]
     states = [step for step in prepared.composition.steps if isinstance(step, Carry | Recur)]
     if states:
         lines += ["", *(state_formula(step, prepared.composition.arrays) for step in states)]
-        lines.append("on a GPU these steps run by torch operators: they have no Triton kernel yet")
+    torch_only = [step.name for step in prepared.composition.steps if isinstance(step, Extreme | Sequential)]
+    if torch_only:
+        lines += ["", f"by torch operators on a GPU too, without a kernel: {', '.join(torch_only)}"]
     lines += ["", *cost(prepared), *participation(prepared)]
     return "\n".join(lines)
 

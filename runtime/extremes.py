@@ -40,12 +40,7 @@ class Extremes:
         return [([frame.sizes["b"], frame.sizes["h"], frame.length(step.attend.rows)], frame.real)]
 
     def forward(self, step: Extreme, frame: Frame, engine: Engine) -> list[Tensor]:
-        call = call_of(step.attend, frame, operands(step.attend, frame))
-        parts = [
-            largest(step, call, call.q[:, :, rows], call.k[:, :, keys], rows, keys) for rows, keys in chunks(step, call)
-        ]
-        shape, dtype = self.shapes(step, frame)[0]
-        return [torch.cat(parts, 2) if parts else torch.zeros(shape, dtype=dtype, device=frame.device)]
+        return [extremes(step, call_of(step.attend, frame, operands(step.attend, frame)))]
 
     def backward(
         self,
@@ -76,6 +71,14 @@ class Extremes:
             materialize_grads=True,
         )
         return dict(zip(leaves, found, strict=True))
+
+
+def extremes(step: Extreme, call: Call) -> Tensor:
+    """The largest score of every row (b, h, rows), in the type of sums."""
+    parts = [
+        largest(step, call, call.q[:, :, rows], call.k[:, :, keys], rows, keys) for rows, keys in chunks(step, call)
+    ]
+    return torch.cat(parts, 2) if parts else call.q.new_zeros(call.q.shape[:3], dtype=call.compute_dtype)
 
 
 def gradients(step: Extreme, call: Call, grad: Tensor, inside: Sequence[str]) -> dict[str, Tensor]:

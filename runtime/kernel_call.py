@@ -66,7 +66,7 @@ class Prepared:
         self.ordered: Sequence[str] = ()
 
     def launch(self, call: KernelCall, grid: tuple[int, int]) -> None:
-        """By Triton's own dispatch at first; then the kernel that it chose, for the same types, strides and alignments."""
+        """By Triton's own dispatch at first; then by the kernel that it chose: types and alignments are the same."""
         values = self.values.copy()
         for place, argument, view in self.slots:
             tensor = call.value(argument)

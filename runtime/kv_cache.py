@@ -46,18 +46,15 @@ class Held:
         """Bytes of one position of every row of the batch."""
         return self.batch * sum(self.places(name)[0, 0].nbytes for name in self.buffers)
 
-    def describe(self) -> list[str]:
-        """Bytes of one more token and of all that is there, for all rows of the batch."""
+    def describe(self) -> str:
+        """Places, bytes of one, and bytes of all."""
         slots, each = self.slots, self.position_bytes
         what = "token" if self.kept.index == "j" else f"member of {self.kept.index}"
         if slots.everything:
-            growth = f"{each:,} bytes a {what}"
-        else:
-            growth = f"{slots.constant} places of {each:,} bytes"
-            growth += "".join(f", and {one.width} for every {one.period} tokens" for one in slots.classes)
-        return [
-            f"{', '.join(self.buffers)}: {growth}; {self.nbytes:,} bytes for at most {slots.length} of {self.kept.index}"
-        ]
+            return f"{', '.join(self.buffers)}: {each:,} bytes a {what}, {self.nbytes:,} for {slots.length}"
+        growth = "".join(f" and of {one.width} for every {one.period} tokens" for one in slots.classes)
+        size = f"{self.nbytes:,}{f' for {slots.length} tokens' if growth else ', however many tokens'}"
+        return f"{', '.join(self.buffers)}: {each:,} bytes for each of {slots.constant} places{growth}, {size}"
 
     # Layouts: a row form (b, places, ..) for each array
 

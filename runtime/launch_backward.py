@@ -61,6 +61,7 @@ def branch_backward(
     `lse` and `delta` are (B, H, N), float32.
     """
     refuse_unfit(call)
+    grad_out = grad_out.to(call.q.dtype)  # an epilogue's is wider, and products have operands of one type
     plan, kernels = kernels_of(plan, number)
     branch = plan.branches[number]
     if branch.selected is not None:
@@ -72,7 +73,7 @@ def branch_backward(
     leaves = score_gradient(branch.score).leaves
     v = call.v if call.v is not None else call.k
     passes = kernels.kernels[1:]
-    shared = {"q": call.q, "k": call.k, "v": v, "do": grad_out}
+    shared = {"q": call.q, "k": call.k, "v": v, "do": grad_out.to(call.q.dtype)}
     shared |= {"lse": lse.contiguous().float(), "delta": delta.contiguous().float()}
     results = run_rows(plan, branch, kernels, call, shared, leaves)
     outputs, whole = key_outputs(call, v, passes, leaves)

@@ -16,8 +16,8 @@ from attnc.compiler.schedule_chunked import ChunkShape, chunk_length, chunked_sh
 from attnc.runtime.cache import cached_module
 from attnc.runtime.kernel_call import device_of, interpreting, padded, processors
 
-INTERPRETED_CHUNK = 16
-INTERPRETED_BLOCK = 16  # small, so that small tests have several chunks and blocks
+INTERPRETED_CHUNK = 16  # small, so that small tests have several chunks
+INTERPRETED_BLOCK = 16  # the smallest
 
 
 @cache
@@ -70,7 +70,7 @@ class Sizes:
 class ChunkedCall:
     """The kernels of one call: its tensors and buffers by name.
 
-    Float16 is computed as float32 with operands rounded to tf32, which has as many digits, and room for sums.
+    Float16 is computed as float32, whose range its sums need.
     """
 
     def __init__(self, variant: Variant, sizes: Sizes, tensors: dict[str, Tensor]) -> None:
@@ -171,7 +171,7 @@ class ChunkedCall:
                 self.run(name, (1, sizes.chunks, sizes.batch * sizes.heads))
 
     def sum_states(self, reverse: bool, store: bool, initial: Tensor | None = None, end: bool = False) -> None:
-        """States of a sum, or their gradients: buffers `states` and `norms` (or d_states, d_norms), `end`, `end_norm`."""
+        """States of a sum, or their gradients: buffers `states`, `norms`, `end`, `end_norm` (d_ before, in reverse)."""
         sizes, name = self.sizes, "states_reverse" if reverse else "states"
         heads = sizes.heads if reverse else sizes.state_heads
         f_blocks, e_blocks = self.blocks(name)
@@ -219,7 +219,8 @@ def shape_of(kernel: str, variant: Variant, f: int, e: int, single: bool) -> Chu
     """The shape of a kernel in a call."""
     if interpreting():
         whole = variant.rule != "sum" and kernel.startswith("states")
-        return ChunkShape(padded(f) if whole else INTERPRETED_BLOCK, INTERPRETED_BLOCK, 1, 1)
+        halves = [max(padded(width) // 2, INTERPRETED_BLOCK) for width in (f, e)]  # two blocks are as good as many
+        return ChunkShape(padded(f) if whole else halves[0], halves[1], 1, 1)
     return chunked_shape(kernel, variant, padded(f), padded(e), single)
 
 
@@ -229,7 +230,7 @@ def launch_numbers(kernel: str, variant: Variant, sizes: Sizes, given: torch.dty
     half = given == torch.bfloat16
     shape = shape_of(kernel, variant, sizes.f, sizes.e, not half)
     f_blocks, e_blocks = -(-sizes.f // shape.block_f), -(-sizes.e // shape.block_e)
-    single = "tf32x3" if given == torch.float32 else "tf32"  # tf32 holds every float16
+    single = "tf32" if half else "tf32x3"
     return {
         "H": sizes.heads,
         "HK": sizes.key_heads,

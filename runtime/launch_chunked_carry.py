@@ -56,8 +56,9 @@ def carry_forward(
     query (B, H, N, F), key (B, Hk, M, F), value (B, Hk, M, E), float32, bfloat16 or float16, of any strides; decay g
     None, (B, H or Hk, T) or (B, H or Hk, T, F), T >= the positions, or 1 for all. A batch or head of 1 serves all. The
     offset of `reach` may be negative: rows before any key see none. `initial`: a state (B, heads of the states, F, E)
-    before the first key, float32. `dtype`: of out, else the operands'. Raises ValueError for operands that do not fit, and
-    for a decay over all keys, TypeError and RuntimeError as `element_type`.
+    before the first key, float32. `dtype`: of out, else the operands'.
+
+    Raises ValueError for operands that do not fit, and for a decay over all keys; else as `element_type`.
     """
     reach = reach or Reach()
     call, scaled = prepare(query, key, value, decay, reach, total)
@@ -198,6 +199,7 @@ def prepare(
 
 
 def refuse_states(call: ChunkedCall, reach: Reach, given: bool) -> None:
+    """Raises ValueError for a state from outside that the reach gives no meaning."""
     if given and (reach.kind != "lag" or call.sizes.shift < 0 or call.variant.total):
         raise ValueError("a state from outside, or left outside, goes with `lag` reach without a total")
 

@@ -20,7 +20,8 @@ class Recurrence:
 
     query (B, H, N, F) is row 0 at position `offset` (-1: each row reads the state before its own position);
     key k, left x, right y (B, H, T, F), value v (B, H, T, E), decay g None, (B, H, T) or (B, H, T, F). `left` None
-    stands for the keys, as in the delta rule (y = -beta k), which costs about half. A batch or head of 1, or heads that divide, are shared.
+    stands for the keys, as in the delta rule (y = -beta k), which costs about half. A batch or head of 1, or heads that
+    divide, are shared.
     """
 
     query: Tensor

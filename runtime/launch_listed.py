@@ -179,7 +179,7 @@ def listed_gradients(
         if leaf.side == "pair" and {"i", "j"} & leaf.value.args[0].type.indices:
             raise unlowered(leaf.value, "the gradient of a table over positions that listed pairs read, on a GPU,")
     v = call.v if call.v is not None else call.k
-    shared = {"q": call.q, "k": call.k, "v": v, "do": grad_out}
+    shared = {"q": call.q, "k": call.k, "v": v, "do": grad_out.to(call.q.dtype)}
     shared |= {"lse": lse.contiguous().float(), "delta": delta.contiguous().float()}
     results = row_gradients(launch, kernels, shared, leaves)
     dk = torch.zeros(call.k.shape, dtype=call.k.dtype, device=call.q.device)

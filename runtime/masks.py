@@ -25,7 +25,8 @@ class Masks:
         masks = [key_set.mask for key_set in domain.key_sets]
         self.nodes = masks
         self.dotted = any(node.op == "dot" for mask in masks for node in walk(mask))
-        self._by_head = [bool(mask.type.indices & {"b", "h"}) or self.dotted for mask in masks]
+        self._by_head = [mask.depends_on("h") or self.dotted for mask in masks]
+        self._by_batch = [mask.depends_on("b") for mask in masks]
         self._still = [drift(mask) == 0 for mask in masks]
         self._along: dict[tuple[int, ...], Tensor] = {}
 
@@ -35,10 +36,11 @@ class Masks:
         `dots`: q @ k of these columns, where a mask needs it.
         """
         start, stop = columns
-        shared = not self._by_head[step.key_set]
+        shared = not self._by_head[step.key_set] and (work.one_batch or not self._by_batch[step.key_set])
         if shared and (number, start) in work.dead:
             return work.dead[number, start]
-        place = self.diagonal(work, step, columns) if shared else None
+        steady = shared and not self._by_batch[step.key_set]
+        place = self.diagonal(work, step, columns) if steady else None
         if place is not None and place in self._along:
             return self._along[place]
         keys = step.positions()[..., start:stop]
@@ -47,6 +49,8 @@ class Masks:
         if place is not None:
             held, rows = held[:, :1], rows[:, :1]
         dead = work.environment(held, torch.float64, dots, rows).value(self.nodes[step.key_set]).logical_not()
+        if shared and dead.dim():
+            dead = dead[:1]  # the same for every lane
         if step.per_row:
             dead = dead | (keys < 0)
         if place is not None:

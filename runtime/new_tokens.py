@@ -6,6 +6,7 @@ Positions count from the first new token, members of blocks from the first that 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from attnc.compiler.cache_plan import Trailing
 from attnc.compiler.ir import Node
-from attnc.runtime.arrays import RULES, Arrays, Frame, Members, layout
+from attnc.runtime.arrays import RULES, Arrays, Frame, Members
 from attnc.runtime.scalars import of_node
 
 
@@ -24,10 +25,18 @@ class Trail:
     """What trailing nodes keep, by node: the running sum, the last values, or those of members not whole yet."""
 
     values: dict[Node, Tensor] = field(default_factory=dict)
+    most: dict[Node, int] = field(default_factory=dict)  # bytes that a node's values take at most
 
     @property
     def nbytes(self) -> int:
         return sum(value.nbytes for value in self.values.values())
+
+    def keep(self, node: Node, values: Tensor, place: int, most: int) -> None:
+        """Keeps a copy of values, at most so many along dimension `place` in any call."""
+        self.values[node] = values.clone()
+        shape = list(values.shape)
+        shape[place] = most
+        self.most[node] = values.element_size() * math.prod(shape)
 
 
 @dataclass(frozen=True)
@@ -109,7 +118,7 @@ class NewTokens(Arrays):
         sums = values.to(torch.float64).cumsum(place)
         if node in self.trail.values:
             sums = sums + self.trail.values[node]
-        self.trail.values[node] = sums.narrow(place, self.stretch.count - 1, 1).clone()
+        self.trail.keep(node, sums.narrow(place, self.stretch.count - 1, 1), place, 1)
         return sums.to(values.dtype)
 
     def shifted(self, node: Node) -> Tensor:
@@ -125,7 +134,7 @@ class NewTokens(Arrays):
             shape[place] = behind
             before = values.new_zeros(shape)
         joined = torch.cat([before, values], place)
-        self.trail.values[node] = joined.narrow(place, self.stretch.count, behind).clone()
+        self.trail.keep(node, joined.narrow(place, self.stretch.count, behind), place, behind)
         return joined.narrow(place, 0, self.stretch.count)
 
     def pooled(self, node: Node) -> Tensor:
@@ -141,14 +150,9 @@ class NewTokens(Arrays):
         skipped = min(max(first * members.stride - start, 0), values.shape[place])  # between strided members
         values = values.narrow(place, skipped, values.shape[place] - skipped)
         used = min(count * members.stride, values.shape[place])
-        self.trail.values[node] = values.narrow(place, used, values.shape[place] - used).clone()
+        self.trail.keep(node, values.narrow(place, used, values.shape[place] - used), place, members.width - 1)
         length = values.shape[place]
         own = replace(members, count=count, length=length)
         at = Arrays(replace(self.frame, sizes={**self.frame.sizes, along: length}, members={within: own}))
         at.known |= {node.args[0]: values, node.args[1]: self.value(node.args[1])}
         return RULES[node.op](at, node)
-
-
-def indices_of(node: Node) -> tuple[str, ...]:
-    """Leading dimensions of a node's value."""
-    return layout(node.type.indices)

@@ -211,9 +211,11 @@ class CompiledPattern:
     @property
     def kernels(self) -> dict[str, str]:
         """Text of the generated Triton modules, by name."""
+        from attnc.runtime.chunked_steps import chunked_texts
         from attnc.runtime.launch import kernel_texts
 
-        return kernel_texts(self._program.pattern.name, self._program.plans)
+        streamed = kernel_texts(self._program.pattern.name, self._program.plans)
+        return streamed | chunked_texts(self._program.composition)
 
     @property
     def pattern(self) -> Pattern:

@@ -60,7 +60,7 @@ def program_list(
 
 @dataclass(frozen=True)
 class RowTiles:
-    """The rows of every tile in the order of `emit_rows`, (tiles, block_m); those that are not there clamped to others."""
+    """The rows of every tile in the order of `emit_rows`, (tiles, block_m); clamped where there is none."""
 
     at: str  # i or j
     rows: Tensor
@@ -85,7 +85,8 @@ class RowTiles:
         if rows.step is not None and rows.phase is not None:
             step = int(environment.value(rows.step))
             first = (int(environment.value(rows.phase)) - offset) % step
-        tiles = -(-(-(-count // step)) // shape.block_m)
+        in_class = -(-count // step)
+        tiles = -(-in_class // shape.block_m)
         place = first + step * torch.arange(tiles * shape.block_m).view(tiles, shape.block_m)
         last = first + step * max((count - 1 - first) // step, 0)
         return cls(at, place.clamp(max=last), place < count, offset)

@@ -69,7 +69,7 @@ class BackwardKernel(StreamedKernel):
         adjoints = [leaf.adjoint for leaf in self.leaves]
         self.expressions.hoist([self.branch.score, *masks, *adjoints, self.adjoint])
         if self.factor is not None:
-            self.writer.let("factor", f"({self.expressions.text(self.factor, PAIRS)}) * LOG2E", self.factor.span)
+            self.writer.let("factor", f"({self.expressions.once(self.factor, PAIRS)}) * LOG2E", self.factor.span)
 
     def outside(self) -> bool:
         """Whether the derivative by q @ k is one number, applied once at the end."""
@@ -226,7 +226,7 @@ class BackwardKeys(BackwardKernel):
     parts: tuple[str, ...] = ("part_k", "part_v")
     statistics: tuple[str, ...] = ("lse", "delta")
     streamed = "i"
-    constants = ("MEMBERS",)  # query heads of a key head
+    constants: tuple[str, ...] = ("MEMBERS",)  # query heads of a key head
 
     def body(self) -> None:
         """All query heads of the key head, or, where each lists keys of its own, the one that MEMBER names."""

@@ -41,6 +41,6 @@ def variant_of(step: Carry | Recur, channel: bool, grouped: bool, delta: bool = 
     return Variant(decay, rule="delta" if delta else "dplr")
 
 
-def chunked_text(variant: Variant) -> str:
-    """The module of a variant."""
-    return emit_chunked(f"chunked: {variant}", chunked_kernels(variant))
+def chunked_text(variant: Variant, title: str = "") -> str:
+    """The module of a variant, under a title: for people, the pattern that has the step."""
+    return emit_chunked(f"{title}\n{variant}".strip(), chunked_kernels(variant))

@@ -21,9 +21,10 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 
 def emit_chunked(title: str, kernels: Sequence[ChunkedKernel]) -> str:
-    """The module's text. It parses; `title` stands in a comment."""
+    """The module's text. It parses; `title` stands in comments."""
     writer = Writer()
-    writer.comment("".join(character if character.isprintable() else "?" for character in title))
+    for line in title.splitlines():
+        writer.comment("".join(character if character.isprintable() else "?" for character in line))
     writer.line(PRELUDE.rstrip("\n"))
     for kernel in kernels:
         writer.line()

@@ -48,7 +48,7 @@ class PairWriter(ChunkedWriter):
         return f"tl.load({scores_name(read, write)} + {place})"
 
     def merged(self) -> None:
-        """`merged`: blocks of 2^merged positions, and sums at their middles, no factor towards which exceeds 2^LIMIT."""
+        """`merged`: in blocks of 2^merged positions no factor towards the middle, at `reference`, exceeds 2^LIMIT."""
         self.let("merged", "tl.full([], LEVELS, tl.int32)")
         self.middles()
         self.let("steepest", "tl.max(tl.max(tl.abs(prefix - reference), 1), 0)")

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import count
 
 from attnc.compiler.emit.writer import Writer
 from attnc.compiler.ir import Node, walk
 from attnc.compiler.ops import OPS
 from attnc.dsl.types import Base
+
+SHORT = 40  # operations that an expression is written with although some repeat
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ class Expressions:
     head_rows: bool = False
     hoisted: dict[Node, str] = field(default_factory=dict)
     local: dict[Node, str] = field(default_factory=dict)
+    numbers: Iterator[int] = field(default_factory=count)
 
     def hoist(self, roots: Iterable[Node]) -> None:
         """Compute what does not vary over the streamed index, before the loops."""
@@ -108,6 +112,19 @@ class Expressions:
         """What the text of an expression would spell more than once, operands first."""
         times = spellings([root])
         return [node for node in walk(root) if OPS[node.op].triton and times[node] > 1 and node is not root]
+
+    def once(self, root: Node, view: View) -> str:
+        """The expression of a node; in a long one, what its text would spell more than once is named before it."""
+        length: dict[Node, int] = {}
+        for node in walk(root):
+            length[node] = 1 + sum(length[arg] for arg in node.args)
+        if length[root] <= SHORT:
+            return self.text(root, view)
+        within = replace(self, local=dict(self.local))
+        for node in self._repeated(root):
+            if node not in self.hoisted and node not in self.local:
+                within.local[node] = self.writer.let(f"once{next(self.numbers)}", within.text(node, view), node.span)
+        return within.text(root, view)
 
     def share(self, roots: Iterable[Node], view: View) -> None:
         """Name what a loop's expressions use more than once."""
@@ -219,18 +236,25 @@ def within(place: str, axis: str) -> bool:
     return place.isdigit() and axis.isdigit() and int(place) < int(axis)
 
 
-def is_natural(node: Node) -> bool:
+def is_natural(root: Node) -> bool:
     """Whether an int is certain to be >= 0 wherever a divisor is positive (see plan.Requirement)."""
+    done: dict[Node, bool] = {}  # expressions share parts
+    for node in walk(root):
+        done[node] = _is_natural(node, done)
+    return done[root]
+
+
+def _is_natural(node: Node, done: dict[Node, bool]) -> bool:
     if node.op == "literal":
         return isinstance(node.attribute, int) and node.attribute >= 0
     if node.op in ("index", "size"):
         return True
     if node.op == "mod":
-        return not node.args[1].type.indices or is_natural(node.args[1])
+        return not node.args[1].type.indices or done[node.args[1]]
     if node.op in ("add", "mul", "minimum"):
-        return all(is_natural(arg) for arg in node.args)
+        return all(done[arg] for arg in node.args)
     if node.op == "floordiv":
-        return is_natural(node.args[0])
+        return done[node.args[0]]
     if node.op == "maximum":
-        return any(is_natural(arg) for arg in node.args)
+        return any(done[arg] for arg in node.args)
     return False

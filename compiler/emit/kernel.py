@@ -89,7 +89,7 @@ class StreamedKernel:
 
     def row_steps(self, rows: Rows) -> dict[str, str]:
         """Text of what the rows' grouping depends on."""
-        return {name: self.expressions.text(node, ROWS) for name, node in row_nodes(rows).items()}
+        return {name: self.expressions.once(node, ROWS) for name, node in row_nodes(rows).items()}
 
     def lanes(self) -> None:
         """Lanes of a tile, and the first element of every tensor for this batch and head."""

@@ -47,6 +47,12 @@ def _floor_mod(x, y):
 
 
 @triton.jit
+def _int32(x):
+    # A scalar, of a number too, in the type of positions: what is read from an input may be wider
+    return (tl.zeros([], tl.int32) + x).to(tl.int32)
+
+
+@triton.jit
 def _tanh(x):
     return 1.0 - 2.0 / (tl.exp(2.0 * x) + 1.0)
 

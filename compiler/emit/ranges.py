@@ -74,7 +74,8 @@ class Ranges:
         self.shift = "" if self.at == "j" else " - OFFSET"  # from a position to a place in its tensor
         self.writer = writer
         self.expressions = expressions
-        self.scalars = Expressions(writer, expressions.arrays, expressions.streamed)  # at one row: nothing is hoisted
+        # At one row: nothing is hoisted.
+        self.scalars = Expressions(writer, expressions.arrays, expressions.streamed, numbers=expressions.numbers)
         self.key_set = key_set
         self.number = number
         self.ordered = ordered(rows)
@@ -86,7 +87,7 @@ class Ranges:
         return self.writer.let(self.name(stem), value)
 
     def row_text(self, node: Node) -> str:
-        return self.expressions.text(node, ROWS)
+        return self.expressions.once(node, ROWS)
 
     def loop(self) -> Loop:
         walk = self.key_set.walk
@@ -104,13 +105,13 @@ class Ranges:
     # Bounds of the tile
 
     def extreme(self, node: Node, largest: bool) -> str | None:
-        """The largest (smallest) value over the rows by that of the last or the first; None: neither has it for sure."""
+        """The largest (smallest) value over the rows, if the last or the first has it for sure; else None."""
         way = trend(node, self.row)
         if way is None or (way and not self.ordered):
             return None
         at = HIGH if largest != (way == DOWN) else LOW
-        text = self.scalars.text(node, at)
-        return f"tl.full([], {text}, tl.int32)" if node.op == "literal" else text
+        text = self.scalars.once(node, at)
+        return f"_int32({text})"
 
     def outer(self, bounds: Bounds, stem: str = "") -> tuple[str, str]:
         """Least lo and largest hi over the rows; those without a key may be left out."""

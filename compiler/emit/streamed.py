@@ -68,7 +68,7 @@ class StreamedForward(StreamedKernel):
                 writer.let("largest", f"tl.maximum(largest, ({text}) * LOG2E)", self.branch.sink.span)
                 writer.let("total", "total + 1.0")
         if self.factor is not None:
-            writer.let("factor", f"({self.expressions.text(self.factor, ROWS)}) * LOG2E", self.factor.span)
+            writer.let("factor", f"({self.expressions.once(self.factor, ROWS)}) * LOG2E", self.factor.span)
 
     def step(self, key_set: KeySet, loop: Loop) -> None:
         """One tile of keys: scores, mask, running softmax, values."""

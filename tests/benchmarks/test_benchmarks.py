@@ -58,7 +58,9 @@ def test_the_mask_written_by_hand_is_the_pattern(work: Work) -> None:
     problem = Problem(work, work.small, "cpu", torch.float64)
     shape = work.small.shape
     i, j = torch.arange(shape.queries)[:, None], torch.arange(shape.keys)
-    masks = [problem.mask(b, 0, i, j).expand(shape.queries, shape.keys) for b in range(shape.batch)]
+    mask = problem.mask
+    assert mask is not None
+    masks = [mask(b, 0, i, j).expand(shape.queries, shape.keys) for b in range(shape.batch)]
     live = torch.stack(masks)[:, None]
     scores = (problem.q @ problem.k.mT * shape.width**-0.5).masked_fill(~live, -torch.inf)
     expected = torch.softmax(scores, -1) @ problem.v

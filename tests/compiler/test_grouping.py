@@ -77,7 +77,7 @@ ATTEND = "(softmax[j](q @ k{}) @ v)"
 )
 def test_what_moves(result: str, moves: list[str | None]) -> None:
     steps = compose(pattern(f"    out = {result}\n")).steps
-    found = []
+    found: list[str | None] = []
     for step in steps:
         if isinstance(step, Attend):
             found.append(None)

@@ -20,6 +20,7 @@ from attnc.compiler.emit.streamed import StreamedForward
 from attnc.compiler.ir import Graph, Node
 from attnc.compiler.membership import Tables
 from attnc.compiler.plan import Bounds, Domain, KeySet, Rows, Run
+from attnc.compiler.trends import DOWN
 from attnc.runtime import executor, launch, pieces, tiles
 from tests.compiler.pairs import Case, check_domains, check_execution, check_values, example, pattern_of
 
@@ -247,7 +248,7 @@ MUTATIONS = [
     Mutation("no last tile", "causal", kernels, written(r"tl\.cdiv\((last0_0), BLOCK_N\)", r"\1 // BLOCK_N")),
     Mutation("full too early", "wide", kernels, written(r"tl\.cdiv\((full_first0_0), BLOCK_N\)", r"\1 // BLOCK_N")),
     Mutation("full too long", "causal", kernels, written(r"(full_last0_0) // BLOCK_N", r"tl.cdiv(\1, BLOCK_N)")),
-    Mutation("extremes at the wrong end", "window", kernels, instead(ranges, "trend", lambda *_: ranges.DOWN)),
+    Mutation("extremes at the wrong end", "window", kernels, instead(ranges, "trend", lambda *_: DOWN)),
     Mutation("all tiles are full", "window", kernels, written(r"if \(\(tile_n .*:", "if tile_n < 0:")),
     Mutation("steps begin beside", "strided", kernels, written(r"(origin_1 = .*)", r"\1 + 1")),
     Mutation("digits of the grid beside", "swin", kernels, written(r"(low_from_0 = .*)", r"\1 + 1")),

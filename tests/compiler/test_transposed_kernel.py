@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 
 import attnc
 from attnc.compiler.emit.arguments import Signature
-from attnc.compiler.emit.expressions import PAIRS, TURNED
+from attnc.compiler.emit.expressions import PAIRS, TURNED, View
 from attnc.compiler.emit.kernel import StreamedKernel
 from attnc.compiler.emit.ranges import emit_ranges, table_line
 from attnc.compiler.emit.rows import emit_rows
@@ -49,6 +50,9 @@ class Counter(StreamedKernel):
     signature = Signature((), ("counts",), (), ())
     streamed = "i"
 
+    def keep(self, view: View, live: str) -> None:
+        self.writer.let("live", f"({live}) & j_ok{view.j}")
+
     def body(self) -> None:
         writer = self.writer
         writer.let("head", "tl.program_id(1)")
@@ -67,7 +71,7 @@ class Counter(StreamedKernel):
                 loop.keys(writer)
                 self.expressions.local = {}
                 writer.let("live", f"i_ok{view.i} & j_ok{view.j}")
-                self.masked(key_set, loop, view, lambda live: writer.let("live", f"({live}) & j_ok{view.j}"))  # noqa: B023
+                self.masked(key_set, loop, view, partial(self.keep, view))
                 place = f"(head * M + j{view.j}) * N + i{view.i} - OFFSET"
                 writer.let("pair", f"counts + {place}")
                 writer.line("tl.store(pair, tl.load(pair, mask=live, other=0) + 1, mask=live)")

@@ -69,6 +69,7 @@ def test_most_programs_are_well_formed() -> None:
     assert codes.count("compiled") > 10
 
 
+NAME = r"\bx\b"
 # Values that refer to one before them twice: written out, they would double with each.
 DOUBLING = {
     "score": ("q @ k", "tanh(x) + x", "softmax[j](x) @ v"),
@@ -78,6 +79,7 @@ DOUBLING = {
     "remainder": ("i - j", "x // 3 + x % 3", "softmax[j](q @ k where x < 3) @ v"),
     "bound": ("window", "x // 3 + x % stride", "softmax[j](q @ k where j < x) @ v"),
     "choice": ("j", "if x > 3 then x + 1 else x", "softmax[j](q @ k where x < i) @ v"),
+    "smaller": ("j", "min(x + 1, max(x, window))", "softmax[j](q @ k where x < i) @ v"),
     "condition": ("j < i", "(x and j < window) or (not x and i < window)", "softmax[j](q @ k where x) @ v"),
     "result": ("softmax[j](q @ k) @ v", "x + x * 0.5", "x"),
 }
@@ -86,6 +88,6 @@ DOUBLING = {
 @pytest.mark.parametrize("name", DOUBLING)
 def test_shared_values_do_not_double(name: str) -> None:
     first, step, out = DOUBLING[name]
-    lines = [f"x0 = {first}", *(f"x{n + 1} = {re.sub('x', f'x{n}', step)}" for n in range(60))]
-    last = re.sub(r"\bx\b", "x60", out)
+    lines = [f"x0 = {first}", *(f"x{n + 1} = {re.sub(NAME, f'x{n}', step)}" for n in range(60))]
+    last = re.sub(NAME, "x60", out)
     assert timed(HEADER + "".join(f"    {line}\n" for line in [*lines, f"out = {last}"])) == "compiled"

@@ -12,6 +12,8 @@ from attnc.runtime.launch_chunked_recur import Recurrence, recur_backward, recur
 from attnc.runtime.reaches import Reach
 from attnc.runtime.tolerance import error, tolerance
 
+LAG = Reach()
+
 
 @dataclass(frozen=True)
 class Sum:
@@ -26,7 +28,7 @@ class Sum:
     f: int = 16
     e: int = 16
     decay: str = "none"
-    reach: Reach = Reach()
+    reach: Reach = LAG
     total: bool = False
     states: bool = False
     strength: float = 1.0
@@ -63,14 +65,19 @@ def sum_errors(case: Sum, device: str, dtype: torch.dtype) -> dict[str, float]:
     cotangents = {name: random(one.shape, device, dtype if name == "out" else None) for name, one in wanted.items()}
     loss = torch.stack([(wanted[name] * cotangents[name].double()).sum() for name in wanted]).sum()
     expected = torch.autograd.grad(loss, [exact[name] for name in names], allow_unused=True, materialize_grads=True)
-    operands = {name: given[name] for name in ("query", "key", "value", "decay")}
-    initial = given["initial"]
+    query, key, value = (exact[name].detach().to(dtype) for name in ("query", "key", "value"))
+    decay, initial = given["decay"], given["initial"]
     result = carry_forward(
-        **operands, reach=case.reach, total=case.total, initial=initial, final=case.states, keep=case.keep
-    )  # type: ignore[arg-type]
+        *(query, key, value, decay),
+        reach=case.reach,
+        total=case.total,
+        initial=initial,
+        final=case.states,
+        keep=case.keep,
+    )
     found = carry_backward(
-        **operands,  # type: ignore[arg-type]
-        cotangent=cotangents["out"],
+        *(query, key, value, decay),
+        cotangents["out"],
         reach=case.reach,
         total_cotangent=cotangents.get("total"),
         initial=initial,

@@ -37,8 +37,8 @@ def order(score: list[float], allowed: list[bool], forced: list[bool]) -> list[i
     return sorted(places, key=lambda place: (not forced[place], -worth[place], place))
 
 
-def rows(*tensors: Tensor) -> list[tuple[list[float], ...]]:
-    return list(zip(*(tensor.tolist() for tensor in tensors), strict=True))
+def rows(scores: Tensor, allowed: Tensor, forced: Tensor) -> list[tuple[list[float], list[bool], list[bool]]]:
+    return list(zip(scores.tolist(), allowed.tolist(), forced.tolist(), strict=True))
 
 
 def sets(members: Tensor) -> list[list[int]]:

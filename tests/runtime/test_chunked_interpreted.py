@@ -1,4 +1,4 @@
-"""Carried sums and recurrences on the chunked kernels, against float64: interpreted here, compiled with the gpu mark."""
+"""Carried sums and recurrences on the chunked kernels against float64: interpreted, and compiled with the gpu mark."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from attnc.runtime.launch_chunked_carry import carry_backward, carry_forward
 from attnc.runtime.launch_chunked_recur import Recurrence, recur_forward
 from attnc.runtime.reaches import Reach
+from attnc.runtime.tolerance import error, tolerance
 from tests.runtime.chunked_oracle import Recurring, Sum, recurrence_errors, sum_errors
 
 SUMS = {
@@ -128,6 +129,26 @@ def test_what_does_not_fit_is_refused() -> None:
         carry_forward(q, q, q, reach=Reach("period", 0))
     with pytest.raises(ValueError, match="without a total"):
         carry_forward(q, q, q, total=True, final=True)
+    wide = torch.zeros(1, 1, 2, 300)
     with pytest.raises(ValueError, match="at most 128"):
-        wide = torch.zeros(1, 1, 2, 300)
         recur_forward(Recurrence(wide, wide, wide, wide))
+
+
+def test_constant_decays_and_documents() -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 1, 37, 8) for _ in range(3))
+    same = torch.tensor([[0] * 5 + [1] * 20 + [3] * 12])
+    decay = torch.tensor(-0.3).view(1, 1, 1)
+    steps = decay.expand(1, 1, 37).clone()
+    live = same[0][:, None] == same[0][None]
+    exact = [one.double().requires_grad_() for one in (q, k, v, steps)]
+    through = exact[3].cumsum(2)
+    spans = (through[..., :, None] - through[..., None, :]).masked_fill(~live.tril(), -torch.inf)
+    out = (exact[0] @ exact[1].transpose(2, 3) * spans.exp()) @ exact[2]
+    reach = Reach(same=same)
+    assert error(carry_forward(q, k, v, decay, reach=reach).out, out) <= tolerance(torch.float32, 37)
+    expected = torch.autograd.grad((out * v.double()).sum(), exact)
+    found = carry_backward(q, k, v, decay, v, reach=reach)
+    assert found.decay is not None
+    assert error(found.decay, expected[3].sum(2, keepdim=True)) <= tolerance(torch.float32, 37)
+    assert error(found.key, expected[1]) <= tolerance(torch.float32, 37)

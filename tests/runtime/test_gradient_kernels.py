@@ -1,4 +1,4 @@
-"""The generated kernels, forward and backward, in Triton's interpreter: leaves of every side, and rows cut into parts."""
+"""The generated kernels, forward and backward, in Triton's interpreter: leaves of every side, rows in parts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 import attnc
 from attnc.compiler import schedule
-from attnc.runtime import launch, launch_backward
+from attnc.runtime import launch, launch_backward, work
 from attnc.runtime.comparison import Case, Target, compare
 from attnc.runtime.inputs import Shape
 from attnc.runtime.settings import Setting
@@ -65,7 +65,7 @@ def test_parts_of_long_rows_add_up(
         lists.append(made(*arguments))
         return lists[-1]
 
-    made = launch.program_list
+    made = work.program_list
     for module in (launch, launch_backward):
         monkeypatch.setattr(module, "program_list", noted)
     pattern = getattr(attnc.load(EXAMPLES / f"{name}.attn"), name)

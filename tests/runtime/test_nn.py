@@ -52,7 +52,8 @@ def seeded() -> None:
 
 def heads_of(x: Tensor, projection: nn.Linear, heads: int) -> Tensor:
     projected: Tensor = projection(x)
-    return projected.unflatten(-1, (heads, -1)).transpose(1, 2)
+    split: Tensor = projected.unflatten(-1, (heads, -1))
+    return split.transpose(1, 2)
 
 
 def test_it_is_projections_around_the_pattern() -> None:

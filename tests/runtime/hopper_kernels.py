@@ -1,0 +1,94 @@
+"""Compiles every kernel of examples for a Hopper GPU, without one: `python -m tests.runtime.hopper_kernels NAME ..`.
+
+Triton's interpreter runs kernels in numpy and so misses what its compiler refuses: a loop variable whose type changes,
+a product of two types. Launches are compiled up to machine code and dropped, so results mean nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+import attnc
+from attnc.runtime import kernel_call, launch, launch_backward, views
+from attnc.runtime.comparison import defaults, filled
+from attnc.runtime.inputs import Shape, made_inputs
+from attnc.runtime.settings import Setting, settings
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+SHAPE = Shape(1, 4, 2, 192, 192, 64, 64)
+
+
+class Hopper:
+    """A driver of a device that is not there."""
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return device
+
+
+def compiled(function: Any, grid: Any) -> Any:
+    """Instead of a launch."""
+
+    def call(*arguments: Any, **options: Any) -> None:
+        function.run(*arguments, grid=grid, warmup=True, **options)
+
+    return call
+
+
+def prepare() -> None:
+    """Makes launches of tensors on a CPU compilations for the device."""
+    hopper: Any = Hopper()
+    driver.set_active(hopper)
+    changed: list[tuple[Any, str, Any]] = [
+        (JITFunction, "__getitem__", compiled),
+        (views, "copies_tiles", lambda tensor: True),
+        *((module, "refuse_unfit", lambda call: None) for module in (kernel_call, launch, launch_backward)),
+    ]
+    for place, name, other in changed:
+        setattr(place, name, other)
+
+
+def compile_example(name: str) -> None:
+    """Forward and gradients, bfloat16. Raises what Triton's compiler raises."""
+    pattern = attnc.load(EXAMPLES / f"{name}.attn").patterns[name]
+    setting = next(iter(settings(pattern.pattern, "check", pattern.known)), Setting())
+    parameters = filled(pattern) | setting.parameters
+    made = made_inputs(
+        pattern.pattern,
+        SHAPE.updated(setting.sizes),
+        defaults(pattern) | parameters,
+        dtype=torch.bfloat16,
+        ranges=setting.ranges,
+    )
+    leaves = q, k, v = [tensor.requires_grad_() for tensor in (made.q, made.k, made.v)]
+    out, _ = pattern.outputs(q, k, v, {**parameters, **made.inputs}, backend="triton")
+    torch.autograd.grad(out, leaves, torch.zeros_like(out), allow_unused=True)
+
+
+def main(names: list[str]) -> int:
+    """The number of examples with a kernel that does not compile, each told."""
+    prepare()
+    failed = 0
+    for name in names:
+        try:
+            compile_example(name)
+        except Exception as failure:
+            failed += 1
+            print(f"{name}: {type(failure).__name__}: {str(failure)[-600:]}", flush=True)
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
