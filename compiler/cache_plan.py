@@ -210,15 +210,15 @@ class _Deriving:
         if extent.same is not None:
             raise self.refused(None, f"a state that starts anew where `{extent.same}` changes")
         delayed = extent.kind == "lag" and not _is_zero(extent.amount)
-        if step.decay is not None and (delayed or extent.kind == "period"):
-            raise self.refused(None, "a decaying state that is read some positions behind its keys")
+        if step.decay is not None and extent.kind == "period":
+            raise self.refused(None, "a decaying state of whole periods")
         self.states.append(step)
         if delayed:
             assert extent.amount is not None
             graph = self.composition.graph
             assert graph is not None
             window = graph.make("add", graph.make("maximum", extent.amount, graph.literal(0)), graph.literal(1))
-            self.keep("j", [step.key, step.value], Retention(window=window))
+            self.keep("j", [step.key, step.value, *([step.decay] if step.decay else [])], Retention(window=window))
 
     # Values over the sequence
 

@@ -155,12 +155,15 @@ class Domain:
 class Derived:
     """A table that a prologue makes before the kernel runs; linear in the sequence.
 
-    kinds: `equal_bounds` (args row side, key side: the four bounds of equal keys; attribute: the key index, j or i),
-    `ordered_bounds` (the same of the keys whose int is at most the row's), `listing` (arg: an int vector; its distinct
-    entries in 0 .. last, sorted, and the ranks of 0 .. last + 1, where last = attribute * max(N, M)), `tabulated` (arg: an int of i - j; indexed by i - j + M), `block_list` (args score,
-    count, condition, force, width of the blocks; attribute: their axis: a selection that no tensor steers, a line per
-    row block), `block_rows` (the same args: for each key block the row blocks that chose it, rows[starts[c] :
-    starts[c + 1]], ascending).
+    kinds:
+    - `equal_bounds` (args row side, key side: the four bounds of equal keys; attribute: the key index, j or i) and
+      `ordered_bounds` (the same of the keys whose int is at most the row's)
+    - `listing` (arg: an int vector; its distinct entries in 0 .. last, sorted, and the ranks of 0 .. last + 1, where
+      last = attribute * max(offset + N, M))
+    - `tabulated` (arg: an int of i - j; indexed by i - j + M)
+    - `block_list` (args score, count, condition, force, width of the blocks; attribute: their axis: a selection that no
+      tensor steers, a line per row block) and `block_rows` (the same args: for each key block the row blocks that chose
+      it, rows[starts[c] : starts[c + 1]], ascending)
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The command line: `attnc check | run | explain | kernel | draw | fmt | lsp`."""
+"""The command line: `attnc check | run | explain | kernel | draw | fmt | lsp | bench | examples`."""
 
 from __future__ import annotations
 
@@ -70,6 +70,14 @@ def fail(message: str) -> NoReturn:
     """Prints to the error stream and exits with 1."""
     print(message, file=sys.stderr)
     raise typer.Exit(1)
+
+
+@app.command()
+def examples() -> None:
+    """Print the folder of the mechanisms that come with attnc: `attnc check "$(attnc examples)"/*.attn`."""
+    import attnc
+
+    print(Path(attnc.__file__).parent / "examples")
 
 
 @app.command()

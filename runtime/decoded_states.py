@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -12,8 +12,8 @@ from attnc.dsl.diagnostics import InternalError
 from attnc.runtime import carried, recurrent
 from attnc.runtime.arrays import Frame
 from attnc.runtime.carried import carry
-from attnc.runtime.carrying import CARRY, RECUR, reach_of, with_ones
-from attnc.runtime.decoded_attention import Reader
+from attnc.runtime.carrying import CARRY, RECUR, decay_of, reach_of, with_ones
+from attnc.runtime.decoded_attention import Reader, with_arrays
 from attnc.runtime.reaches import Reach
 from attnc.runtime.recurrent import recur
 
@@ -41,15 +41,18 @@ class States:
         if reach.kind == "period":
             out = self.by_periods(step, frame, reader.stretch.start, reach.amount)
         else:
-            shifted = delayed(step, frame, reader, reach.amount) if reach.amount else frame
-            out = self.carry(step, shifted)
+            out = self.behind(step, frame, reader, reach.amount) if reach.amount else self.carry(step, frame)
         return [out[..., :-1].contiguous(), out[..., -1].contiguous()] if step.total else [out]
 
-    def carry(self, step: Carry, frame: Frame) -> Tensor:
+    def carry(self, step: Carry, frame: Frame, elapsed: Tensor | None = None) -> Tensor:
+        """The sums. `elapsed` (b, h, n or 1, f or 1): the log decay between the state that a row reads and the row."""
         query, key, value, decay = with_ones(step, CARRY.operands(step, frame))
         assert query is not None
         assert key is not None
         assert value is not None
+        if elapsed is not None:
+            factor = elapsed.exp().to(frame.real)
+            query = query * (factor if factor.shape[1] == 1 else by_head(factor, query.shape[1]))
         state = self.last.get(step.name)
         if frame.sizes["i"] == 1 and state is not None:
             one = [by_heads(x, state, 2) for x in (query, key, value)]
@@ -60,6 +63,24 @@ class States:
             return out.unsqueeze(2)
         out, self.last[step.name] = carry(query, key, value, decay, Reach(), state)
         return out
+
+    def behind(self, step: Carry, frame: Frame, reader: Reader, amount: int) -> Tensor:
+        """Rows read the state of some positions before, with the decay since."""
+        names = [name for name in (step.key, step.value, step.decay) if name is not None and name in reader.new]
+        shifted = with_arrays(frame, {name: read(name, frame, reader, amount, 0) for name in names})
+        if step.decay is None:
+            return self.carry(step, shifted)
+        since = frame  # a decay that is the same at every token
+        if step.decay in reader.new:
+            since = with_arrays(frame, {step.decay: read(step.decay, frame, reader, amount, amount)})
+        decay = decay_of(since, step.decay)
+        assert decay is not None
+        if step.decay in reader.new:
+            sums = decay.double().cumsum(2)
+            elapsed = sums[:, :, amount:] - sums[:, :, :-amount]
+        else:
+            elapsed = decay.double() * amount
+        return self.carry(step, shifted, elapsed if elapsed.dim() == 4 else elapsed.unsqueeze(-1))
 
     def by_periods(self, step: Carry, frame: Frame, start: int, period: int) -> Tensor:
         """Rows read the state of the periods before their own; keys enter an open one, which is whole at its end."""
@@ -107,25 +128,19 @@ def by_heads(x: Tensor, state: Tensor, along: int) -> Tensor:
     return x.expand(state.shape[0], *x.shape[1:])
 
 
-def delayed(step: Carry, frame: Frame, reader: Reader, amount: int) -> Frame:
-    """The frame with the keys and values `amount` positions before the rows in the place of their own; 0 before all."""
+def read(name: str, frame: Frame, reader: Reader, amount: int, more: int) -> Tensor:
+    """A kept array at the positions `amount` before the rows, and at `more` behind them; 0 before all positions."""
     held = reader.held["j"]
     start, count = reader.span(held)
-    tensors = {}
-    for name in (step.key, step.value):
-        new = reader.new[name]
-        position = torch.arange(start - amount, start + count - amount, device=frame.device)
-        old = position[: min(max(amount, 0), count)]
-        if held.slots.everything or count == 1:
-            rows = held.gather(name, held.slots.place(position.clamp(min=0)).unsqueeze(0))
-        else:
-            rows = new[:, : count - len(old)]
-            if start:
-                rows = torch.cat([held.gather(name, held.slots.place(old.clamp(min=0)).unsqueeze(0)), rows], 1)
-            else:
-                rows = torch.cat([new.new_zeros(new.shape[0], len(old), *new.shape[2:]), rows], 1)
-        there = (position >= 0).view(1, -1, *(1,) * (rows.dim() - 2))
-        tensors[name] = held.array(
-            name, torch.where(there, rows, torch.zeros((), dtype=rows.dtype, device=rows.device))
-        )
-    return replace(frame, tensors={**frame.tensors, **tensors})
+    position = torch.arange(start - amount, start + count - amount + more, device=frame.device)
+    new = reader.new[name]
+    if start and (held.slots.everything or count == 1):  # the new ones are there already
+        rows = held.gather(name, held.slots.place(position.clamp(min=0)).unsqueeze(0))
+    else:
+        old = position[position < start] if start else position[: min(amount, len(position))]
+        before = new.new_zeros(new.shape[0], len(old), *new.shape[2:])
+        if start:
+            before = held.gather(name, held.slots.place(old.clamp(min=0)).unsqueeze(0))
+        rows = torch.cat([before, new[:, : len(position) - len(old)]], 1)
+    there = (position >= 0).view(1, -1, *(1,) * (rows.dim() - 2))
+    return held.array(name, torch.where(there, rows, torch.zeros((), dtype=rows.dtype, device=rows.device)))

@@ -61,7 +61,7 @@ def packaging() -> Any:
 def test_packages_are_the_folders() -> None:
     listed = packaging()["packages"]
     folders = {path.parent for path in FILES}
-    shown = {"attnc", "attnc.integrations"}  # no code: they only give names
+    shown = {"attnc", "attnc.integrations", "attnc.examples"}  # no code of the package: names and patterns
     assert set(listed) == shown | {"attnc." + ".".join(folder.parts) for folder in folders}
     assert all((ROOT / folder / "__init__.py").is_file() for folder in folders)
 
@@ -74,7 +74,7 @@ def test_every_file_of_data_is_packaged() -> None:
     }
     data = {
         path
-        for folder in (ROOT / "attnc", *((ROOT / "attnc" / layer) for layer in LAYERS))
+        for folder in (ROOT / "attnc", *((ROOT / "attnc" / layer) for layer in (*LAYERS, "examples")))
         for path in folder.rglob("*")
         if path.is_file() and path.suffix not in {".py", ".pyc"}
     }

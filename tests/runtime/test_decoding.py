@@ -112,6 +112,25 @@ def test_every_causal_example_token_by_token_and_in_chunks(name: str) -> None:
         assert error(found, expected) <= tolerance(torch.float32, LENGTH), chunks
 
 
+@pytest.mark.parametrize(
+    ("declared", "weight"),
+    [
+        ("input g: real[h]", "exp(g * (i - j)) * (q @ k)"),
+        ("input g: real[b, h, t]\n    G = cumsum[t](g)", "exp(G[i] - G[j]) * (q @ k)"),
+        ("input g: real[b, h, t, d]\n    G = cumsum[t](g)", "(q * exp(G[i] - G[j])) @ k"),
+    ],
+)
+def test_states_that_are_read_behind_their_keys_decay(declared: str, weight: str) -> None:
+    text = f"pattern p(lag: int = 3):\n    {declared}\n    out = sum[j]({weight} * v where i - j >= lag)\n"
+    pattern = attnc.compile(text).p
+    q, k, v = torch.randn(3, 2, 4, LENGTH, 8)
+    g = -torch.rand(4) if "[h]" in declared else -torch.rand(2, 4, LENGTH, *([8] if ", d]" in declared else []))
+    sequences = Sequences(pattern, {"lag": 3}, {"q": q, "k": k, "v": v, "g": g})
+    for chunks in CHUNKS:
+        found = sequences.decode(sequences.cache(), chunks)
+        assert error(found, sequences.reference()) <= tolerance(torch.float32, LENGTH)
+
+
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_every_other_example_says_why_it_is_not_decoded(path: Path) -> None:
     pattern = pattern_of(path.stem)
