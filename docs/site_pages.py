@@ -1,4 +1,4 @@
-"""What mkdocs shows differently from the files: links that leave docs/ are their texts, kinds of blocks are languages."""
+"""What mkdocs shows differently from the files: links out of docs/ are their texts, kinds of blocks are languages."""
 
 import re
 from typing import Any

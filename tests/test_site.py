@@ -31,9 +31,7 @@ def test_every_page_is_in_the_table_of_contents() -> None:
         ("x.md", "```py\nq\n```\n```python\n", "```python\nq\n```\n```python\n"),
     ],
 )
-def test_what_the_site_shows_differently(
-    monkeypatch: pytest.MonkeyPatch, place: str, text: str, shown: str
-) -> None:
+def test_what_the_site_shows_differently(monkeypatch: pytest.MonkeyPatch, place: str, text: str, shown: str) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "docs"))
     pages = importlib.import_module("site_pages")
     assert pages.on_page_markdown(text, SimpleNamespace(file=SimpleNamespace(src_uri=place))) == shown
