@@ -168,8 +168,8 @@ class Arrays:
         if "h" not in indices:
             return list(tensors)
         at = indices.index("h")
-        lengths = {tensor.shape[at] for tensor in tensors if tensor.dim() > at} - {1}
-        if len(lengths) < 2:
+        lengths = [tensor.shape[at] for tensor in tensors if tensor.dim() > at and tensor.shape[at] != 1]
+        if all(length == lengths[0] for length in lengths):  # symbolic ints, in tracing, have no hash
             return list(tensors)
         most = max(lengths)
         return [self.heads(tensor, at, most) for tensor in tensors]
