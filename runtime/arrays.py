@@ -64,6 +64,7 @@ class Frame:
     device: torch.device
     members: dict[str, Members] = field(default_factory=dict)
     totals: Mapping[str, int] = field(default_factory=dict)  # lengths as the text has them, where these are a part's
+    tracing: bool = False  # only shapes and types are asked for
 
     def axis(self, name: str) -> Members:
         """The members of a declared axis."""
