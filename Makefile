@@ -12,7 +12,7 @@ demo: $(VENV)/.installed
 	@$(VENV)/bin/python examples/demo_smollm.py
 
 test: $(VENV)/.installed-dev
-	@$(VENV)/bin/python -m pytest $(TESTS)
+	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses auto --dist worksteal $(TESTS)
 
 lint: $(VENV)/.installed-dev
 	@$(VENV)/bin/ruff check .

@@ -93,6 +93,8 @@ def _identity(at: Arrays, node: Node) -> Tensor:
 
 def _projection(at: Arrays, node: Node) -> Tensor:
     features, width, seed = (at.integer(arg) for arg in node.args)
+    if at.frame.tracing:  # what is drawn is remembered, and must not be a tensor without values
+        return torch.empty(features, width, dtype=at.frame.real, device=at.frame.device)
     return orthogonal_gaussian(features, width, seed, dtype=at.frame.real, device=at.frame.device)
 
 

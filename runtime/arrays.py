@@ -64,6 +64,7 @@ class Frame:
     device: torch.device
     members: dict[str, Members] = field(default_factory=dict)
     totals: Mapping[str, int] = field(default_factory=dict)  # lengths as the text has them, where these are a part's
+    tracing: bool = False  # only shapes and types are asked for
 
     def axis(self, name: str) -> Members:
         """The members of a declared axis."""
@@ -168,8 +169,8 @@ class Arrays:
         if "h" not in indices:
             return list(tensors)
         at = indices.index("h")
-        lengths = {tensor.shape[at] for tensor in tensors if tensor.dim() > at} - {1}
-        if len(lengths) < 2:
+        lengths = [tensor.shape[at] for tensor in tensors if tensor.dim() > at and tensor.shape[at] != 1]
+        if all(length == lengths[0] for length in lengths):  # symbolic ints, in tracing, have no hash
             return list(tensors)
         most = max(lengths)
         return [self.heads(tensor, at, most) for tensor in tensors]

@@ -330,6 +330,7 @@ def _run_backward(
     else:
         from attnc.runtime.steps import gradients
 
+        grad_lse = grad_lse if prepared.program.is_one_softmax else None  # else lse is empty
         made = gradients(prepared.composition, prepared.frame(), engine, saved, (grad_out, grad_lse), wanted)
     return [made[name] for name in wanted]
 

@@ -125,6 +125,7 @@ def run(composition: Composition, frame: Frame, engine: Engine | None) -> Result
     """All steps, forward, without gradients. Without an engine (in tracing): shapes only."""
     saved: list[Tensor] = []
     out: Tensor | None = None
+    frame = replace(frame, tracing=engine is None)
     for step in composition.steps:
         if isinstance(step, Compute):
             out = Arrays(frame).value(step.node)

@@ -189,12 +189,12 @@ def test_opcheck_of_the_gradient(patterns: Any) -> None:
     doc = drawn()["doc"]
     head = (patterns.biased.program.key,)
     tail = ([slope, doc], [5], [0.25], "auto")
-    out, lse = torch.ops.attnc.attention(*head, q, k, v, *tail)
+    out, lse, saved = torch.ops.attnc.attention(*head, q, k, v, *tail)
     for grad_lse, needed in (
         (None, [True, False, True, True, False]),
         (torch.randn_like(lse), [False, True] * 2 + [False]),
     ):
-        arguments = (*head, torch.randn_like(out), grad_lse, out, lse, q, k, v, *tail, needed)
+        arguments = (*head, torch.randn_like(out), grad_lse, out, lse, saved, q, k, v, *tail, needed)
         tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
         checked = torch.library.opcheck(torch.ops.attnc.attention_backward.default, arguments, test_utils=tests)
         assert set(checked.values()) == {"SUCCESS"}
