@@ -230,6 +230,8 @@ class Attention:
             return self.membership(node)
         if not (of_row and of_key):
             return self.one_sided(node)
+        if node.op == "input":
+            return self.alias(str(node.attribute))  # over pairs, as the caller has it
         if not (is_pointwise(node) or node.op == "take"):
             raise unlowered(node, f"`{node.op}` inside a score")
         if not self.scalar(node):

@@ -34,10 +34,14 @@ class Leaf:
 
 @dataclass(frozen=True)
 class ScoreGradient:
-    """`dot`: the derivative with respect to q @ k (None where the score has none)."""
+    """`dot`: the derivative with respect to q @ k (None where the score has none).
+
+    `pairs`: real inputs over i and j. They have a gradient as large as they are, which no back end works out.
+    """
 
     dot: Node | None
     leaves: tuple[Leaf, ...]
+    pairs: tuple[Node, ...] = ()
 
 
 def differentiate(score: Node) -> ScoreGradient:
@@ -50,7 +54,7 @@ def differentiate(score: Node) -> ScoreGradient:
     known = set(inner)
     for node in reversed(inner):
         adjoint = adjoints.get(node)
-        if adjoint is None or sides[node] is not None or node.op == "dot":
+        if adjoint is None or sides[node] is not None or node.op in ("dot", "input"):
             continue
         rule = GRADIENTS.get(node.op)
         if rule is None:
@@ -59,7 +63,7 @@ def differentiate(score: Node) -> ScoreGradient:
             if part is not None and arg in known:
                 held = adjoints.get(arg)
                 adjoints[arg] = part if held is None else graph.make("add", held, part)
-    leaves, dot = [], None
+    leaves, pairs, dot = [], [], None
     for node in inner:
         side = sides[node]
         if node not in adjoints:
@@ -68,7 +72,9 @@ def differentiate(score: Node) -> ScoreGradient:
             dot = simplify(graph, adjoints[node])
         elif side is not None:
             leaves.append(Leaf(node, side, simplify(graph, adjoints[node])))
-    return ScoreGradient(dot, tuple(leaves))
+        elif node.op == "input":
+            pairs.append(node)
+    return ScoreGradient(dot, tuple(leaves), tuple(pairs))
 
 
 def reachable(score: Node, sides: dict[Node, str | None], carriers: dict[Node, Carried]) -> list[Node]:

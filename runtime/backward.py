@@ -20,6 +20,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from attnc.compiler.build import unlowered
 from attnc.compiler.differentiate import Leaf, ScoreGradient, differentiate
 from attnc.compiler.ir import Node
 from attnc.compiler.plan import Branch, Plan
@@ -87,6 +88,7 @@ def differentiable(plan: Plan) -> set[str]:
     for branch in plan.branches:
         for leaf in score_gradient(branch.score).leaves:
             found |= real_inputs(leaf.value)
+        found |= {str(node.attribute) for node in score_gradient(branch.score).pairs}
         if branch.sink is not None:
             found |= real_inputs(branch.sink)
     return found
@@ -147,6 +149,9 @@ class Gradients:
     def branch(self, number: int, grad_out: Tensor, lse: Tensor, delta: Tensor) -> None:
         """Adds what one branch gives."""
         branch = self.plan.branches[number]
+        for node in score_gradient(branch.score).pairs:
+            if node.attribute in self.wanted:
+                raise unlowered(node, "the gradient of an input over pairs of positions")
         made = self.engine.backward(self.plan, number, self.given, grad_out, lse, delta)
         for name, gradient in (("q", made.q), ("k", made.k), ("v", made.v)):
             self.add(name, gradient)

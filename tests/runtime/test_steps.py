@@ -96,3 +96,25 @@ def test_a_graph_of_several_steps_is_one_operator() -> None:
     made = torch.autograd.grad(out.sum(), tensors)
     wanted = torch.autograd.grad(pattern(*tensors).sum(), tensors)
     torch.testing.assert_close(made, wanted)
+
+
+def test_inputs_over_pairs_are_read_where_they_are() -> None:
+    """A bias and a mask of the caller's; the bias' own gradient is refused, with its place."""
+    pattern = attnc.compile("""
+pattern given:
+    input bias: real[b, h, i, j]
+    input mask: bool[i, j]
+    out = softmax[j](q @ k * scale + bias where mask) @ v
+""").given
+    q, k, v = (torch.randn(1, 2, 20, 8, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    bias, mask = torch.randn(1, 2, 20, 20, dtype=torch.float64), torch.rand(20, 20) > 0.5
+    for backend in ("executor", "triton"):
+        dtype = torch.float64 if backend == "executor" else torch.float32
+        given = {"bias": bias.to(dtype), "mask": mask}
+        out, _ = pattern.outputs(q.to(dtype), k.to(dtype), v.to(dtype), given, backend)
+        torch.testing.assert_close(out.double(), pattern.reference(q, k, v, bias=bias, mask=mask), atol=1e-5, rtol=1e-5)
+    given = {"bias": bias, "mask": mask}
+    made, wanted = (torch.autograd.grad(f(q, k, v, **given).sum(), [q, k, v]) for f in (pattern, pattern.reference))
+    torch.testing.assert_close(made, wanted)
+    with pytest.raises(attnc.AttnError, match="the gradient of an input over pairs of positions"):
+        pattern(q, k, v, bias=bias.requires_grad_(), mask=mask).sum().backward()
