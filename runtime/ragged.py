@@ -6,7 +6,7 @@ products. Here a tile's keys become a list of a round number of them; what is to
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from itertools import groupby
 
 import numpy as np
@@ -18,20 +18,25 @@ ROUND = 64  # keys; widths are multiples
 WIDEST = 1024  # keys; a step of more is long enough by itself
 
 
-def aligned(tiles: Iterable[Tile], keys: int) -> Iterator[Tile]:
-    """The tiles, narrow ones rounded up and in the order of their shapes. `keys`: how many there are."""
+def aligned(tiles: Iterable[Tile], keys: int, masked: Collection[int]) -> Iterator[Tile]:
+    """The tiles, narrow ones rounded up and in the order of their shapes. `keys`: how many there are.
+
+    `masked`: the key sets whose mask alone says which pairs are live; on another the walk decides too, so none of its
+    keys may be added to.
+    """
     held = list(tiles)
-    narrow = [rounded(tile, keys) for tile in held if fits(tile)]
-    yield from (tile for tile in held if not fits(tile))
+    narrow = [rounded(tile, keys) for tile in held if fits(tile, masked)]
+    yield from (tile for tile in held if not fits(tile, masked))
     for _, some in groupby(sorted(narrow, key=widths), key=widths):
         yield from some
 
 
-def fits(tile: Tile) -> bool:
-    """Whether every key set has one narrow run of keys at most: its mask is then true of no key twice."""
+def fits(tile: Tile, masked: Collection[int]) -> bool:
+    """Whether every key set has a mask that says all and one narrow run of keys at most: it is true of no key twice."""
     sets = [piece.key_set for piece in tile.pieces]
     narrow = (isinstance(piece.keys, Progression) and piece.keys.step == 1 for piece in tile.pieces)
-    return bool(sets) and len(sets) == len(set(sets)) and all(narrow) and sum(p.count for p in tile.pieces) <= WIDEST
+    whole = bool(sets) and len(sets) == len(set(sets)) and set(sets) <= set(masked)
+    return whole and all(narrow) and sum(p.count for p in tile.pieces) <= WIDEST
 
 
 def widths(tile: Tile) -> tuple[int, ...]:

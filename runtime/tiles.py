@@ -103,7 +103,8 @@ class Tiling:
     def tiles(self, group: Group) -> Iterator[Tile]:
         """The tiles of a group that have keys, and of those without: a tile with no piece."""
         made = self.made_tiles(group)
-        return made if self.closed_form else aligned(made, self.call.sizes["j"])
+        masked = [number for number, key_set in enumerate(self.domain.key_sets) if key_set.walk is None]
+        return made if self.closed_form else aligned(made, self.call.sizes["j"], masked)
 
     @cached_property
     def closed_form(self) -> bool:
