@@ -331,24 +331,16 @@ class Attention:
     def bound(self, node: Node) -> Node:
         """First, or one past the last, position of a member of a declared axis, in closed form of its number."""
         graph, name = self.graph, str(node.attribute)
-        axis = self.at.axes[name]
-        member = self.position(graph.index(name))
-        return self.transcribe_bound(node.op, axis.name, member)
-
-    def transcribe_bound(self, op: str, name: str, member: Node) -> Node:
-        graph, axis, span = self.graph, self.at.axes[name], None
-        make = graph.make
-        own = "i" if axis.over == "i" else "j"
-        length = self.size(graph.size(own))
-        if own == "i":
-            length = make("add", length, graph.size("offset"))
+        make, axis = graph.make, self.at.axes[name]
+        length = self.size(graph.size(axis.over))
+        if axis.over == "i":
+            length = make("add", length, self.size(graph.size("offset")))
         size = self.transcribe(self.at.term(axis.size))
         if axis.kind == "segments":
-            one = graph.literal(1)
-            size = make("floordiv", make("sub", make("add", length, size), one), size)
+            size = make("floordiv", make("sub", make("add", length, size), graph.literal(1)), size)
         stride = self.transcribe(self.at.term(axis.stride)) if axis.stride is not None else size
-        first = make("mul", member, stride, span=span)
-        if op == "start":
+        first = make("mul", self.position(graph.index(name)), stride)
+        if node.op == "start":
             return first if axis.kind == "blocks" else make("minimum", first, length)
         last = make("add", first, size)
         # A strided block lies wholly inside the sequence; the last of the others may be short.

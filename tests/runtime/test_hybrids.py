@@ -93,7 +93,7 @@ def linear(draw: Callable[..., Any], names: Names) -> Branch:
 def decayed(draw: Callable[..., Any], names: Names) -> Branch:
     if draw(st.booleans()):
         gamma = names.input("gamma", "real[h]")
-        return Branch((), f"sum[j](min({gamma}, 0.9) ** (i - j) * (q @ k) * scale * v where j <= i)")
+        return Branch((), f"sum[j]((0.5 + 0.4 * {gamma}) ** (i - j) * (q @ k) * scale * v where j <= i)")
     gate = names.input("g", "real[b, h, t]")
     total = names.fresh("G")
     lines = (f"{total} = cumsum[t](-abs({gate}))",)

@@ -49,6 +49,13 @@ pattern same(n: int = 3):            # a row, a query pool, as values of another
     qa = mean[i in a](q)
     inner = softmax[j](qa @ k * scale where j < a.stop) @ v
     out = softmax[a](q @ qa * scale where a.start <= i) @ inner
+pattern query_blocks(n: int = 4):    # blocks and segments of the queries, the last ones short
+    axis a = blocks(i, n)
+    axis s = segments(i, n)
+    first = softmax[j](mean[i in a](q) @ k * scale where j < a.stop) @ v
+    second = softmax[j](mean[i in s](q) @ k * scale where s.start <= j < s.stop) @ v
+    near = softmax[a](q @ mean[i in a](q) * scale where a.start <= i) @ first
+    out = near + softmax[s](q @ mean[i in s](q) * scale where s.start < M) @ second
 pattern whole:                       # nothing attends
     out = q * sigmoid(q @ q) + sum[j](v) @ sum[j](v)
 """
