@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from attnc.runtime.measure import rows_stand_alone
+from attnc.runtime.measure import elements_of_a_pair, rows_stand_alone
 from attnc.runtime.tolerance import error, tolerance
 from benchmarks.contenders import CONTENDERS
 from benchmarks.ready import Ready, UnavailableError, first_line
@@ -19,7 +19,7 @@ from benchmarks.work import Problem, Work
 
 BAND = 128  # rows that are compared together
 BUILDS = 5  # times that a block mask is built again
-CHECKED_PAIRS = 2**24  # (batch, head, row, key) quadruples that the float64 reference gets at the timed size
+CHECKED_PAIRS = 2**24  # numbers over (batch, head, row, key) that the float64 reference gets at the timed size
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,8 @@ def compare_last_rows(row: Row, problem: Problem, result: Tensor, allowed: float
     if not rows_stand_alone(problem.pattern):
         return
     batch, heads, queries, _ = problem.q.shape
-    count = max(1, min(queries, CHECKED_PAIRS // (batch * heads * problem.k.shape[2])))
+    pairs = CHECKED_PAIRS // elements_of_a_pair(problem.pattern, max(problem.k.shape[3], problem.v.shape[3]))
+    count = max(1, min(queries, pairs // (batch * heads * problem.k.shape[2])))
     last = problem.q[:, :, queries - count :]
     settings = dict(problem.settings)
     for declared in problem.pattern.pattern.inputs:

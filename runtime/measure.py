@@ -17,7 +17,7 @@ from attnc.runtime.program import terms
 from attnc.runtime.settings import Setting
 from attnc.runtime.tolerance import error, tolerance
 
-REFERENCE_PAIRS = 2**24  # (batch, head, row, key) quadruples that the float64 reference is asked for
+REFERENCE_PAIRS = 2**24  # numbers over (batch, head, row, key) that the float64 reference is asked for
 BUDGET = 1.0  # seconds of repeated runs
 MOST_RUNS = 50
 
@@ -86,7 +86,8 @@ def compare_last_rows(
     """
     batch, heads, queries, _ = made.q.shape
     keys = made.k.shape[2]
-    rows = max(1, min(queries, REFERENCE_PAIRS // (batch * heads * keys)))
+    pairs = REFERENCE_PAIRS // elements_of_a_pair(pattern, max(made.k.shape[3], made.v.shape[3]))
+    rows = max(1, min(queries, pairs // (batch * heads * keys)))
     if rows < queries and (queries > keys or not rows_stand_alone(pattern)):
         return None, 0
     sliced = dict(settings)
@@ -94,12 +95,18 @@ def compare_last_rows(
         if "i" in declared.axes and declared.name in settings:
             axis = declared.axes.index("i")
             sliced[declared.name] = settings[declared.name].narrow(axis, queries - rows, rows)
-    if batch * heads * rows * keys > 2 * REFERENCE_PAIRS:
+    if batch * heads * rows * keys > 2 * pairs:
         return None, 0
     expected = pattern.reference(made.q[:, :, queries - rows :], made.k, made.v, **sliced)
     at = pattern.pattern.output_axes.index("i") if "i" in pattern.pattern.output_axes else None
     shown = out if at is None else out.narrow(at, queries - rows, rows)
     return error(shown, expected), rows
+
+
+def elements_of_a_pair(pattern: CompiledPattern, width: int) -> int:
+    """How many numbers the reference holds for a query and key at most: vectors of `width` where the text has such."""
+    vectors = any({"i", "j"} <= term.type.indices and term.type.axes for term in terms(pattern.pattern))
+    return width if vectors else 1
 
 
 def rows_stand_alone(pattern: CompiledPattern) -> bool:

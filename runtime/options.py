@@ -74,13 +74,18 @@ def chosen_setting(pattern: CompiledPattern, set_: list[str] | None, shape: str 
 def run_setting(
     pattern: CompiledPattern, set_: list[str] | None, shape: str | None, device: str
 ) -> tuple[Setting, Shape]:
-    """What to run: the command line over the file's `# run:` line over the defaults."""
+    """What to run: the command line over the file's `# run:` line over the defaults.
+
+    Inputs are drawn as the first `# check:` line says where the `# run:` line does not.
+    """
     from attnc.runtime.inputs import Shape
     from attnc.runtime.settings import Setting, settings
 
     chosen = chosen_setting(pattern, set_, shape)
     line = next(iter(settings(pattern.pattern, "run", pattern.known)), Setting())
-    setting = Setting(line.parameters | chosen.parameters, line.sizes | chosen.sizes, line.ranges)
+    checked = next(iter(settings(pattern.pattern, "check", pattern.known)), Setting())
+    ranges = checked.ranges | line.ranges
+    setting = Setting(line.parameters | chosen.parameters, line.sizes | chosen.sizes, ranges)
     standard = Shape.square(1, 16, 16384, 64) if device.startswith("cuda") else Shape.square(1, 8, 4096, 64)
     return setting, standard.updated(setting.sizes)
 
