@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
@@ -41,7 +42,7 @@ class Carrying:
 
     def forward(self, step: Carry, frame: Frame, engine: Engine) -> list[Tensor]:
         reach, operands = reach_of(step, frame), self.operands(step, frame)
-        if engine.chunked and carries(operands, reach):
+        if engine.chunked and on_kernels(step.name, frame, carries(operands, reach)):
             return carry_sums(operands, reach, step.total is not None, narrow(frame, step.query))
         query, key, value, decay = with_ones(step, operands)
         assert query is not None
@@ -62,7 +63,7 @@ class Carrying:
         reach, given = reach_of(step, frame), filled(outputs, cotangents)
 
         def backward(operands: Operands) -> Sequence[Tensor | None]:
-            if engine.chunked and carries(operands, reach):
+            if engine.chunked and on_kernels(step.name, frame, carries(operands, reach)):
                 return carry_gradients(operands, reach, given, narrow(frame, step.query))
             query, key, value, decay = with_ones(step, operands)
             assert query is not None
@@ -98,7 +99,7 @@ class Recurring:
 
     def forward(self, step: Recur, frame: Frame, engine: Engine) -> list[Tensor]:
         operands = self.operands(step, frame)
-        if engine.chunked and recurs(operands, frame.offset):
+        if engine.chunked and on_kernels(step.name, frame, recurs(operands, frame.offset)):
             return [recur_reads(operands, frame.offset, step.left == step.key, narrow(frame, step.query))]
         return [recur(*operands, offset=frame.offset)[0]]  # type: ignore[arg-type]
 
@@ -114,7 +115,7 @@ class Recurring:
         (grad,) = filled(outputs, cotangents)
 
         def backward(operands: Operands) -> Sequence[Tensor | None]:
-            if engine.chunked and recurs(operands, frame.offset):
+            if engine.chunked and on_kernels(step.name, frame, recurs(operands, frame.offset)):
                 return recur_gradients(operands, frame.offset, step.left == step.key, narrow(frame, step.query), grad)
             query, key, value, decay, left, right = operands
             assert query is not None
@@ -164,6 +165,22 @@ def with_ones(step: Carry, operands: Operands) -> Operands:
     if step.total and value is not None:
         value = torch.cat([value, torch.ones_like(value[..., :1])], -1)
     return [query, key, value, decay]
+
+
+class NoKernelWarning(UserWarning):
+    """A state is carried by torch operators on a GPU, since no kernel takes a call of these lengths or widths."""
+
+
+_warned: set[str] = set()
+
+
+def on_kernels(name: str, frame: Frame, fits: bool) -> bool:
+    """Whether a step runs on the chunked kernels; on a GPU a warning, once a step and process, says where not."""
+    if not fits and frame.device.type == "cuda" and name not in _warned:
+        _warned.add(name)
+        message = f"{name} runs by torch operators: no kernel carries a state of these widths over this extent"
+        warnings.warn(message, NoKernelWarning, stacklevel=2)
+    return fits
 
 
 def narrow(frame: Frame, query: str) -> bool:
