@@ -92,7 +92,7 @@ def peer(name: str, batch: int, tokens: int) -> tuple[Callable[[], Any], Callabl
             one.grad = None
         operator(*operands, **options)[0].backward(cotangent)
 
-    return lambda: operator(*operands, **options)[0], both
+    return torch.no_grad()(lambda: operator(*operands, **options)[0]), both
 
 
 def milliseconds(work: Callable[[], Any]) -> float:
@@ -117,8 +117,7 @@ def main() -> None:
             line = measured(*ours(name, batch, tokens))
             if "--peer" in sys.argv and name in PEERS:
                 alone, both = peer(name, batch, tokens)
-                with torch.no_grad():
-                    line += f"; fla-core {milliseconds(alone):.3f}, {milliseconds(both):.3f}"
+                line += f"; fla-core {milliseconds(alone):.3f}, {milliseconds(both):.3f}"
             print(f"B{batch} N{tokens} {name:12s} {line}", flush=True)
             torch.cuda.empty_cache()
 
