@@ -18,8 +18,8 @@ from dataclasses import replace
 from attnc.compiler.differentiate import differentiate
 from attnc.compiler.emit.arguments import Argument, Signature
 from attnc.compiler.emit.backward import BackwardKernel, BackwardKeys, BackwardRows
+from attnc.compiler.emit.bounds import Loop
 from attnc.compiler.emit.kernel import Kernel, StreamedKernel
-from attnc.compiler.emit.ranges import Loop
 from attnc.compiler.emit.streamed import StreamedForward
 from attnc.compiler.plan import Branch, Domain, KeySet, Plan, Rows
 
