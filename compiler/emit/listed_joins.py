@@ -19,7 +19,8 @@ def _listed_rows(unit, UNITS, LINES, FIRST_LINE, SKIPPED, LANE_HEADS, PER_LANE, 
     return lane // LANE_HEADS, lane % LANE_HEADS * PER_LANE + member, row, ok, list_line.to(tl.int64)
 
 
-@triton.jit(do_not_specialize=["UNITS", "ENTRIES", "LINES", "FIRST_LINE", "SKIPPED", "LANE_HEADS", "PER_LANE", "H", "N"])
+@triton.jit(do_not_specialize=[
+    "UNITS", "ENTRIES", "LINES", "FIRST_LINE", "SKIPPED", "LANE_HEADS", "PER_LANE", "H", "N"])
 def join_entries(part_out, part_lse, members, o, lse, o_sb, o_sh, o_sn, o_se, UNITS, ENTRIES, LINES, FIRST_LINE,
                  SKIPPED, LANE_HEADS, PER_LANE, H, N, E, LISTS: tl.constexpr, SHARED: tl.constexpr,
                  ROW_BLOCK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_E: tl.constexpr):
