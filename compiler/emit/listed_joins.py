@@ -86,8 +86,8 @@ def add_pieces(parts, group_slot, group_slots, out, out_sb, out_sh, out_sn, out_
     ok = (along < WIDTH) & (j < M)
     d = tl.arange(0, BLOCK_D)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    for slot in range(first, first + slots):
-        at = slot.to(tl.int64) * WIDTH + along
+    for slot in range(0, slots):
+        at = (first + slot).to(tl.int64) * WIDTH + along
         acc += tl.load(parts + at[:, None] * BLOCK_D + d[None, :], mask=ok[:, None], other=0.0)
     rows = (lane // LANE_HEADS).to(tl.int64) * out_sb + (lane % LANE_HEADS).to(tl.int64) * out_sh
     rows = rows + j.to(tl.int64) * out_sn
