@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from attnc.compiler.emit.arguments import Argument, Signature
+from attnc.compiler.emit.certain import certain
+from attnc.compiler.emit.expressions import Expressions
 from attnc.compiler.emit.kernel import Kernel, StreamedKernel
 from attnc.compiler.emit.ranges import Loop
 from attnc.compiler.emit.streamed import StreamedForward
@@ -25,7 +27,6 @@ NOTHING = Domain((), Rows())
 LISTS = ("members", "counts", "order", "starts", "tile_group", "tile_first")
 SIZES = ("ENTRIES", "LINES", "FIRST_LINE", "BLOCKS", "SKIPPED", "LANE_HEADS", "PER_LANE")
 CONSTANTS = ("PARTS", "WIDTH", "ROW_BLOCK", "SHARED", "LISTS")
-TURN = Loop("0", "turns", lambda writer: None)
 
 
 def bare(branch: Branch) -> Branch:
@@ -43,6 +44,8 @@ class Gathered(StreamedKernel):
         made = [Argument(name, "tensor", name, specialised=True) for name in (*buffers, *lists)]
         self.arguments = (*made, *self.arguments, *(Argument(name, "size", name) for name in sizes))
         self.key_set = self.domain.key_sets[0]
+        scalars = Expressions(self.writer, self.expressions.arrays, self.streamed)
+        self.certain = certain(self.key_set.mask, scalars)
 
     def kernel(self) -> Kernel:
         return replace(super().kernel(), domain=NOTHING)
@@ -101,6 +104,7 @@ class Gathered(StreamedKernel):
         self.lane_heads()
         self.rows_of("spot // ENTRIES", "share", "place_ok")
         writer.let("i_ok", "row_ok")
+        self.rows_end()
 
     def keys_of_turn(self) -> None:
         """The n-th tile of the line's keys: `j`, `j_ok`; `start` where they are consecutive."""
@@ -111,17 +115,42 @@ class Gathered(StreamedKernel):
             writer.let("j_ok", "j < M")
             with writer.block("if WIDTH % BLOCK_N != 0:"):
                 writer.let("j_ok", "j_ok & (n * BLOCK_N + lanes_n < WIDTH)")
+            self.keys_may_be_dead()
         with writer.block("elif WIDTH % BLOCK_N == 0:"):
             writer.let("entry", "group.to(tl.int64) * ENTRIES + n // (WIDTH // BLOCK_N)")
             writer.let("start", "tl.load(members + entry) * WIDTH + n % (WIDTH // BLOCK_N) * BLOCK_N")
             writer.let("j", "start + lanes_n")
             writer.let("j_ok", "j < M")
+            self.keys_may_be_dead()
         with writer.block("else:"):
             writer.let("along", "n * BLOCK_N + lanes_n")
             writer.let("entry", "group.to(tl.int64) * ENTRIES + along // WIDTH")
             writer.let("named_key", "tl.load(members + entry, mask=along < reach, other=-1)")
             writer.let("j", "named_key * WIDTH + along % WIDTH")
             writer.let("j_ok", "(named_key >= 0) & (j < M)")
+            if self.certain is not None:
+                writer.let("partial", "n >= 0")
+
+    def keys_may_be_dead(self) -> None:
+        """`partial`: whether a tile of consecutive keys may have a dead pair."""
+        if self.certain is None:
+            return
+        writer = self.writer
+        writer.let("j_low", "start")
+        writer.let("j_high", "start + BLOCK_N - 1")
+        writer.let("partial", "n >= 0")
+        with writer.block("if WIDTH % BLOCK_N == 0:"):
+            writer.let("partial", f"((j_high < M) & ({self.certain})) == 0")
+
+    def rows_end(self) -> None:
+        """`i_low` and `i_high`: the least and the largest position of the tile's rows."""
+        if self.certain is not None:
+            self.writer.let("i_low", "tl.min(tl.where(row_ok, i, FAR), 0)")
+            self.writer.let("i_high", "tl.max(tl.where(row_ok, i, 0), 0)")
+
+    def turn(self) -> Loop:
+        """What a step is told of its tile."""
+        return Loop("0", "turns", lambda writer: None, partial=None if self.certain is None else "partial")
 
     def load_streamed(self, name: str, tensor: str, axis: str, loop: Loop) -> None:
         """A tile of keys: through its descriptor where keys are consecutive and there is one."""
@@ -137,7 +166,7 @@ class Gathered(StreamedKernel):
         """A step for every tile of keys."""
         with self.writer.block("for n in range(0, turns):"):
             self.keys_of_turn()
-            self.step(self.key_set, TURN)
+            self.step(self.key_set, self.turn())
 
     def gathered(self, tensor: str, axis: str) -> str:
         """Pointers of gathered rows."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 from attnc.compiler.differentiate import differentiate
 from attnc.compiler.emit.backward import BackwardKernel, BackwardKeys, BackwardRows
 from attnc.compiler.emit.kernel import Kernel
-from attnc.compiler.emit.listed import SIZES, TURN, Gathered, bare
+from attnc.compiler.emit.listed import SIZES, Gathered, bare
 from attnc.compiler.emit.ranges import Loop
 from attnc.compiler.plan import Branch, Plan
 
@@ -100,6 +100,8 @@ class ListedBackwardKeys(Gathered, BackwardKeys):
         writer.let("j", "group % BLOCKS * WIDTH + along")
         writer.let("key_ok", "(along < WIDTH) & (j < M)")
         writer.let("j_ok", "key_ok")
+        writer.let("j_low", "group % BLOCKS * WIDTH + tl.program_id(0) % tiles * BLOCK_M")
+        writer.let("j_high", "j_low + BLOCK_M - 1")
         self.lanes()
         for tensor in ("k", "v"):
             self.base(tensor)
@@ -113,7 +115,7 @@ class ListedBackwardKeys(Gathered, BackwardKeys):
         writer.let("last", "tl.minimum(named, first + PIECE)")
         with writer.block("for n in range(0, (last - first + BLOCK_N - 1) // BLOCK_N):"):
             self.rows_of_turn()
-            self.step(self.key_set, TURN)
+            self.step(self.key_set, self.turn())
         self.finish()
 
     def rows_of_turn(self) -> None:
@@ -124,6 +126,23 @@ class ListedBackwardKeys(Gathered, BackwardKeys):
         writer.let("line", "tl.load(order_line + begin + place // (SHARED * ROW_BLOCK), mask=place_ok, other=0)")
         self.rows_of("line", "(place % (SHARED * ROW_BLOCK))", "place_ok")
         writer.let("i_ok", "row_ok")
+        self.rows_may_be_dead()
+
+    def rows_may_be_dead(self) -> None:
+        """`partial`: whether the tile may have a dead pair. One list names rows in their order; others stay masked.
+
+        Rows and keys that are not there weigh nothing, or are not stored.
+        """
+        if self.certain is None:
+            return
+        writer = self.writer
+        writer.let("partial", "n >= 0")
+        with writer.block("if LISTS == 1:"):
+            writer.let("after", "tl.minimum(first + n * BLOCK_N + BLOCK_N, last)")
+            for name, place, row in (("low", "first + n * BLOCK_N", "0"), ("high", "after - 1", "ROW_BLOCK - 1")):
+                line = f"tl.load(order_line + begin + ({place}) // (SHARED * ROW_BLOCK))"
+                writer.let(f"i_{name}", f"(FIRST_LINE + {line}) * ROW_BLOCK + {row} - SKIPPED + OFFSET")
+            writer.let("partial", f"({self.certain}) == 0")
 
     def load_keys(self, name: str, tensor: str, axis: str) -> None:
         pointer = f"{tensor}_head + j.to(tl.int64)[:, None] * {tensor}_sn + {axis}[None, :] * {tensor}_s{axis}"
