@@ -350,7 +350,7 @@ class BackwardKeys(BackwardKernel):
 def backward_kernels(plan: Plan, branch: Branch, number: int) -> list[Kernel]:
     """The kernels of one branch of a transposed plan: rows first, then a kernel for each pass over the keys."""
     if branch.selected is not None:
-        from attnc.compiler.emit.listed import listed_backward  # it extends these kernels
+        from attnc.compiler.emit.listed_backward import listed_backward  # it extends these kernels
 
         return listed_backward(plan, branch, number)
     leaves = differentiate(branch.score).leaves

@@ -68,7 +68,7 @@ class Expressions:
     """Writes the expressions of one kernel.
 
     `arrays`: layout of every input and table by its node attribute. `streamed`: the index that the loops run over.
-    `head_rows`: rows of a tile may be of several heads, so that h is a vector as i is.
+    `head_rows`: rows of a tile may be of several heads, so that h is a vector as i is, and streams where i does.
     """
 
     writer: Writer
@@ -100,13 +100,17 @@ class Expressions:
         stack = [root]
         while stack:
             node = stack.pop()
-            if not node.depends_on(self.streamed) and not node.type.axes:
+            if not self.streams(node) and not node.type.axes:
                 found[node] = None
             elif node not in seen:
                 seen.add(node)
                 read = node.op in ("take", "rename")  # what is read stays with its place
                 stack.extend(reversed(node.args[1 if read else 0 :]))
         return list(found)
+
+    def streams(self, node: Node) -> bool:
+        """Whether a value differs along the streamed side: rows that stream may be of several heads."""
+        return node.depends_on(self.streamed) or (self.streamed == "i" and self.head_rows and node.depends_on("h"))
 
     def _repeated(self, root: Node) -> list[Node]:
         """What the text of an expression would spell more than once, operands first."""
@@ -132,7 +136,7 @@ class Expressions:
         times = spellings(roots)
         for node in walk(*roots):
             loaded = node.op == "take" or (node.op in ("rename", "input", "derived") and not node.type.axes)
-            if node in self.hoisted or node in self.local or not node.depends_on(self.streamed) or node.op == "dot":
+            if node in self.hoisted or node in self.local or not self.streams(node) or node.op == "dot":
                 continue
             if (times[node] > 1 and node.args) or loaded:
                 text = self.text(node, view)
