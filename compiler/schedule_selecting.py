@@ -10,6 +10,8 @@ WIDEST = 256  # numbers of a product's vector, padded
 MOST = 8192  # entries of a list: what is held of one line has to fit in registers
 SHARED_BYTES = 160 * 1024  # of the tiles of members that are under way
 ONE_TILE = 256  # members that are taken from registers
+TILE = 128  # members of a tile, where there are several
+HELD = 4 * TILE  # members that a line holds at most beyond four times the entries of its list
 TAKEN_ONE_BY_ONE = 8  # entries up to which the best are found one after the other
 REGISTERS = 8192  # ranks and members of the lines that are taken from at once, for four warps
 
@@ -35,7 +37,7 @@ def selecting_shape(width: int, itemsize: int, parts: int, members: int) -> Tile
     if members <= min(ONE_TILE, fitting):
         block = max(power(members), 16)
         return TileShape(64, block, 8 if block > 128 else 4, 1)
-    block = max(min(128, fitting // 2), 16)
+    block = max(min(TILE, fitting // 2), 16)
     return TileShape(64, block, 4 if block <= 64 else 8, 2)
 
 
