@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from attnc.compiler.algebra import Algebra
-from attnc.compiler.attention import LEAVES, Attention, pair_product
+from attnc.compiler.attention import LEAVES, Attention, is_attention, pair_product, sides
 from attnc.compiler.composition import Attend, Choose, Scores
 from attnc.compiler.decompose import Decomposer, depends, is_pointwise
 from attnc.compiler.domains import DomainBuilder
@@ -35,6 +35,15 @@ def with_scores(at: Decomposer, step: Choose) -> Choose:
         return replace(step, reason=str(reason))
     except AttnError as error:
         return replace(step, reason=f"its score has {error.diagnostics[0].message.partition(' is part of')[0]}")
+
+
+def attend_first(at: Decomposer, selection: Node) -> None:
+    """Makes the attentions that sum values by weights of a selection's score, whose lse the selection reads."""
+    weights = {node for node in walk(selection.args[0]) if node.op == "softmax"}
+    for node in at.nodes() if weights else ():
+        found = sides(node)
+        if found is not None and found[0] in weights and is_attention(at, node) and selection not in walk(node):
+            at.lower(node)
 
 
 def scores(at: Decomposer, step: Choose) -> Scores:

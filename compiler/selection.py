@@ -46,8 +46,9 @@ def _choose(at: Decomposer, selection: Node) -> Node:
             raise unlowered(selection, f"a selection of members of `{axis}` that steers which keys are seen")
         if declared.stride is not None:
             raise unlowered(selection, "a selection of blocks with a stride of their own, which may overlap,")
-    from attnc.compiler.selecting import with_scores  # it reads attention, which chooses
+    from attnc.compiler.selecting import attend_first, with_scores  # it reads attention, which chooses
 
+    attend_first(at, selection)
     rows, row_block, selection = by_row_blocks(at, selection)
     score, amount, condition, *force = (one_at_a_time(at, fold_diagonals(at, arg), rows, {}) for arg in selection.args)
     parts = (score, amount, condition, *force)
