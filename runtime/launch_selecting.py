@@ -50,8 +50,8 @@ def select(step: Choose, frame: Frame, batch: int, width: int) -> Tensor | None:
     at = Arrays(frame)
     lanes, heads = lanes_of(step, frame)
     count, members = frame.length(step.rows) if step.rows else 1, frame.length(step.axis)
-    lists = torch.full((batch, lanes, count, width), -1, dtype=torch.int32, device=frame.device)
-    if not lists.numel() or not members:
+    lists = torch.empty((batch, lanes, count, width), dtype=torch.int32, device=frame.device)
+    if not lists.numel():  # there are no lines, or no members
         return lists
     vectors = vectors_of(step, scores, at)
     if vectors.q.shape[-1] > WIDEST:
@@ -97,7 +97,7 @@ def launch(scores: Scores, call: Call, vectors: Vectors, lists: Tensor, sizes: M
         RESIDENT=kept.resident,
         CAPACITY=kept.capacity,
         AT_ONCE=kept.at_once,
-        PADDED=max(power(width), 16) if kept.resident else 128,
+        PADDED=max(power(width), 2) if kept.resident else 128,
         FORCED=scores.force is not None,
         FEW=width if width <= TAKEN_ONE_BY_ONE else 0,
     )
@@ -156,9 +156,8 @@ def laid(at: Arrays, node: Node, names: Sequence[str]) -> Tensor:
     frame = at.frame
     element = frame.tensors["q"].dtype
     exact = all(one.op in EXACT if one.op != "input" else keeps(frame, one, element) for one in walk(node))
-    tensor = at.value(node)
-    tensor = placed(tensor, (*node.type.ordered_indices(), *node.type.axes), names)
-    return tensor.to(element) if exact else tensor
+    tensor = Arrays(replace(frame, real=element)).value(node) if exact else at.value(node)
+    return placed(tensor, (*node.type.ordered_indices(), *node.type.axes), names)
 
 
 def keeps(frame: Frame, node: Node, element: torch.dtype) -> bool:

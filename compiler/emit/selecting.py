@@ -113,7 +113,11 @@ class SelectingKernel:
             self.lets([("member", "n * BLOCK_N + lanes_n"), ("member_ok", "member < M")])
             self.score()
             self.candidates()
-            with writer.block("if RESIDENT:"):
+            if scores.force is None:
+                few = "_write_few(lines, row_ok, member, ranks, WIDTH, PADDED, FEW)"
+                with writer.block("if RESIDENT and FEW > 0:"):
+                    writer.line(few)
+            with writer.block(f"{'if' if scores.force is not None else 'elif'} RESIDENT:"):
                 writer.line("_write(lines, row_ok, member, ranks, must, WANTED, WIDTH, PADDED, FORCED, FEW)")
             with writer.block("else:"):
                 held = "held_ranks, held_members"

@@ -77,6 +77,20 @@ def _write(lines, line_ok, members, ranks, must, wanted, WIDTH, PADDED: tl.const
 
 
 @triton.jit
+def _write_few(lines, line_ok, members, ranks, WIDTH, PADDED: tl.constexpr, FEW: tl.constexpr):
+    """The same for few entries that none is forced to: the best and lowest of what is left, then all in order."""
+    entry = tl.arange(0, PADDED)[None, :]
+    found = tl.full([ranks.shape[0], PADDED], ALL, tl.int32)
+    for turn in range(0, FEW):
+        best = tl.max(ranks, 1)
+        who = tl.min(tl.where(ranks == best[:, None], members[None, :], ALL), 1)
+        found = tl.where((entry == turn) & (best > NOTHING)[:, None], who[:, None], found)
+        ranks = tl.where(members[None, :] == who[:, None], NOTHING, ranks)
+    found = tl.sort(found, 1)
+    tl.store(lines[:, None] + entry, tl.where(found == ALL, -1, found), mask=(entry < WIDTH) & line_ok[:, None])
+
+
+@triton.jit
 def _append(held_ranks, held_members, lines, members, ranks, must, last, used):
     """Holds what may still be taken, after what a line holds; how many it holds then."""
     passes = (ranks > last[:, None]) | (must & (ranks > NOTHING))
