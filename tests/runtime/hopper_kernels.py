@@ -23,6 +23,7 @@ from attnc.runtime.settings import Setting, settings
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SHAPE = Shape(1, 4, 2, 192, 192, 64, 64)
+LONG = {"dsa": Shape(1, 4, 2, 320, 320, 64, 64)}  # more tokens than a selection takes from one tile
 
 
 class Hopper:
@@ -67,7 +68,7 @@ def compile_example(name: str) -> None:
     parameters = filled(pattern) | setting.parameters
     made = made_inputs(
         pattern.pattern,
-        SHAPE.updated(setting.sizes),
+        LONG.get(name, SHAPE).updated(setting.sizes),
         defaults(pattern) | parameters,
         dtype=torch.bfloat16,
         ranges=setting.ranges,
