@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -139,7 +139,8 @@ class Arrays:
         stack = [root]
         while stack:
             node = stack[-1]
-            missing = [] if node in self.known else [arg for arg in node.args if arg not in self.known]
+            needed = (node.args[:1] + node.args[2:]) if node.op in CONDITIONED else node.args
+            missing = [] if node in self.known else [arg for arg in needed if arg not in self.known]
             if missing:
                 stack += missing
                 continue
@@ -233,8 +234,9 @@ class Arrays:
             return self.frame.axis(name).numbers(self.frame.device)
         return self.row_positions if name == "i" else torch.arange(self.length(name), device=self.frame.device)
 
-    def scalar(self, node: Node, value: object) -> Tensor:
-        return torch.tensor(value, dtype=self.frame.dtype(node.type.base), device=self.frame.device)
+    def scalar(self, node: Node, value: Any) -> Tensor:
+        dtype = self.frame.dtype(node.type.base)
+        return torch.full((), value, dtype=dtype, device=self.frame.device)  # a copy from the host would be waited for
 
     def integer(self, node: Node) -> int:
         """An int of parameters and sizes."""
@@ -366,6 +368,9 @@ def gathered(at: Arrays, node: Node, tensor: Tensor, rest: Sequence[str], positi
 
 
 Rule = Callable[[Arrays, Node], Tensor]
+
+CONDITIONED = {"sum", "mean", "max", "min", "softmax"}
+"""Ops whose rules read their condition (the second operand) themselves, since sizes alone may decide it."""
 
 RULES: dict[str, Rule] = {
     "literal": _literal,
