@@ -7,7 +7,6 @@ written out, those over the sequence are torch's scaled_dot_product_attention.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -81,8 +80,3 @@ FORMULAS: dict[str, Formula] = {
     "latent": latent,
     "mla": mla,
 }
-
-
-def formula_of(pattern: str, settings: dict[str, Any], queries: int) -> Formula | None:
-    """The formula of a pattern of the zoo, None where none is written."""
-    return mla_absorbed if pattern == "mla" and queries <= 64 else FORMULAS.get(pattern)
