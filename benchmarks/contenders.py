@@ -18,6 +18,7 @@ from benchmarks.libraries import fla, natten
 from benchmarks.ready import Ready, UnavailableError, first_line
 from benchmarks.timing import seconds_of
 from benchmarks.work import Problem, no_inputs
+from benchmarks.written import causal_cudnn, compiled, eager
 
 
 def attnc(problem: Problem) -> Ready:
@@ -106,6 +107,9 @@ def flex(problem: Problem) -> Ready:
 
 CONTENDERS: dict[str, Callable[[Problem], Ready]] = {
     "attnc": attnc,
+    "eager": eager,
+    "compiled": compiled,
+    "causal_cudnn": causal_cudnn,
     "cudnn": cudnn,
     "flash": flash,
     "dense": dense,
@@ -115,6 +119,9 @@ CONTENDERS: dict[str, Callable[[Problem], Ready]] = {
 }
 LABELS = {
     "attnc": "attnc",
+    "eager": "eager torch",
+    "compiled": "torch.compile",
+    "causal_cudnn": "causal cuDNN",
     "cudnn": "cuDNN",
     "flash": "flash SDPA",
     "dense": "dense SDPA",
