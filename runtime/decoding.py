@@ -58,6 +58,12 @@ class Memory:
         if self.counter is not None:
             self.tokens = self.counter.told = int(self.counter.tokens.max())
 
+    def counted(self) -> None:
+        """A turn has run."""
+        assert self.counter is not None
+        self.tokens += 1
+        self.counter.told = self.tokens
+
     @property
     def nbytes(self) -> int:
         """Bytes of all that is kept."""
@@ -104,7 +110,10 @@ def run(memory: Memory, frame: Frame, engine: Engine, counts: Tensor | None = No
     if counts is None and engine.chunked and frame.sizes["i"] == 1 and memory.tokens:
         turn = turn_of(memory, frame)
         if turn is not None:
-            return taken(memory, turn, frame)
+            ahead(memory)
+            out = turn.run(frame)
+            memory.counted()
+            return out
     memory.recount()
     if counts is not None and memory.lengths is None:
         memory.lengths = torch.full((frame.sizes["b"],), memory.tokens, device=frame.device)
@@ -134,22 +143,20 @@ def turn_of(memory: Memory, frame: Frame) -> Turn | None:
             if tokens is None:
                 tokens = torch.full((frame.sizes["b"],), memory.tokens, device=frame.device)
             memory.counter = Counter(tokens, torch.zeros_like(tokens), memory.tokens)
+            memory.states.stay = True
             memory.turn = Turn(memory, frame, memory.counter)
     return memory.turn
 
 
-def taken(memory: Memory, turn: Turn, frame: Frame) -> Tensor:
-    """One token by a turn."""
-    counter = turn.counter
+def ahead(memory: Memory) -> None:
+    """The device's count of tokens where others than turns went on."""
+    counter = memory.counter
+    assert counter is not None
     if memory.lengths is None and memory.tokens != counter.told:
-        counter.tokens.fill_(memory.tokens)  # others than turns went on
+        counter.tokens.fill_(memory.tokens)
     elif memory.lengths is not None and memory.lengths is not counter.tokens:
         counter.tokens.copy_(memory.lengths)
         memory.lengths = counter.tokens
-    out = turn.run(frame)
-    memory.tokens += 1
-    counter.told = memory.tokens
-    return out
 
 
 def tokens_of(frame: Frame, first: int, count: int) -> Frame:

@@ -3,32 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from attnc.compiler.cache_plan import CachePlan, cache_of, describe_cache
+from attnc.compiler.cache_plan import TOKENS, CachePlan, cache_of, describe_cache
 from attnc.compiler.composition import Composition
 from attnc.dsl.diagnostics import AttnError
 from attnc.dsl.terms import Pattern
 from attnc.runtime.arrays import Frame
 from attnc.runtime.binding import bind, flat, parameter_values
-from attnc.runtime.decoding import Memory, ragged_refusal, run, taken, tokens_of
+from attnc.runtime.decoding import Memory, ahead, ragged_refusal, run, tokens_of
 from attnc.runtime.kv_cache import Pages
 from attnc.runtime.operator import Prepared, choose_engine, require, sizes_of
 from attnc.runtime.program import Program
 from attnc.runtime.refusal import refuse
-from attnc.runtime.steps import frame_of, with_arrays
+from attnc.runtime.replay import WARM, Replay
+from attnc.runtime.steps import frame_of
+from attnc.runtime.turn import Turn
 
 
-@dataclass(frozen=True)
+@dataclass
 class Planned:
-    """A lone token that was checked: what it was like, and its frame."""
+    """A lone token that was checked: what it was like, its frame, and its graph once it has one.
+
+    `seen`: how many ran by themselves; `captures`: how many graphs may be made, where what is read in place moves.
+    """
 
     form: tuple[object, ...]
     frame: Frame
+    replay: Replay | None = None
+    seen: int = 0
+    captures: int = 3
 
 
 def form_of(
@@ -65,6 +73,7 @@ class DecodingCache:
         self.backend = "auto"  # as for `CompiledPattern.outputs`
         self._form: tuple[object, ...] | None = None
         self._planned: Planned | None = None
+        self.graphs = True  # whether lone tokens on a GPU are replayed as a CUDA graph, once they repeat
 
     @property
     def composition(self) -> Composition:
@@ -143,9 +152,33 @@ class DecodingCache:
             return None
         if v is not None:
             given["v"] = v
+        tensors = {**planned.frame.tensors, **given}
         with torch.no_grad():
-            out = taken(memory, memory.turn, with_arrays(planned.frame, given))
+            replay = self._replay(planned, memory.turn, tensors)
+            ahead(memory)
+            out = memory.turn.run(replace(planned.frame, tensors=tensors)) if replay is None else replay.run(tensors)
+            memory.counted()
         return out.to(q.dtype)
+
+    def _replay(self, planned: Planned, turn: Turn, tensors: Mapping[str, Tensor]) -> Replay | None:
+        """The graph of a token, captured once some have run; None where it runs by itself, or in the caller's graph."""
+        q = tensors["q"]
+        if not (self.graphs and q.is_cuda and planned.captures) or torch.cuda.is_current_stream_capturing():
+            return None
+        if planned.replay is not None and planned.replay.fits(tensors):
+            return planned.replay
+        planned.replay = None
+        planned.seen += 1
+        if planned.seen <= WARM:
+            return None
+        planned.seen, planned.captures = 0, planned.captures - 1
+        frame, layouts = planned.frame, planned.frame.layouts
+        fresh = [name for name in tensors if set(layouts[name]) & TOKENS]
+        if turn.uncapturable():
+            planned.captures = 0
+            return None
+        planned.replay = Replay.of(lambda given: turn.run(replace(frame, tensors=given)), tensors, fresh)
+        return planned.replay
 
     def _check(self, pattern: Pattern, tensors: Mapping[str, Tensor], counts: Tensor | None) -> None:
         """The call fits what is kept."""

@@ -137,6 +137,7 @@ class Turn:
         self.entering: list[Entering] = []  # of what the caller gives, the first one counts the token
         self.entering_made: dict[str, Entering] = {}
         self.plan_entering(made)
+        self.constants: dict[Node, Tensor] = {}
         self.attending: dict[str, Attending] = {}
         self.advancing: dict[str, Advancing] = {}
 
@@ -203,11 +204,19 @@ class Turn:
         assert out is not None
         return arranged(self.composition, frame, out)
 
+    def uncapturable(self) -> bool:
+        """Whether a step reads lists of the host, which a graph cannot."""
+        steps = (step for step in self.composition.steps if isinstance(step, Compute))
+        return any(node.op == "symmetric" for step in steps for node in walk(step.node))
+
     def stage(self, step: object, frame: Frame, dtype: torch.dtype) -> Mapping[str, Tensor]:
         """What a step leaves, by name."""
         if isinstance(step, Compute):
             tokens = NewTokens(frame, self.stretch, self.trailing, self.memory.trail, self.counter.now)
-            return {step.name: tokens.value(step.node)}
+            tokens.known |= self.constants
+            value = tokens.value(step.node)
+            self.constants |= {node: one for node, one in tokens.known.items() if node.op in ("literal", "parameter")}
+            return {step.name: value}
         if isinstance(step, Attend):
             return self.attend(step, frame, dtype)
         assert isinstance(step, Carry | Recur)
@@ -231,7 +240,7 @@ class Turn:
     def advance(self, step: Carry | Recur, frame: Frame) -> Mapping[str, Tensor]:
         states = self.memory.states.last
         planned = self.advancing.get(step.name)
-        if planned is None or planned.state is not states[step.name]:
+        if planned is None:
             states[step.name] = states[step.name].contiguous()
             total = isinstance(step, Carry) and step.total is not None
             planned = self.advancing[step.name] = Advancing(states[step.name], total)
