@@ -107,13 +107,10 @@ def run(memory: Memory, frame: Frame, engine: Engine, counts: Tensor | None = No
     """
     if not memory.held:
         memory.prepare(frame)
-    if counts is None and engine.chunked and frame.sizes["i"] == 1 and memory.tokens:
+    if engine.chunked and frame.sizes["i"] == 1 and memory.tokens:
         turn = turn_of(memory, frame)
         if turn is not None:
-            ahead(memory)
-            out = turn.run(frame)
-            memory.counted()
-            return out
+            return taken(memory, turn, frame, counts)
     memory.recount()
     if counts is not None and memory.lengths is None:
         memory.lengths = torch.full((frame.sizes["b"],), memory.tokens, device=frame.device)
@@ -146,6 +143,20 @@ def turn_of(memory: Memory, frame: Frame) -> Turn | None:
             memory.states.stay = True
             memory.turn = Turn(memory, frame, memory.counter)
     return memory.turn
+
+
+def taken(memory: Memory, turn: Turn, frame: Frame, counts: Tensor | None) -> Tensor:
+    """One token by a turn; 0 where a row has none."""
+    ahead(memory)
+    if counts is not None:
+        memory.lengths = turn.counter.tokens
+    out = turn.run(frame, counts)
+    memory.counted()
+    if counts is None:
+        return out
+    shape = [1] * out.dim()
+    shape[0] = len(counts)
+    return out.masked_fill((counts < 1).view(shape), 0)
 
 
 def ahead(memory: Memory) -> None:

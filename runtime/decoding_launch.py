@@ -79,25 +79,32 @@ class Entering:
         paged = [0, 0] if pages is None else [pages.size, pages.table.shape[1]]
         self.numbers = [slots.length, slots.first, slots.window, *paged, *numbers]
         self.pages = now if pages is None else pages.table
-        constants = {"EVERYTHING": slots.everything, "PAGED": pages is not None, "ADVANCE": advance, "COUNTS": False}
+        constants: dict[str, int] = {
+            "EVERYTHING": slots.everything,
+            "PAGED": pages is not None,
+            "ADVANCE": advance,
+        }
         self.targets = [three(held.places(name)) for name in names]
         most = max([one.shape[2] * one.shape[3] for one in self.targets], default=1)
         block = min(WIDEST_COPY, 1 << (max(most, 1) - 1).bit_length())
-        self.launch = Launch(module.enter, {**constants, "BLOCK": block})
-        self.places = [4 + 11 * number for number in range(len(self.names))]
+        constants = {**constants, "BLOCK": block}
+        self.launches = [Launch(module.enter, {**constants, "COUNTS": counts}) for counts in (False, True)]
+        self.places = [2, *(4 + 11 * number for number in range(len(self.names)))]
 
-    def run(self, tensors: Mapping[str, Tensor]) -> None:
-        """`tensors`: the arrays at the new token, in their layouts."""
+    def run(self, tensors: Mapping[str, Tensor], counts: Tensor | None = None) -> None:
+        """`tensors`: the arrays at the new token, in their layouts; `counts` (b,): only rows above 0 have one."""
+        own = self.now if counts is None else counts
         rows = [three(self.held.rows(name, tensors[name], 1)) for name in self.names]
 
         def values() -> list[Any]:
-            made: list[Any] = [self.tokens, self.now, self.now, self.pages]
+            made: list[Any] = [self.tokens, self.now, own, self.pages]
             for x, y in zip(rows, self.targets, strict=True):
                 made += [x, y, *(stride(x, at) for at in (0, 2, 3)), *(stride(y, at) for at in range(4))]
                 made += [y.shape[2], y.shape[3]]
             return [*made, *self.numbers]
 
-        self.launch.run((self.now.shape[0], 1), rows, self.places, values)
+        launch = self.launches[counts is not None]
+        launch.run((self.now.shape[0], 1), [own, *rows], self.places, values)
 
 
 def three(rows: Tensor) -> Tensor:

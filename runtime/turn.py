@@ -24,7 +24,9 @@ from attnc.runtime.carrying import CARRY, RECUR, reach_of
 from attnc.runtime.decoding_launch import Advancing, Attending, Entering
 from attnc.runtime.kv_cache import Held
 from attnc.runtime.new_tokens import NewTokens, Stretch
+from attnc.runtime.reaches import Reach
 from attnc.runtime.steps import arranged, with_arrays
+from attnc.runtime.turned_states import behind, by_periods
 
 if TYPE_CHECKING:
     from attnc.runtime.decoding import Memory
@@ -43,8 +45,7 @@ def refusal(memory: Memory, frame: Frame) -> str | None:
         if isinstance(step, Attend):
             reason = refused_attention(step, memory, frame)
         elif isinstance(step, Carry):
-            amount = reach_of(step, frame).amount
-            reason = "a state is read behind its keys" if amount or step.extent.kind != "lag" else None
+            reason = None if step.extent.kind in ("lag", "period") else "a state is of all keys"
         else:
             reason = None if isinstance(step, Recur | Compute) else "a step chooses, or runs in an order of its own"
         if reason is not None:
@@ -184,10 +185,11 @@ class Turn:
 
     # Running
 
-    def run(self, frame: Frame) -> Tensor:
-        """The result at the token of `frame`, which enters the memory."""
+    def run(self, frame: Frame, counts: Tensor | None = None) -> Tensor:
+        """The result at the token of `frame`, which enters the memory. `counts` (b,): 0 where a row has none; there
+        the result means nothing."""
         for one in self.entering:
-            one.run(frame.tensors)
+            one.run(frame.tensors, counts)
         if self.count_alone:
             self.counter.now.copy_(self.counter.tokens)
             self.counter.tokens.add_(1)
@@ -198,7 +200,7 @@ class Turn:
             made = self.stage(step, frame, dtype)
             for name, tensor in made.items():
                 if name in self.entering_made:
-                    self.entering_made[name].run({name: tensor})
+                    self.entering_made[name].run({name: tensor}, counts)
             frame = with_arrays(frame, made)
             out = next(iter(made.values()))
         assert out is not None
@@ -239,14 +241,20 @@ class Turn:
 
     def advance(self, step: Carry | Recur, frame: Frame) -> Mapping[str, Tensor]:
         states = self.memory.states.last
+        reach = reach_of(step, frame) if isinstance(step, Carry) else Reach()
+        if isinstance(step, Carry) and reach.kind == "period":
+            return by_periods(step, frame, self.memory.states, self.counter.now, reach.amount)
         planned = self.advancing.get(step.name)
         if planned is None:
             states[step.name] = states[step.name].contiguous()
             total = isinstance(step, Carry) and step.total is not None
             planned = self.advancing[step.name] = Advancing(states[step.name], total)
         if isinstance(step, Carry):
-            query, key, value, decay = CARRY.operands(step, frame)
             left = right = None
+            query, key, value, decay = CARRY.operands(step, frame)
+            if reach.amount:
+                held = self.memory.held["j"]
+                query, key, value, decay = behind(step, frame, held, self.counter.now, reach.amount)
         else:
             query, key, value, decay, left, right = RECUR.operands(step, frame)
         given = {"query": query, "key": key, "value": value, "decay": decay, "left": left, "right": right}
