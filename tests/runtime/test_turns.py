@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -130,6 +132,24 @@ def test_a_full_cache_says_so() -> None:
         sequences.pattern.decode(cache=cache, **sequences.part(at, at + 1))
     with pytest.raises(attnc.AttnError, match="holds 6 of at most 6 tokens"):
         sequences.pattern.decode(cache=cache, **sequences.part(6, 7))
+
+
+@pytest.mark.parametrize("name", ["causal", "retention"])
+def test_memory_goes_with_its_cache(name: str) -> None:
+    """No cycle keeps gigabytes until it is collected."""
+    sequences = Sequences.of(name)
+    cache, _ = prompted(sequences)
+    sequences.pattern.decode(cache=cache, **sequences.part(PROMPT, PROMPT + 1))
+    memory = cache.memory
+    assert memory is not None
+    held = [buffer for one in memory.held.values() for buffer in one.buffers.values()]
+    kept = [weakref.ref(one) for one in (*held, *memory.states.last.values())]
+    gc.disable()
+    try:
+        del cache, memory, held
+        assert all(one() is None for one in kept)
+    finally:
+        gc.enable()
 
 
 def test_kernels_compile_for_a_gpu() -> None:
