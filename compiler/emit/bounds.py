@@ -84,9 +84,13 @@ class TileBounds:
 
     # Bounds of the tile
 
+    def by_head(self, node: Node) -> bool:
+        """Whether a value differs by row because its head does."""
+        return self.expressions.head_rows and node.depends_on("h")
+
     def extreme(self, node: Node, largest: bool) -> str | None:
         """The largest (smallest) value over the rows, if the last or the first has it for sure; else None."""
-        way = trend(node, self.row)
+        way = trend(node, self.row) if not self.by_head(node) else None
         if way is None or (way and not self.ordered):
             return None
         at = HIGH if largest != (way == DOWN) else LOW
@@ -127,7 +131,7 @@ class TileBounds:
                     agree.append(f"({self.name(side + stem)} == {self.row_text(inner)})")
             lo, hi = run.outer.lo, run.outer.hi
             below = None if self.at == "j" and lo.op == "literal" and lo.attribute == 0 else self.name(f"lo{stem}")
-            rows = lo.depends_on(self.row), hi.depends_on(self.row)
+            rows = tuple(one.depends_on(self.row) or self.by_head(one) for one in (lo, hi))
             limits.append(Limits(below, self.name(f"hi{stem}"), *rows))
         if not agree:
             return Exact(tuple(limits))
