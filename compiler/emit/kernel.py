@@ -162,16 +162,15 @@ class StreamedKernel:
             self.alive(key_set, loop, view, write)
 
     def alive(self, key_set: KeySet, loop: Loop, view: View, write: Callable[[str], None]) -> None:
-        """By bounds where they say all, else by the condition; what only the condition needs stays in its branch."""
-        if loop.exact is not None and loop.exact.when is None:
+        """By bounds where they say all, else by the condition.
+
+        Never by either as the tile has it: a branch within the branch of partial tiles, both within a loop of tensor
+        descriptors, made wrong code of products in three tf32 passes (Triton 3.6, Hopper).
+        """
+        if loop.exact is not None:
             write(self.within(loop, loop.exact, view))
-        elif loop.exact is None:
-            self.conditioned(key_set, view, write)
         else:
-            with self.writer.block(f"if {loop.exact.when}:"):
-                write(self.within(loop, loop.exact, view))
-            with self.writer.block("else:"):
-                self.conditioned(key_set, view, write)
+            self.conditioned(key_set, view, write)
 
     def within(self, loop: Loop, exact: Exact, view: View) -> str:
         """Whether a pair lies in the bounds of a run. Consecutive keys that do are in the tensor."""
