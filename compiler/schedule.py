@@ -11,12 +11,16 @@ SMALLEST_PART = 8  # key tiles; less is not worth a workspace
 
 @dataclass(frozen=True)
 class TileShape:
-    """Rows and keys of a tile, warps and pipeline stages of a program."""
+    """Rows and keys of a tile, warps and pipeline stages of a program.
+
+    `overlap`: whether keys that stay have their product with the weights run while the gradient of the scores is made.
+    """
 
     block_m: int
     block_n: int
     warps: int
     stages: int
+    overlap: bool = False
 
 
 def tile_shape(width: int, itemsize: int, kind: str) -> TileShape:
@@ -51,7 +55,7 @@ def backward_shape(width: int, itemsize: int, side: str, kind: str) -> TileShape
         return TileShape(64, 32, 4, 2)
     if width <= 64:
         return TileShape(64, 64, 4, 3) if kind == "long" else TileShape(64, 32, 4, 2)
-    return TileShape(64, 64, 4, 2)
+    return TileShape(64, 64, 4, 2, overlap=kind != "sparse")  # a step's bookkeeping leaves no registers for it
 
 
 SHARED_ROWS = 16  # rows that share a line of a selection from which on they stay, however wide its entries

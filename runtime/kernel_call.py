@@ -147,6 +147,7 @@ class KernelCall:
             "RAISING": self.raising(kernel.factor),
             "SPLIT": False,
             "ADDING": False,
+            "OVERLAP": self.shape.overlap,
             **views.present,
             **constants,
         }

@@ -14,7 +14,10 @@ from attnc.compiler.emit.writer import Writer
 from attnc.compiler.ir import Node
 from attnc.compiler.plan import Branch, Domain, KeySet, Plan, Rows
 
-CONSTANTS = ("BLOCK_M", "BLOCK_N", "BLOCK_D", "BLOCK_E", "EVEN_D", "EVEN_E", "PRECISION", "RAISING", "SPLIT", "ADDING")
+CONSTANTS = (
+    *("BLOCK_M", "BLOCK_N", "BLOCK_D", "BLOCK_E", "EVEN_D", "EVEN_E"),
+    *("PRECISION", "RAISING", "SPLIT", "ADDING", "OVERLAP"),
+)
 
 
 @dataclass(frozen=True)

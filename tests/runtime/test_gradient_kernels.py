@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 
 import attnc
 from attnc.compiler import schedule
-from attnc.runtime import launch, launch_backward, work
+from attnc.runtime import kernel_call, launch, launch_backward, work
 from attnc.runtime.comparison import Case, Target, compare
 from attnc.runtime.inputs import Shape
 from attnc.runtime.settings import Setting
@@ -48,6 +49,13 @@ def test_a_condition_reads_the_products_themselves(scale: float) -> None:
         text = f"pattern p:\n    out = softmax[j]({score} where j <= i and q @ k > 0.3) @ v\n"
         case = Case(attnc.compile(text).p, Shape(1, 2, 2, 40, 40, 16, 16), Setting({"scale": scale}))
         assert [outcome for outcome in compare(case, TARGET) if not outcome.agrees] == []
+
+
+def test_products_in_the_other_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch_backward, "INTERPRETED", replace(kernel_call.INTERPRETED, overlap=True))
+    pattern = getattr(attnc.compile(TEXT, name="gradients.attn"), NAMES[0])
+    case = Case(pattern, Shape(1, 4, 2, 45, 61, 16, 24), Setting())
+    assert [outcome for outcome in compare(case, TARGET) if not outcome.agrees] == []
 
 
 @pytest.mark.parametrize(
