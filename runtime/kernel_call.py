@@ -148,6 +148,7 @@ class KernelCall:
             "SPLIT": False,
             "ADDING": False,
             "OVERLAP": self.shape.overlap,
+            "APART": self.shape.apart,
             **views.present,
             **constants,
         }

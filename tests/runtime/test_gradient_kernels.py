@@ -28,6 +28,14 @@ CUT: list[tuple[str, dict[str, Any], Shape]] = [
 ]
 
 
+LOOPS: list[tuple[str, dict[str, Any], Shape]] = [
+    ("causal", {}, Shape(1, 4, 2, 77, 131, 16, 24)),
+    ("causal", {}, Shape(1, 1, 1, 1, 1, 16, 16)),
+    ("sliding_window", {"window": 70}, Shape(1, 2, 1, 150, 150, 24, 16)),
+    ("dilated_window", {"window": 40, "dilation": 3}, Shape(1, 1, 1, 201, 201, 16, 16)),
+]
+
+
 @pytest.mark.filterwarnings("ignore:(divide by zero|invalid value) encountered:RuntimeWarning")  # on dead pairs
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "tables"])
 def test_leaves_of_every_side(name: str) -> None:
@@ -51,11 +59,17 @@ def test_a_condition_reads_the_products_themselves(scale: float) -> None:
         assert [outcome for outcome in compare(case, TARGET) if not outcome.agrees] == []
 
 
-def test_products_in_the_other_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch_backward, "INTERPRETED", replace(kernel_call.INTERPRETED, overlap=True))
-    pattern = getattr(attnc.compile(TEXT, name="gradients.attn"), NAMES[0])
-    case = Case(pattern, Shape(1, 4, 2, 45, 61, 16, 24), Setting())
-    assert [outcome for outcome in compare(case, TARGET) if not outcome.agrees] == []
+@pytest.mark.parametrize(
+    ("name", "parameters", "shape"), LOOPS, ids=lambda given: given if isinstance(given, str) else ""
+)
+def test_other_orders(name: str, parameters: dict[str, Any], shape: Shape, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Full tiles in a loop of their own; the products of a tile of queries the other way round."""
+    tile = replace(kernel_call.INTERPRETED, block_n=16, overlap=True, apart=True)
+    for module in (launch, launch_backward):
+        monkeypatch.setattr(module, "INTERPRETED", tile)
+    pattern = getattr(attnc.load(EXAMPLES / f"{name}.attn"), name)
+    outcomes = compare(Case(pattern, shape, Setting(parameters)), TARGET)
+    assert [outcome for outcome in outcomes if not outcome.agrees] == []
 
 
 @pytest.mark.parametrize(
