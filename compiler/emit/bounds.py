@@ -48,6 +48,7 @@ class Loop:
     contiguous: bool = False  # positions are start + 0 .. BLOCK_N
     view: str | None = None  # suffix of the tensor descriptors that hold its tiles
     place: str = ""  # the tile's place in them, after batch and head
+    full: tuple[str, str] | None = None  # turns of full tiles that follow each other, from and to, where all do
 
 
 class TileBounds:

@@ -255,7 +255,7 @@ MUTATIONS = [
     Mutation("full too early", "wide", kernels, written(r"tl\.cdiv\((full_first0_0), BLOCK_N\)", r"\1 // BLOCK_N")),
     Mutation("full too long", "causal", kernels, written(r"(full_last0_0) // BLOCK_N", r"tl.cdiv(\1, BLOCK_N)")),
     Mutation("extremes at the wrong end", "window", kernels, instead(bounds, "trend", lambda *_: DOWN)),
-    Mutation("all tiles are full", "window", kernels, written(r"if \(\(tile_n .*:", "if tile_n < 0:")),
+    Mutation("all tiles are full", "window", kernels, written(r"if APART or \(\(tile_n .*:", "if tile_n < 0:")),
     Mutation("steps begin beside", "strided", kernels, written(r"(origin_1 = .*)", r"\1 + 1")),
     Mutation("digits of the grid beside", "swin", kernels, written(r"(low_from_0 = .*)", r"\1 + 1")),
     Mutation("another line", "bigbird", kernels, written(r"(line_1 = tl\.minimum\(line_1), ", r"\1 + 1, ")),
