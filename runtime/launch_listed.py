@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from attnc.compiler.emit.listed import LISTS
 from attnc.compiler.plan import Branch, Plan
 from attnc.compiler.schedule import TileShape
 from attnc.compiler.schedule_listed import listed_shape
@@ -122,16 +123,15 @@ class Launch:
         run.sizes |= self.sizes(first, last)
         members = self.members[:, :, first:last].flatten(1, 2).contiguous()
         programs = members.shape[0] * members.shape[1] * -(-self.line_rows // run.shape.block_m)
-        run.tensors |= dict.fromkeys(("members", "order", "starts", "tile_group", "tile_first"), members)
+        run.tensors |= dict.fromkeys(("members", *LISTS), members)
         if self.rows_stay:
             run.tensors["counts"] = (members >= 0).sum(-1, dtype=torch.int32)
         else:
             turned = self.sorted(first, last)
             run.tensors["counts"] = members
             programs = -(-members.numel() * self.line_rows // run.shape.block_m) + len(turned.starts) - 1
-            pieces = cut(turned.starts.diff() * self.line_rows, run.shape.block_m, programs, least=0)
-            run.tensors |= {"order": turned.order, "starts": turned.starts}
-            run.tensors |= {"tile_group": pieces.group, "tile_first": pieces.first}
+            pieces = cut(turned.starts, self.line_rows, run.shape.block_m, programs, least=0)
+            run.tensors |= {"order": turned.order, **pieces.tensors()}
         widths: dict[str, int] = {}
         for name, table in tables.items():
             width = padded(table.shape[-1])

@@ -42,7 +42,8 @@ def row_gradients(
     """The kernel that keeps rows: {-1: dq, leaf: its gradient}. Sums of a table want a program to have one head."""
     call = launch.call
     q, device = call.q, call.q.device
-    results = {-1: torch.zeros_like(q, memory_format=torch.contiguous_format)}
+    make = torch.zeros_like if launch.empty() else torch.empty_like  # every row is in a line
+    results = {-1: make(q, memory_format=torch.contiguous_format)}
     tables: dict[str, Tensor] = {}
     for number, leaf in enumerate(leaves):
         if leaf.side == "row":
@@ -79,7 +80,7 @@ def add_programs(launch: Launch, run: KernelCall, sums: Tensor, table: Tensor) -
     if launch.rows_stay:
         by_lane = sums.view(lanes, -1, sums.shape[-1]).sum(1)
     else:  # programs lie in the order of their lanes; those past the end have none, and zeros
-        lane = (run.tensors["tile_group"] // launch.blocks).long()
+        lane = (run.tensors["piece_group"] // launch.blocks).long()
         of_lane = torch.arange(lanes, device=sums.device).unsqueeze(1) == lane
         by_lane = of_lane.to(sums.dtype) @ sums
     table += by_lane[:, : table.shape[-1]].view(table.shape)
@@ -122,15 +123,14 @@ def run_keys(launch: Launch, run: KernelCall, kernels: Kernels, outputs: dict[st
     piece = piece_rows(rows, tiles, processors(run.call.q), run.shape.block_n)
     groups = len(turned.starts) - 1
     programs = rows // piece + groups
-    pieces = cut(turned.starts.diff() * launch.line_rows, piece, programs, least=1)
+    pieces = cut(turned.starts, launch.line_rows, piece, programs, least=1)
     # A group that is cut has no more than twice as many pieces as its rows fill.
     slots = max(min(2 * rows // piece, programs), 1)
     held = torch.where(pieces.number > 1, pieces.number, 0).to(torch.int32)
     before = held.cumsum(0, dtype=torch.int32) - held
     slot = torch.where(held[pieces.group] > 0, before[pieces.group] + pieces.first // piece, -1).to(torch.int32)
     run.sizes["PIECE"] = piece
-    run.tensors |= {"order_line": turned.lines, "starts": turned.starts}
-    run.tensors |= {"piece_group": pieces.group, "piece_first": pieces.first, "piece_slot": slot}
+    run.tensors |= {"order_line": turned.lines, "piece_slot": slot, **pieces.tensors()}
     widths = {"dk": padded(run.sizes["D"]), "dv": padded(run.sizes["E"])}
     for name in outputs:
         shape = (slots, launch.width, widths.get(name, 1))

@@ -1,13 +1,14 @@
 """Kernels of listed branches, forward: rows with the keys that a selection lists for them (see `plan.Selected`).
 
-With PARTS a tile is rows whose lines name one block of keys, found in the turned lists (`order`, `starts`: the entries
-of a lane, sorted by block), and each row leaves its part of the softmax in the slot of its entry. Without, a tile is
+With PARTS a tile is rows whose lines name one block of keys, found in the turned lists (`order`: the entries of a lane,
+sorted by block), and each row leaves its part of the softmax in the slot of its entry. Without, a tile is
 rows of one line, of all heads that share it, and visits every entry of the line.
 
 A lane is a batch row and PER_LANE query heads of one key head, with LISTS lists of LINES lines each; SHARED heads read
 one list (PER_LANE = LISTS * SHARED). `members` (lanes, LISTS * LINES, ENTRIES) and `counts` (lanes, LISTS * LINES) are
-int32. An entry of `order` is list line * ENTRIES + place in the line. A tile's key block and first row come from the
-program list: `tile_group` (lane * BLOCKS + block), `tile_first`; programs past the last tile of a group leave at once.
+int32. An entry of `order` is list line * ENTRIES + place in the line. A program has a piece of the rows that name one
+block: `piece_group` (lane * BLOCKS + block), `piece_first` (where it begins among those rows), `piece_begin` (their first
+entry in `order`) and `piece_named` (how many they are). Programs past the last piece leave at once.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from attnc.compiler.emit.streamed import StreamedForward
 from attnc.compiler.plan import Branch, Domain, KeySet, Plan, Rows
 
 NOTHING = Domain((), Rows())
-LISTS = ("members", "counts", "order", "starts", "tile_group", "tile_first")
+PIECES = ("piece_group", "piece_first", "piece_begin", "piece_named")
+LISTS = ("members", "counts", "order", *PIECES)
 SIZES = ("ENTRIES", "LINES", "FIRST_LINE", "BLOCKS", "SKIPPED", "LANE_HEADS", "PER_LANE")
 CONSTANTS = ("PARTS", "WIDTH", "ROW_BLOCK", "SHARED", "LISTS")
 
@@ -58,6 +60,11 @@ class Gathered(StreamedKernel):
         writer.let("key_head", "first_head // GROUP")
         writer.let("b64", "b.to(tl.int64)")
 
+    def load_piece(self) -> None:
+        """`group`, `first`, `begin` and `named` of `piece`."""
+        for name in PIECES:
+            self.writer.let(name.removeprefix("piece_"), f"tl.load({name} + piece)")
+
     def rows_of(self, line: str, share: str, ok: str) -> None:
         """`h`, `head`, `row`, `row_ok`, `i`: vectors over gathered rows, of list lines and their shares of them."""
         writer = self.writer
@@ -80,10 +87,8 @@ class Gathered(StreamedKernel):
         writer = self.writer
         writer.let("lane_m", "tl.arange(0, BLOCK_M)")
         with writer.block("if PARTS:"):
-            writer.let("group", "tl.load(tile_group + tl.program_id(0))")
-            writer.let("first", "tl.load(tile_first + tl.program_id(0))")
-            writer.let("begin", "tl.load(starts + group)")
-            writer.let("named", "(tl.load(starts + group + 1) - begin) * (SHARED * ROW_BLOCK)")
+            writer.let("piece", "tl.program_id(0)")
+            self.load_piece()
             with writer.block("if first >= named:"):
                 writer.line("return")
             writer.let("lane", "group // BLOCKS")

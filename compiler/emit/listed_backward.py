@@ -11,11 +11,11 @@ from __future__ import annotations
 from attnc.compiler.differentiate import differentiate
 from attnc.compiler.emit.backward import BackwardKernel, BackwardKeys, BackwardRows
 from attnc.compiler.emit.kernel import Kernel
-from attnc.compiler.emit.listed import SIZES, Gathered, bare
+from attnc.compiler.emit.listed import PIECES, SIZES, Gathered, bare
 from attnc.compiler.emit.ranges import Loop
 from attnc.compiler.plan import Branch, Plan
 
-PIECES = ("order_line", "starts", "piece_group", "piece_first", "piece_slot")
+TURNED_LISTS = ("order_line", *PIECES, "piece_slot")
 
 
 class ListedBackwardRows(Gathered, BackwardRows):
@@ -79,17 +79,14 @@ class ListedBackwardKeys(Gathered, BackwardKeys):
         BackwardKernel.__init__(self, plan, branch, branch.domain, name, leaves)
         self.arguments = tuple(one for one in self.arguments if one.role != "view")
         buffers = ("part_dk", "part_dv", *(f"part_leaf_{number}" for number in self.numbers))
-        self.prepare(buffers, PIECES, (*SIZES, "PIECE"))
+        self.prepare(buffers, TURNED_LISTS, (*SIZES, "PIECE"))
         self.expressions.head_rows = not leaves
 
     def body(self) -> None:
         writer = self.writer
         writer.let("tiles", "(WIDTH + BLOCK_M - 1) // BLOCK_M")
         writer.let("piece", "tl.program_id(0) // tiles")
-        writer.let("group", "tl.load(piece_group + piece)")
-        writer.let("first", "tl.load(piece_first + piece)")
-        writer.let("begin", "tl.load(starts + group)")
-        writer.let("named", "(tl.load(starts + group + 1) - begin) * (SHARED * ROW_BLOCK)")
+        self.load_piece()
         with writer.block("if (first > 0) & (first >= named):"):
             writer.line("return")
         writer.let("lane", "group // BLOCKS")
@@ -100,8 +97,6 @@ class ListedBackwardKeys(Gathered, BackwardKeys):
         writer.let("j", "group % BLOCKS * WIDTH + along")
         writer.let("key_ok", "(along < WIDTH) & (j < M)")
         writer.let("j_ok", "key_ok")
-        writer.let("j_low", "group % BLOCKS * WIDTH + tl.program_id(0) % tiles * BLOCK_M")
-        writer.let("j_high", "j_low + BLOCK_M - 1")
         self.lanes()
         for tensor in ("k", "v"):
             self.base(tensor)
@@ -113,6 +108,7 @@ class ListedBackwardKeys(Gathered, BackwardKeys):
             writer.let(f"sum_{number}", "tl.zeros([BLOCK_M], tl.float32)")
         self.hoist()
         writer.let("last", "tl.minimum(named, first + PIECE)")
+        self.may_be_dead()
         with writer.block("for n in range(0, (last - first + BLOCK_N - 1) // BLOCK_N):"):
             self.rows_of_turn()
             self.step(self.key_set, self.turn())
@@ -126,22 +122,23 @@ class ListedBackwardKeys(Gathered, BackwardKeys):
         writer.let("line", "tl.load(order_line + begin + place // (SHARED * ROW_BLOCK), mask=place_ok, other=0)")
         self.rows_of("line", "(place % (SHARED * ROW_BLOCK))", "place_ok")
         writer.let("i_ok", "row_ok")
-        self.rows_may_be_dead()
 
-    def rows_may_be_dead(self) -> None:
-        """`partial`: whether the tile may have a dead pair. One list names rows in their order; others stay masked.
+    def may_be_dead(self) -> None:
+        """`partial`: whether the piece may have a dead pair. One list names rows in their order; others stay masked.
 
         Rows and keys that are not there weigh nothing, or are not stored.
         """
         if self.certain is None:
             return
         writer = self.writer
-        writer.let("partial", "n >= 0")
+        writer.let("partial", "last >= first")
         with writer.block("if LISTS == 1:"):
-            writer.let("after", "tl.minimum(first + n * BLOCK_N + BLOCK_N, last)")
-            for name, place, row in (("low", "first + n * BLOCK_N", "0"), ("high", "after - 1", "ROW_BLOCK - 1")):
-                line = f"tl.load(order_line + begin + ({place}) // (SHARED * ROW_BLOCK))"
-                writer.let(f"i_{name}", f"(FIRST_LINE + {line}) * ROW_BLOCK + {row} - SKIPPED + OFFSET")
+            writer.let("j_low", "group % BLOCKS * WIDTH + tl.program_id(0) % tiles * BLOCK_M")
+            writer.let("j_high", "j_low + BLOCK_M - 1")
+            for name, place, row in (("low", "first", "0"), ("high", "tl.maximum(last - 1, 0)", "ROW_BLOCK - 1")):
+                entry = f"begin + {place} // (SHARED * ROW_BLOCK)"
+                writer.let(f"{name}_line", f"tl.load(order_line + {entry}, mask=last > 0, other=0)")
+                writer.let(f"i_{name}", f"(FIRST_LINE + {name}_line) * ROW_BLOCK + {row} - SKIPPED + OFFSET")
             writer.let("partial", f"({self.certain}) == 0")
 
     def load_keys(self, name: str, tensor: str, axis: str) -> None:

@@ -135,12 +135,16 @@ def test_kernels_with_blocks_cut_into_pieces(name: str, text: str, monkeypatch: 
 def test_pieces_cover_every_group_once(data: st.DataObject) -> None:
     lengths = data.draw(st.lists(st.integers(0, 40), min_size=1, max_size=8))
     piece, least, spare = data.draw(st.integers(1, 9)), data.draw(st.integers(0, 1)), data.draw(st.integers(0, 3))
-    programs = sum(lengths) // piece + len(lengths) + spare
-    pieces = listed_work.cut(torch.tensor(lengths, dtype=torch.int32), piece, programs, least=least)
-    found = [(g, f) for g, f in zip(pieces.group.tolist(), pieces.first.tolist(), strict=True)]
-    expected = [(group, first) for group, length in enumerate(lengths) for first in range(0, max(length, least), piece)]
+    programs = 2 * sum(lengths) // piece + len(lengths) + spare
+    starts = torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32)
+    pieces = listed_work.cut(starts, 2, piece, programs, least=least)
+    found = list(zip(pieces.group.tolist(), pieces.first.tolist(), strict=True))
+    number = [max(-(-2 * length // piece), least) for length in lengths]
+    expected = [(group, one * piece) for group, count in enumerate(number) for one in range(count)]
     assert found[: len(expected)] == expected
-    assert all(first >= lengths[group] and (first > 0 or not least) for group, first in found[len(expected) :])
+    assert all(first >= 2 * lengths[group] and (first > 0 or not least) for group, first in found[len(expected) :])
+    assert pieces.named.tolist() == [2 * lengths[group] for group, _ in found]
+    assert pieces.begin.tolist() == [int(starts[group]) for group, _ in found]
 
 
 @given(st.data())
