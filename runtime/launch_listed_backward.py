@@ -16,6 +16,7 @@ from attnc.runtime.launch_listed import Launch
 from attnc.runtime.listed_work import cut
 
 JOINED_KEYS = 32
+TOGETHER = False  # whether blocks of one tile give all gradients at once; the tiles of an H100 are too large for it
 
 
 def listed_gradients(
@@ -30,10 +31,21 @@ def listed_gradients(
     v = call.v if call.v is not None else call.k
     shared = {"q": call.q, "k": call.k, "v": v, "do": grad_out.to(call.q.dtype)}
     shared |= {"lse": lse.contiguous().float(), "delta": delta.contiguous().float()}
-    results = row_gradients(launch, kernels, shared, leaves)
-    dk, dv, by_key = key_gradients(launch, kernels, shared, leaves)
+    together = fused(launch, leaves, v)
+    results = {} if together else row_gradients(launch, kernels, shared, leaves)
+    dk, dv, by_key = key_gradients(launch, kernels, shared, leaves, together)
     results |= by_key
     return BranchGradients(results[-1], dk, dv, tuple(results[number] for number in range(len(leaves))))
+
+
+def fused(launch: Launch, leaves: tuple[Leaf, ...], v: Tensor) -> bool:
+    """Whether one kernel makes all gradients: of parts that are held together, from blocks that are one tile each."""
+    whole = (
+        TOGETHER
+        and launch.width <= launch.shape("keys", v).block_m
+        and len(list(launch.chunks(launch.call.q.shape[-1]))) == 1
+    )
+    return not (leaves or launch.rows_stay or launch.empty()) and whole
 
 
 def row_gradients(
@@ -87,9 +99,12 @@ def add_programs(launch: Launch, run: KernelCall, sums: Tensor, table: Tensor) -
 
 
 def key_gradients(
-    launch: Launch, kernels: Kernels, shared: dict[str, Tensor], leaves: tuple[Leaf, ...]
+    launch: Launch, kernels: Kernels, shared: dict[str, Tensor], leaves: tuple[Leaf, ...], together: bool
 ) -> tuple[Tensor, Tensor, dict[int, Tensor]]:
-    """The kernel that keeps keys: dk, dv and {leaf: its gradient}. Such leaves want a lane to have one head."""
+    """The kernel that keeps keys: dk, dv and {leaf: its gradient}, with -1: dq where it makes them `together`.
+
+    Such leaves want a lane to have one head.
+    """
     call, v = launch.call, shared["v"]
     by_key = [number for number, leaf in enumerate(leaves) if leaf.side == "key"]
     sizes, device = call.sizes, call.q.device
@@ -104,7 +119,15 @@ def key_gradients(
         of_lanes = (one.shape[0], launch.lane_heads, *one.shape[2:])
         made[name] = torch.empty(of_lanes, dtype=one.dtype if whole else torch.float32, device=device)
     outputs = made | {f"leaf_{number}": results[number] for number in by_key}
-    run_keys(launch, KernelCall(call, shared | outputs, launch.shape("keys", v)), kernels, outputs)
+    run = KernelCall(call, shared | outputs, launch.shape("keys", v))
+    if together:
+        results[-1] = torch.empty_like(call.q, memory_format=torch.contiguous_format)
+        run.tensors["part_dq"] = launch.slots(0, launch.members.shape[2], padded(call.q.shape[-1]))
+    run_keys(launch, run, kernels, outputs)
+    if together:
+        run.tensors["members"] = launch.members.flatten(1, 2).contiguous()
+        parts = [run.tensors["part_dq"], results[-1]]
+        launch.join(run, kernels, "add_entries", parts, 0, launch.members.shape[2])
     if whole:
         return made["dk"], made["dv"], results
     dk, dv = (
@@ -130,12 +153,15 @@ def run_keys(launch: Launch, run: KernelCall, kernels: Kernels, outputs: dict[st
     before = held.cumsum(0, dtype=torch.int32) - held
     slot = torch.where(held[pieces.group] > 0, before[pieces.group] + pieces.first // piece, -1).to(torch.int32)
     run.sizes["PIECE"] = piece
-    run.tensors |= {"order_line": turned.lines, "piece_slot": slot, **pieces.tensors()}
+    run.tensors |= {"order": turned.order, "order_line": turned.lines, "piece_slot": slot, **pieces.tensors()}
+    together = "part_dq" in run.tensors
+    run.tensors.setdefault("part_dq", slot)
     widths = {"dk": padded(run.sizes["D"]), "dv": padded(run.sizes["E"])}
     for name in outputs:
         shape = (slots, launch.width, widths.get(name, 1))
         run.tensors[f"part_{name}"] = torch.empty(shape, dtype=torch.float32, device=slot.device)
-    run.run(kernels, kernels.kernels[1], (tiles * programs, 1), PARTS=True, **launch.constants())
+    grid = (tiles * programs, 1)
+    run.run(kernels, kernels.kernels[1], grid, PARTS=True, FUSED=together, **launch.constants())
     if rows <= piece:
         return
     for name, out in outputs.items():

@@ -13,9 +13,9 @@ from attnc.compiler.emit.backward import BackwardKernel, BackwardKeys, BackwardR
 from attnc.compiler.emit.kernel import Kernel
 from attnc.compiler.emit.listed import PIECES, SIZES, Gathered, bare
 from attnc.compiler.emit.ranges import Loop
-from attnc.compiler.plan import Branch, Plan
+from attnc.compiler.plan import Branch, KeySet, Plan
 
-TURNED_LISTS = ("order_line", *PIECES, "piece_slot")
+TURNED_LISTS = ("order", "order_line", *PIECES, "piece_slot")
 
 
 class ListedBackwardRows(Gathered, BackwardRows):
@@ -65,20 +65,21 @@ class ListedBackwardRows(Gathered, BackwardRows):
 class ListedBackwardKeys(Gathered, BackwardKeys):
     """Keys stay: the gradients of k, v and of leaves without i, summed over the heads of a lane.
 
-    A lane of a kernel with such leaves has one head.
+    A lane of a kernel with such leaves has one head. Where a tile has all keys of its block and the score has no
+    leaves, it may leave the parts of dq, too (FUSED), and no other kernel makes the weights again.
     """
 
     row_tensors = ()
     streams = ("q", "do")
     parts = ()
     statistics = ()
-    constants = ()
+    constants = ("FUSED",)
 
     def __init__(self, plan: Plan, branch: Branch, name: str, leaves: tuple[int, ...]) -> None:
         branch = bare(branch)
         BackwardKernel.__init__(self, plan, branch, branch.domain, name, leaves)
         self.arguments = tuple(one for one in self.arguments if one.role != "view")
-        buffers = ("part_dk", "part_dv", *(f"part_leaf_{number}" for number in self.numbers))
+        buffers = ("part_dk", "part_dv", "part_dq", *(f"part_leaf_{number}" for number in self.numbers))
         self.prepare(buffers, TURNED_LISTS, (*SIZES, "PIECE"))
         self.expressions.head_rows = not leaves
 
@@ -112,7 +113,24 @@ class ListedBackwardKeys(Gathered, BackwardKeys):
         with writer.block("for n in range(0, (last - first + BLOCK_N - 1) // BLOCK_N):"):
             self.rows_of_turn()
             self.step(self.key_set, self.turn())
+            if not self.gradient.leaves:
+                with writer.block("if FUSED:"):
+                    self.parts_of_rows()
         self.finish()
+
+    def parts_of_rows(self) -> None:
+        """What the block gives to the gradients of the turn's rows, in the slots of their entries."""
+        writer = self.writer
+        writer.let("spot", "tl.load(order + begin + place // (SHARED * ROW_BLOCK), mask=place_ok, other=0)")
+        writer.let("slot_row", "lane.to(tl.int64) * (LISTS * LINES * ENTRIES) + spot")
+        writer.let("slot_row", "slot_row * (SHARED * ROW_BLOCK) + place % (SHARED * ROW_BLOCK)")
+        writer.let("dq_rows", "tl.dot(tl.trans(ds.to(keys.dtype)), keys, input_precision=PRECISION)")
+        self.scaled("dq_rows")
+        writer.line("tl.store(part_dq + slot_row[:, None] * BLOCK_D + d[None, :], dq_rows, mask=row_ok[:, None])")
+
+    def dead(self, live: str, key_set: KeySet) -> None:
+        """Takes the other pairs out, and those of keys that are not there."""
+        super().dead(f"key_ok[:, None] & {live}", key_set)
 
     def rows_of_turn(self) -> None:
         """The n-th rows of the piece."""
@@ -126,20 +144,20 @@ class ListedBackwardKeys(Gathered, BackwardKeys):
     def may_be_dead(self) -> None:
         """`partial`: whether the piece may have a dead pair. One list names rows in their order; others stay masked.
 
-        Rows and keys that are not there weigh nothing, or are not stored.
+        Rows that are not there weigh nothing.
         """
         if self.certain is None:
             return
         writer = self.writer
         writer.let("partial", "last >= first")
-        with writer.block("if LISTS == 1:"):
+        with writer.block("if LISTS == 1 and WIDTH % BLOCK_M == 0:"):
             writer.let("j_low", "group % BLOCKS * WIDTH + tl.program_id(0) % tiles * BLOCK_M")
             writer.let("j_high", "j_low + BLOCK_M - 1")
             for name, place, row in (("low", "first", "0"), ("high", "tl.maximum(last - 1, 0)", "ROW_BLOCK - 1")):
                 entry = f"begin + {place} // (SHARED * ROW_BLOCK)"
                 writer.let(f"{name}_line", f"tl.load(order_line + {entry}, mask=last > 0, other=0)")
                 writer.let(f"i_{name}", f"(FIRST_LINE + {name}_line) * ROW_BLOCK + {row} - SKIPPED + OFFSET")
-            writer.let("partial", f"({self.certain}) == 0")
+            writer.let("partial", f"((j_high < M) & ({self.certain})) == 0")
 
     def load_keys(self, name: str, tensor: str, axis: str) -> None:
         pointer = f"{tensor}_head + j.to(tl.int64)[:, None] * {tensor}_sn + {axis}[None, :] * {tensor}_s{axis}"

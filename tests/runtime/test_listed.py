@@ -13,7 +13,15 @@ from torch import Tensor
 from attnc.compiler import schedule_listed
 from attnc.compiler.plan import Plan
 from attnc.compiler.schedule import rows_stay
-from attnc.runtime import launch, launch_backward, launch_listed, listed_executor, listed_tiles, listed_work
+from attnc.runtime import (
+    launch,
+    launch_backward,
+    launch_listed,
+    launch_listed_backward,
+    listed_executor,
+    listed_tiles,
+    listed_work,
+)
 from attnc.runtime.backward import Engine, Gradients, differentiable
 from attnc.runtime.call import Call
 from attnc.runtime.executor import execute
@@ -128,6 +136,12 @@ def test_kernels_in_small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_kernels_with_blocks_cut_into_pieces(name: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(schedule_listed, "SHORTEST_PIECE", 1)
     monkeypatch.setattr(schedule_listed, "PIECES_PER_PROCESSOR", 1000)
+    check(made(name, text), launch.execute, KERNELS, torch.float32)
+
+
+@pytest.mark.parametrize(("name", "text"), [("wide", "causal"), ("wide_group", "union"), ("wide_rows", "plain")])
+def test_all_gradients_of_a_block_at_once(name: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch_listed_backward, "TOGETHER", True)
     check(made(name, text), launch.execute, KERNELS, torch.float32)
 
 
