@@ -40,12 +40,10 @@ def listed_gradients(
 
 def fused(launch: Launch, leaves: tuple[Leaf, ...], v: Tensor) -> bool:
     """Whether one kernel makes all gradients: of parts that are held together, from blocks that are one tile each."""
-    whole = (
-        TOGETHER
-        and launch.width <= launch.shape("keys", v).block_m
-        and len(list(launch.chunks(launch.call.q.shape[-1]))) == 1
-    )
-    return not (leaves or launch.rows_stay or launch.empty()) and whole
+    if not TOGETHER or leaves or launch.rows_stay or launch.empty():
+        return False
+    chunks = list(launch.chunks(launch.call.q.shape[-1]))
+    return len(chunks) == 1 and launch.width <= launch.shape("keys", v).block_m
 
 
 def row_gradients(
