@@ -110,6 +110,7 @@ class ListedBackwardKeys(Gathered, BackwardKeys):
         self.hoist()
         writer.let("last", "tl.minimum(named, first + PIECE)")
         self.may_be_dead()
+        self.next_lines("first + lanes_n")
         with writer.block("for n in range(0, (last - first + BLOCK_N - 1) // BLOCK_N):"):
             self.rows_of_turn()
             self.step(self.key_set, self.turn())
@@ -117,6 +118,12 @@ class ListedBackwardKeys(Gathered, BackwardKeys):
                 with writer.block("if FUSED:"):
                     self.parts_of_rows()
         self.finish()
+
+    def next_lines(self, place: str) -> None:
+        """`lines` of the rows at a place, a turn before they are wanted: copies of rows then wait for no other load."""
+        self.writer.let("next_place", place)
+        entry = "begin + next_place // (SHARED * ROW_BLOCK)"
+        self.writer.let("lines", f"tl.load(order_line + {entry}, mask=next_place < last, other=0)")
 
     def parts_of_rows(self) -> None:
         """What the block gives to the gradients of the turn's rows, in the slots of their entries."""
@@ -137,7 +144,8 @@ class ListedBackwardKeys(Gathered, BackwardKeys):
         writer = self.writer
         writer.let("place", "first + n * BLOCK_N + lanes_n")
         writer.let("place_ok", "place < last")
-        writer.let("line", "tl.load(order_line + begin + place // (SHARED * ROW_BLOCK), mask=place_ok, other=0)")
+        writer.let("line", "lines")
+        self.next_lines("place + BLOCK_N")
         self.rows_of("line", "(place % (SHARED * ROW_BLOCK))", "place_ok")
         writer.let("i_ok", "row_ok")
 
