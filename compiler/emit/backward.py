@@ -16,9 +16,10 @@ from __future__ import annotations
 from attnc.compiler.build import unlowered
 from attnc.compiler.differentiate import Leaf, ScoreGradient, differentiate
 from attnc.compiler.emit.arguments import Signature
+from attnc.compiler.emit.bounds import Loop
 from attnc.compiler.emit.expressions import PAIRS, TILE, TURNED, View, array_name
 from attnc.compiler.emit.kernel import Kernel, StreamedKernel
-from attnc.compiler.emit.ranges import Loop, table_line
+from attnc.compiler.emit.listed_ranges import table_line
 from attnc.compiler.emit.rows import emit_rows
 from attnc.compiler.emit.streamed import emit_heads
 from attnc.compiler.ir import Graph, Node, walk

@@ -69,12 +69,14 @@ class Expressions:
 
     `arrays`: layout of every input and table by its node attribute. `streamed`: the index that the loops run over.
     `head_rows`: rows of a tile may be of several heads, so that h is a vector as i is, and streams where i does.
+    `paged`: arrays whose key j of row b is at `place` of the page `page`, vectors over the keys.
     """
 
     writer: Writer
     arrays: dict[str, Array]
     streamed: str = "j"
     head_rows: bool = False
+    paged: frozenset[str] = frozenset()
     hoisted: dict[Node, str] = field(default_factory=dict)
     local: dict[Node, str] = field(default_factory=dict)
     numbers: Iterator[int] = field(default_factory=count)
@@ -187,6 +189,7 @@ class Expressions:
                 renamed[str(node.attribute[0])] = str(node.attribute[1])
             node = node.args[0]
         array = self.arrays[str(node.attribute)]
+        in_pages = str(node.attribute) in self.paged and node.op == "input"
         name = array_name(node)
         offsets, masks = [], dict[str, None]()
         for slot, axis in enumerate(array.axes):
@@ -203,12 +206,12 @@ class Expressions:
                 if axis == "t":
                     place = f"tl.minimum({place}, {name}_n{slot} - 1)"
             elif index == "j":
-                place = f"j{view.j}"
+                place = f"place{view.j}" if in_pages else f"j{view.j}"
                 masks[f"j_ok{view.j}"] = None
             elif index == "h":
                 place = f"{self.head(view)} // {name}_group"
             else:
-                place = index
+                place = f"page{view.j}" if in_pages and index == "b" else index
             offsets.append(f"({place}) * {name}_s{slot}")
         pointer = f"{name} + {' + '.join(offsets)}" if offsets else name
         guard = f", mask={' & '.join(masks)}, other=0" if masks else ""

@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from attnc.compiler.emit.arguments import Argument, Signature
+from attnc.compiler.emit.bounds import Loop
 from attnc.compiler.emit.certain import certain
 from attnc.compiler.emit.expressions import Expressions
 from attnc.compiler.emit.kernel import Kernel, StreamedKernel
-from attnc.compiler.emit.ranges import Loop
 from attnc.compiler.emit.streamed import StreamedForward
 from attnc.compiler.plan import Branch, Domain, KeySet, Plan, Rows
 

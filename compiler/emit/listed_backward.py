@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from attnc.compiler.differentiate import differentiate
 from attnc.compiler.emit.backward import BackwardKernel, BackwardKeys, BackwardRows
+from attnc.compiler.emit.bounds import Loop
 from attnc.compiler.emit.kernel import Kernel
 from attnc.compiler.emit.listed import PIECES, SIZES, Gathered, bare
-from attnc.compiler.emit.ranges import Loop
 from attnc.compiler.plan import Branch, KeySet, Plan
 
 TURNED_LISTS = ("order", "order_line", *PIECES, "piece_slot")
