@@ -12,7 +12,7 @@ from attnc.compiler.schedule_listed import piece_rows
 from attnc.runtime.backward import BranchGradients, table_shape
 from attnc.runtime.call import Call
 from attnc.runtime.kernel_call import KernelCall, Kernels, device_of, padded, processors, stride
-from attnc.runtime.launch_listed import Launch
+from attnc.runtime.launch_listed import JOINED_ROWS, Launch
 from attnc.runtime.listed_work import cut
 
 JOINED_KEYS = 32
@@ -77,11 +77,34 @@ def row_gradients(
         for name, table in tables.items():
             add_programs(launch, run, run.tensors[name], table)
         if not launch.rows_stay:
-            launch.join(run, kernels, "add_entries", [run.tensors["part_dq"], results[-1]], first, last)
+            add_entries(launch, run, kernels, run.tensors["part_dq"], results[-1], first, last)
             for number in by_row:
-                parts = [run.tensors[f"part_leaf_{number}"], results[number].unsqueeze(-1)]
-                launch.join(run, kernels, "add_entries", parts, first, last)
+                parts, target = run.tensors[f"part_leaf_{number}"], results[number].unsqueeze(-1)
+                add_entries(launch, run, kernels, parts, target, first, last)
     return results
+
+
+def add_entries(
+    launch: Launch, run: KernelCall, kernels: Kernels, parts: Tensor, out: Tensor, first: int, last: int
+) -> None:
+    """The sums of the parts of a chunk's rows; out: (B, H, N, X)."""
+    told = launch.told(first, last)
+    with device_of(out):
+        kernels.module.add_entries[(-(-told[0] // JOINED_ROWS),)](
+            parts,
+            run.tensors["members"],
+            out,
+            *(stride(out, slot) for slot in range(4)),
+            *told,
+            run.sizes["N"],
+            out.shape[3],
+            LISTS=launch.members.shape[1],
+            SHARED=launch.shared,
+            ROW_BLOCK=launch.block,
+            BLOCK_M=JOINED_ROWS,
+            BLOCK_D=parts.shape[-1],
+            num_warps=4,
+        )
 
 
 def add_programs(launch: Launch, run: KernelCall, sums: Tensor, table: Tensor) -> None:
@@ -124,8 +147,7 @@ def key_gradients(
     run_keys(launch, run, kernels, outputs)
     if together:
         run.tensors["members"] = launch.members.flatten(1, 2).contiguous()
-        parts = [run.tensors["part_dq"], results[-1]]
-        launch.join(run, kernels, "add_entries", parts, 0, launch.members.shape[2])
+        add_entries(launch, run, kernels, run.tensors["part_dq"], results[-1], 0, launch.members.shape[2])
     if whole:
         return made["dk"], made["dv"], results
     dk, dv = (
