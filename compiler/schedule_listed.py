@@ -6,8 +6,8 @@ from attnc.compiler.schedule import TileShape
 
 PIECES_PER_PROCESSOR = 12  # programs of the kernel that keeps keys, relative to the processors: the most named are cut
 SHORTEST_PIECE = 512  # rows; less is not worth a slot
-FULL_ROWS = 64  # rows of a tile from which on a group of warps has a product of its own
-WIDE_KEYS = 128  # keys of an entry from which on larger tiles are worth their registers
+FULL_ROWS = 64  # what a group of four warps multiplies at a time
+WIDE_KEYS = 128  # keys of an entry from which on two such groups share the rows that they read
 
 
 def listed_shape(kernel: str, width: int, itemsize: int, rows: int, keys: int) -> TileShape:
@@ -19,22 +19,20 @@ def listed_shape(kernel: str, width: int, itemsize: int, rows: int, keys: int) -
     if kernel == "keys":
         shape, most = keys_shape(width, itemsize, keys), power(keys)
     else:
-        shape, most = rows_shape(kernel, width, itemsize, rows, keys), power(rows) if rows else WIDE_KEYS
+        shape, most = rows_shape(kernel, width, itemsize, rows), power(rows or FULL_ROWS)
     return TileShape(min(shape.block_m, most), shape.block_n, shape.warps, shape.stages)
 
 
-def rows_shape(kernel: str, width: int, itemsize: int, rows: int, keys: int) -> TileShape:
+def rows_shape(kernel: str, width: int, itemsize: int, rows: int) -> TileShape:
     """Rows stay, as many as there may be."""
     forward = kernel == "forward"
     if itemsize > 2:
         return TileShape(64, 32, 4, 1) if width <= 64 else TileShape(32, 32, 4, 1)
     if width > 128:
-        return TileShape(64, 32, 4 if forward else 8, 1)
+        return TileShape(FULL_ROWS, 32, 4 if forward else 8, 1)
     if rows and rows < FULL_ROWS:
-        return TileShape(FULL_ROWS, 64, 4, 3 if forward else 2)
-    if keys < WIDE_KEYS or (rows and rows < 2 * FULL_ROWS):
-        return TileShape(FULL_ROWS, 64, 4, 2)
-    return TileShape(128, 128, 8, 2) if forward else TileShape(128, 64, 8, 3)
+        return TileShape(FULL_ROWS, 64, 2 if rows <= 16 else 4, 3)
+    return TileShape(FULL_ROWS, 64, 4, 3 if forward else 2)
 
 
 def keys_shape(width: int, itemsize: int, keys: int) -> TileShape:
@@ -43,7 +41,7 @@ def keys_shape(width: int, itemsize: int, keys: int) -> TileShape:
         return TileShape(64, 32, 4, 1) if width <= 64 else TileShape(32, 32, 4, 1)
     if width > 128:
         return TileShape(64, 32, 8, 1)
-    return TileShape(128, 64, 8, 2) if keys >= WIDE_KEYS else TileShape(64, 64, 4, 2)
+    return TileShape(128, 64, 8, 3) if keys >= WIDE_KEYS else TileShape(64, 32, 4, 3)
 
 
 def power(number: int) -> int:
