@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -100,10 +100,14 @@ class Launch:
             self.order[first, last] = sorted_entries(self.members[:, :, first:last].flatten(1, 2), self.blocks)
         return self.order[first, last]
 
-    def constants(self) -> dict[str, int]:
+    def constants(self, tensors: Mapping[str, Tensor]) -> dict[str, int]:
         """What kernels are compiled for."""
         lists = self.members.shape[1]
-        return {"WIDTH": self.width, "ROW_BLOCK": self.block, "SHARED": self.shared, "LISTS": lists}
+        rows = [tensors[name] for name in ("q", "do", "o", "dq") if name in tensors]
+        told = {"WIDTH": self.width, "ROW_BLOCK": self.block, "SHARED": self.shared, "LISTS": lists}
+        told["NARROW"] = all(extent(one) < 2**31 for one in rows)
+        told["SAME"] = "do" in tensors and tensors["do"].stride() == tensors["q"].stride()
+        return told
 
     def sizes(self, first: int, last: int) -> dict[str, int]:
         """What kernels are told of the lists of a chunk."""
@@ -138,7 +142,14 @@ class Launch:
             width = padded(table.shape[-1])
             widths[f"WIDTH_{name.removeprefix('leaf_')}"] = width
             run.tensors[name] = torch.zeros(programs, width, dtype=torch.float32, device=members.device)
-        run.run(kernels, kernels.kernels[number], (programs, 1), PARTS=not self.rows_stay, **self.constants(), **widths)
+        run.run(
+            kernels,
+            kernels.kernels[number],
+            (programs, 1),
+            PARTS=not self.rows_stay,
+            **self.constants(run.tensors),
+            **widths,
+        )
 
     def slots(self, first: int, last: int, *width: int) -> Tensor:
         """A place for the part of every row and entry of a chunk, float32; only those of entries are filled."""
@@ -180,6 +191,11 @@ class Launch:
                 BLOCK_E=run.padded[1],
                 num_warps=4,
             )
+
+
+def extent(tensor: Tensor) -> int:
+    """How far the elements of a batch row lie apart at most."""
+    return sum((size - 1) * abs(step) for size, step in zip(tensor.shape[1:], tensor.stride()[1:], strict=True))
 
 
 def listed_outputs(

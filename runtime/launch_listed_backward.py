@@ -181,7 +181,7 @@ def run_keys(launch: Launch, run: KernelCall, kernels: Kernels, outputs: dict[st
         shape = (slots, launch.width, widths.get(name, 1))
         run.tensors[f"part_{name}"] = torch.empty(shape, dtype=torch.float32, device=slot.device)
     grid = (tiles * programs, 1)
-    run.run(kernels, kernels.kernels[1], grid, PARTS=True, FUSED=together, **launch.constants())
+    run.run(kernels, kernels.kernels[1], grid, PARTS=True, FUSED=together, **launch.constants(run.tensors))
     if rows <= piece:
         return
     for name, out in outputs.items():

@@ -28,7 +28,7 @@ NOTHING = Domain((), Rows())
 PIECES = ("piece_group", "piece_first", "piece_begin", "piece_named")
 LISTS = ("members", "counts", "order", *PIECES)
 SIZES = ("ENTRIES", "LINES", "FIRST_LINE", "BLOCKS", "SKIPPED", "LANE_HEADS", "PER_LANE")
-CONSTANTS = ("PARTS", "WIDTH", "ROW_BLOCK", "SHARED", "LISTS")
+CONSTANTS = ("PARTS", "WIDTH", "ROW_BLOCK", "SHARED", "LISTS", "NARROW", "SAME")
 
 
 def bare(branch: Branch) -> Branch:
@@ -74,13 +74,16 @@ class Gathered(StreamedKernel):
             writer.let("member", "member + row // LINES * SHARED")
             writer.let("row", "row % LINES")
         writer.let("row", f"(FIRST_LINE + row) * ROW_BLOCK + {share} % ROW_BLOCK - SKIPPED")
-        heads = "tl.minimum(first_head + member, H - 1)" if self.expressions.head_rows else "first_head"
-        writer.let("h", heads)
+        writer.let("h", self.head_of_rows())
         writer.let("head", "b * H + h")
         writer.let("row_ok", ok)
         with writer.block("if ROW_BLOCK > 1:"):
             writer.let("row_ok", "row_ok & (row >= 0) & (row < N)")
         writer.let("i", "row + OFFSET")
+
+    def head_of_rows(self) -> str:
+        """A row that is not there may have a member that is not there."""
+        return "tl.minimum(first_head + member, H - 1)"
 
     def tile_of_rows(self) -> None:
         """The tile's rows, and how many `turns` its keys take."""
@@ -174,15 +177,22 @@ class Gathered(StreamedKernel):
             self.step(self.key_set, self.turn())
 
     def gathered(self, tensor: str, axis: str) -> str:
-        """Pointers of gathered rows."""
-        return (
-            f"{tensor} + b64 * {tensor}_sb + (h.to(tl.int64) * {tensor}_sh + row.to(tl.int64) * {tensor}_sn)[:, None]"
-            f" + {axis}[None, :] * {tensor}_s{axis}"
-        )
+        """Pointers of gathered rows; how far they lie from the lane's first head may need 64 bits (not NARROW)."""
+        writer = self.writer
+        apart = f"_wide(row, NARROW) * {tensor}_sn + _wide(member, NARROW) * {tensor}_sh"
+        if tensor == "do":
+            with writer.block("if SAME:"):
+                writer.let("do_apart", "q_apart")
+            with writer.block("else:"):
+                writer.let("do_apart", apart)
+        else:
+            writer.let(f"{tensor}_apart", apart)
+        base = f"{tensor} + b64 * {tensor}_sb + first_head.to(tl.int64) * {tensor}_sh"
+        return f"{base} + ({tensor}_apart[:, None] + {axis}[None, :] * {tensor}_s{axis})"
 
     def load_rows(self, name: str, tensor: str, axis: str) -> None:
-        guards = f"row_ok, {axis} < {axis.upper()}, True, not EVEN_{axis.upper()}"
-        self.writer.let(name, f"_load_tile({self.gathered(tensor, axis)}, {guards})")
+        pointers = self.gathered(tensor, axis)
+        self.writer.let(name, f"_load_tile({pointers}, row_ok, {axis} < {axis.upper()}, True, not EVEN_{axis.upper()})")
 
     def slots(self) -> None:
         """`part_row`: the slot of a row's entry, among (lanes, LISTS * LINES, ENTRIES, SHARED, ROW_BLOCK)."""
@@ -200,7 +210,8 @@ class Gathered(StreamedKernel):
         with writer.block("else:"):
             mask = f"row_ok[:, None] & ({axis} < {axis.upper()})[None, :]"
             cast = f"{value}.to({tensor}.dtype.element_ty)"
-            writer.line(f"tl.store({self.gathered(tensor, axis)}, {cast}, mask={mask})")
+            pointers = self.gathered(tensor, axis)
+            writer.line(f"tl.store({pointers}, {cast}, mask={mask})")
 
     def store_scalars(self, tensor: str, value: str, part: str) -> None:
         """A number a row, the same way."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 from attnc.compiler.differentiate import differentiate
 from attnc.compiler.emit.backward import BackwardKernel, BackwardKeys, BackwardRows
 from attnc.compiler.emit.bounds import Loop
+from attnc.compiler.emit.expressions import View
 from attnc.compiler.emit.kernel import Kernel
 from attnc.compiler.emit.listed import PIECES, SIZES, Gathered, bare
 from attnc.compiler.plan import Branch, KeySet, Plan
@@ -175,11 +176,16 @@ class ListedBackwardKeys(Gathered, BackwardKeys):
         """A tile of gathered rows."""
         self.load_rows(name, tensor, axis)
 
-    def gathered(self, tensor: str, axis: str) -> str:
-        """Pointers of gathered rows, whose heads differ only where a lane has several."""
-        base = f"{tensor} + b64 * {tensor}_sb + first_head.to(tl.int64) * {tensor}_sh"
-        heads = "" if self.numbers else f" + member.to(tl.int64) * {tensor}_sh"
-        return f"{base} + (row.to(tl.int64) * {tensor}_sn{heads})[:, None] + {axis}[None, :] * {tensor}_s{axis}"
+    def head_of_rows(self) -> str:
+        return "first_head" if self.numbers else "first_head + member"
+
+    def load_query_statistics(self, loop: Loop, view: View) -> None:
+        """Log-sum-exps (base 2) and deltas; a row that is not there weighs nothing."""
+        writer = self.writer
+        writer.let("lane_rows", "(b * H + first_head).to(tl.int64) * N")
+        for name, other, unit in (("lse", 'float("inf")', " * LOG2E"), ("delta", "0.0", "")):
+            loaded = f"tl.load({name} + lane_rows + (member * N + row), mask=i_ok, other={other}){view.i}{unit}"
+            writer.let("statistic" if name == "lse" else "delta_rows", loaded)
 
     def finish(self) -> None:
         writer = self.writer

@@ -7,6 +7,14 @@ not read. Parts are added in the order of the entries, or of the pieces.
 LISTED_JOINS = '''
 
 @triton.jit
+def _wide(x, NARROW: tl.constexpr):
+    if NARROW:
+        return x
+    else:
+        return x.to(tl.int64)
+
+
+@triton.jit
 def _listed_rows(unit, UNITS, LINES, FIRST_LINE, SKIPPED, LANE_HEADS, PER_LANE, N,
                  LISTS: tl.constexpr, SHARED: tl.constexpr, ROW_BLOCK: tl.constexpr):
     # Units (lanes, LISTS, LINES, SHARED, ROW_BLOCK): batch row, query head, row, whether it is there, list line
