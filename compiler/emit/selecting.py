@@ -122,10 +122,13 @@ class SelectingKernel:
             with writer.block("else:"):
                 held = "held_ranks, held_members"
                 writer.let("used", f"_append({held}, held, member, ranks, must, last, used)")
-                writer.let("room", "tl.where(n == last_tile - 1, WANTED, CAPACITY - BLOCK_N)")
-                with writer.block("if tl.max(used, 0) > room:"):
-                    held = "held_ranks, held_members, held_used, held_last, first_line, used, WANTED"
-                    writer.line(f"used, last = _compact({held}, BLOCK_M, CAPACITY, AT_ONCE, FORCED, FEW)")
+                writer.let("limit", "tl.where(n == last_tile - 1, WANTED, CAPACITY - BLOCK_N)")
+                with writer.block("if tl.max(used, 0) > limit:"):
+                    writer.let("slack", "(limit - WANTED) // 4")
+                    held = "held_ranks, held_members, held_used, held_last, first_line, used"
+                    writer.line(
+                        f"used, last = _compact({held}, WANTED, slack, BLOCK_M, CAPACITY, AT_ONCE, FORCED, FEW)"
+                    )
         with writer.block("if not RESIDENT:"):
             writer.line("tl.debug_barrier()")
             writer.line("_unload(lines, row_ok, held_members, held, used, WIDTH, PADDED)")

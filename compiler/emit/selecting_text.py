@@ -18,8 +18,12 @@ def _ranking(score, live):
 
 
 @triton.jit
-def _last_rank(ranks, room, FEW: tl.constexpr):
-    """The rank of the `room`-th of each line; NOTHING where a line has fewer, ALL where there is room for none."""
+def _last_rank(ranks, room, slack, ROUGHLY: tl.constexpr, FEW: tl.constexpr):
+    """The rank of the `room`-th of each line, NOTHING where a line has fewer; and how many reach it (ALL: not counted).
+
+    ROUGHLY: or any rank that `room` to `room + slack` reach.
+    """
+    known = tl.full([ranks.shape[0]], ALL, tl.int32)
     if FEW > 0:  # one after the other
         last = tl.full([ranks.shape[0]], ALL, tl.int32)
         count = tl.zeros([ranks.shape[0]], tl.int32)
@@ -29,18 +33,31 @@ def _last_rank(ranks, room, FEW: tl.constexpr):
             last = tl.where(more, best, last)
             count += tl.where(more, tl.sum((ranks == best[:, None]).to(tl.int32), 1), 0)
     else:  # by bits: the largest rank that `room` reach
-        last = tl.where(tl.sum((ranks >= 0).to(tl.int32), 1) >= room, 0, NOTHING)
+        count = tl.sum((ranks >= 0).to(tl.int32), 1)
+        last = tl.where(count >= room, 0, NOTHING)
         step = tl.full([], 1073741824, tl.int32)
-        for _ in range(0, 31):
-            reached = last + step
-            last = tl.where(tl.sum((ranks >= reached[:, None]).to(tl.int32), 1) >= room, reached, last)
-            step = step // 2
-    return last
+        if ROUGHLY:
+            known = tl.where(count >= room, count, tl.sum((ranks > NOTHING).to(tl.int32), 1))
+            while step * tl.max((known > room + slack).to(tl.int32), 0) > 0:
+                reached = last + step
+                count = tl.sum((ranks >= reached[:, None]).to(tl.int32), 1)
+                last = tl.where(count >= room, reached, last)
+                known = tl.where(count >= room, count, known)
+                step = step // 2
+        else:
+            for _ in range(0, 31):
+                reached = last + step
+                last = tl.where(tl.sum((ranks >= reached[:, None]).to(tl.int32), 1) >= room, reached, last)
+                step = step // 2
+    return last, known
 
 
 @triton.jit
-def _taken(ranks, must, wanted, FORCED: tl.constexpr, FEW: tl.constexpr):
-    """Which `wanted` of a line are taken, `must` first; and the rank that a later one has to exceed."""
+def _taken(ranks, must, wanted, slack, ROUGHLY: tl.constexpr, FORCED: tl.constexpr, FEW: tl.constexpr):
+    """Which `wanted` of a line are taken, `must` first; and the rank that a later one has to exceed.
+
+    ROUGHLY: up to `slack` more, the `wanted` among them.
+    """
     live = ranks > NOTHING
     if FORCED:
         must = must & live
@@ -51,11 +68,13 @@ def _taken(ranks, must, wanted, FORCED: tl.constexpr, FEW: tl.constexpr):
     else:
         pool = ranks
         room = tl.zeros([ranks.shape[0]], tl.int32) + wanted
-    last = _last_rank(pool, room, FEW)
+    last, known = _last_rank(pool, room, slack, ROUGHLY, FEW)
     above = pool > last[:, None]
-    tied = (pool == last[:, None]) & (pool > NOTHING)
-    left = room - tl.sum(above.to(tl.int32), 1)
-    taken = above | (tied & (tl.cumsum(tied.to(tl.int32), 1) <= left[:, None]))
+    tied = ((pool == last[:, None]) & (pool > NOTHING)).to(tl.int32)
+    left = tl.where(known <= room + slack, known, room) - tl.sum(above.to(tl.int32), 1)
+    if tl.max(tl.sum(tied, 1) - left, 0) > 0:  # the lowest members of those that tie
+        tied = tl.where(tl.cumsum(tied, 1) <= left[:, None], tied, 0)
+    taken = above | (tied > 0)
     if FORCED:
         taken = taken | (must & (many[:, None] == 0))
         last = tl.where(many, ALL, last)
@@ -66,7 +85,7 @@ def _taken(ranks, must, wanted, FORCED: tl.constexpr, FEW: tl.constexpr):
 def _write(lines, line_ok, members, ranks, must, wanted, WIDTH, PADDED: tl.constexpr, FORCED: tl.constexpr,
            FEW: tl.constexpr):
     """The lists of lines whose members are all here."""
-    taken, _ = _taken(ranks, must, wanted, FORCED, FEW)
+    taken, _ = _taken(ranks, must, wanted, 0, False, FORCED, FEW)
     ones = taken.to(tl.int32)
     place = tl.cumsum(ones, 1) - 1
     value = tl.zeros(ranks.shape, tl.int32) + members[None, :]
@@ -102,9 +121,10 @@ def _append(held_ranks, held_members, lines, members, ranks, must, last, used):
 
 
 @triton.jit
-def _compact(held_ranks, held_members, held_used, held_last, first_line, used, wanted, BLOCK_M: tl.constexpr,
+def _compact(held_ranks, held_members, held_used, held_last, first_line, used, wanted, slack, BLOCK_M: tl.constexpr,
              CAPACITY: tl.constexpr, AT_ONCE: tl.constexpr, FORCED: tl.constexpr, FEW: tl.constexpr):
-    """Keeps the best of what each line holds, in order, some lines at once: (how many, the rank to exceed)."""
+    """Keeps the best of what each line holds and up to `slack` more, in order, some lines at once: (how many, the rank
+    to exceed)."""
     lane = first_line + tl.arange(0, BLOCK_M)
     tl.store(held_used + lane, used)
     tl.debug_barrier()
@@ -115,7 +135,7 @@ def _compact(held_ranks, held_members, held_used, held_last, first_line, used, w
         at = line[:, None] * CAPACITY + entry
         ranks = tl.load(held_ranks + at, mask=inside, other=NOTHING)
         members = tl.load(held_members + at, mask=inside, other=0)
-        taken, last = _taken(ranks, (members & 1) == 1, wanted, FORCED, FEW)
+        taken, last = _taken(ranks, (members & 1) == 1, wanted, slack, True, FORCED, FEW)
         ones = taken.to(tl.int32)
         place = line[:, None] * CAPACITY + tl.cumsum(ones, 1) - 1
         tl.debug_barrier()
