@@ -179,7 +179,7 @@ class SelectingKernel:
     def score(self) -> None:
         """`score` of a tile of members."""
         writer, scores = self.writer, self.scores
-        if scores.places is None and scores.head is None:
+        if scores.places is None and scores.head is None and scores.live is None:
             self.lets([("j", "member"), ("j_ok", "member_ok")])
             self.load_keys()
             self.product()
@@ -254,11 +254,11 @@ class SelectingKernel:
         self.product()
         self.expressions.share(self.score_nodes(), TILE)
         text = self.body_text()
-        if scores.places is not None:
-            live = "j_ok[None, :]"
-            if scores.live is not None and scores.live.op != "literal":
-                live += f" & {self.expressions.text(scores.live, TILE)}"
-            text = f"tl.where({live}, {text}, 0.0)"
+        live = [] if scores.places is None else ["j_ok[None, :]"]
+        if scores.live is not None and scores.live.op != "literal":
+            live.append(self.expressions.text(scores.live, TILE))
+        if live:
+            text = f"tl.where({' & '.join(live)}, {text}, 0.0)"
         writer.let("score", f"score + {text}", scores.body.span)
         self.expressions.local = {}
 

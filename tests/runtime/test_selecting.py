@@ -38,6 +38,15 @@ pattern pooled(size: int = 6, stride: int = 4, block: int = 8, top: int = 3):
     p = softmax[c](q @ kc * scale where c.stop <= i + 1)
     picked = topk[s](group_sum(sum[c in s](p)), top where s.start <= i, force = s.index == 0)
     out = softmax[j](q @ k * scale where j in picked and j <= i) @ v + p @ mean[j in c](v)
+pattern weighed(block: int = 4, top: int = 3):    # by weights over the blocks themselves, summed or as they are
+    axis s = blocks(j, block)
+    p = softmax[s](q @ mean[j in s](k) where s.stop <= i)
+    picked = topk[s](group_sum(p), top where s.start <= i)
+    out = softmax[j](q @ k * scale where j in picked and j <= i) @ v + p @ mean[j in s](v)
+pattern likeliest(block: int = 4, top: int = 3):
+    axis s = blocks(j, block)
+    picked = topk[s](softmax[s](q @ mean[j in s](k) where s.stop <= i), top where s.stop <= i)
+    out = softmax[j](q @ k * scale where j in picked and j <= i) @ v
 pattern tokens(top: int = 9):                     # an indexer with heads of its own
     input iq: real[b, n, i, x]
     input ik: real[b, j, x]
@@ -72,7 +81,7 @@ SHAPES = {
     "one": Shape(1, 1, 1, 1, 1, 3, 3),
     "even": Shape(1, 4, 4, 32, 64, 16, 16),
 }
-KERNEL = ("past", "held", "pooled", "tokens", "summed", "bounds", "given")
+KERNEL = ("past", "held", "pooled", "weighed", "likeliest", "tokens", "summed", "bounds", "given")
 INTERPRETER = Target("interpreter", "triton", "cpu", torch.float32)
 
 
