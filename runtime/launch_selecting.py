@@ -75,12 +75,11 @@ def launch(scores: Scores, call: Call, vectors: Vectors, lists: Tensor, sizes: M
     device = lists.device
     batch, lanes, count, _ = lists.shape
     programs = -(-count // shape.block_m) * lanes * batch
-    buffers = dict.fromkeys(("held_ranks", "held_members", "held_used", "held_last"), lists)
+    buffers = dict.fromkeys(("held", "held_used", "held_last"), lists)
     if not kept.resident:
         programs = min(programs, processors(lists) * PROGRAMS)
         lines = programs * shape.block_m
-        for name in ("held_ranks", "held_members"):
-            buffers[name] = torch.empty(lines * kept.capacity, dtype=torch.int32, device=device)
+        buffers["held"] = torch.empty(lines * kept.capacity, dtype=torch.int64, device=device)
         for name in ("held_used", "held_last"):
             buffers[name] = torch.empty(lines, dtype=torch.int32, device=device)
     low = vectors.k if vectors.low is None else vectors.low

@@ -19,9 +19,7 @@ from attnc.compiler.emit.selecting_text import SELECTING
 from attnc.compiler.emit.writer import Writer
 from attnc.compiler.ir import Node
 
-SIGNATURE = Signature(
-    ("q", "k"), ("lists", "held_ranks", "held_members", "held_used", "held_last"), rows=(), streamed=()
-)
+SIGNATURE = Signature(("q", "k"), ("lists", "held", "held_used", "held_last"), rows=(), streamed=())
 # Sizes beside those of every kernel: lanes of a batch row, heads of a lane, entries of a list; and where a score sums
 # over places: their number, width and stride, those of a member, the tokens that there are, the most of a member
 SIZES = ("LANES", "HEADS", "WANTED", "WIDTH")
@@ -80,7 +78,7 @@ class SelectingKernel:
                 ("d", "tl.arange(0, BLOCK_D)"),
                 ("tiles", "tl.cdiv(N, BLOCK_M)"),
                 ("first_line", "tl.program_id(0) * BLOCK_M"),
-                ("held", "(first_line + lane_m) * CAPACITY"),
+                ("entries", "(first_line + lane_m) * CAPACITY"),
             ]
         )
         writer.comment("later lines first: under a causal condition they have most members")
@@ -120,18 +118,17 @@ class SelectingKernel:
             with writer.block(f"{'if' if scores.force is not None else 'elif'} RESIDENT:"):
                 writer.line("_write(lines, row_ok, member, ranks, must, WANTED, WIDTH, PADDED, FORCED, FEW)")
             with writer.block("else:"):
-                held = "held_ranks, held_members"
-                writer.let("used", f"_append({held}, held, member, ranks, must, last, used)")
+                writer.let("used", "_append(held, entries, member, ranks, must, last, used)")
                 writer.let("limit", "tl.where(n == last_tile - 1, WANTED, CAPACITY - BLOCK_N)")
                 with writer.block("if tl.max(used, 0) > limit:"):
                     writer.let("slack", "(limit - WANTED) // 4")
-                    held = "held_ranks, held_members, held_used, held_last, first_line, used"
+                    held = "held, held_used, held_last, first_line, used"
                     writer.line(
                         f"used, last = _compact({held}, WANTED, slack, BLOCK_M, CAPACITY, AT_ONCE, FORCED, FEW)"
                     )
         with writer.block("if not RESIDENT:"):
             writer.line("tl.debug_barrier()")
-            writer.line("_unload(lines, row_ok, held_members, held, used, WIDTH, PADDED)")
+            writer.line("_unload(lines, row_ok, held, entries, used, WIDTH, PADDED)")
             writer.line("tl.debug_barrier()")
 
     def range(self) -> None:

@@ -8,6 +8,7 @@ order of members: ties go to the lowest.
 SELECTING = '''
 NOTHING = tl.constexpr(-2147483648)
 ALL = tl.constexpr(2147483647)
+NONE_HELD = tl.constexpr(-9223372036854775808)  # of rank NOTHING
 
 
 @triton.jit
@@ -110,18 +111,19 @@ def _write_few(lines, line_ok, members, ranks, WIDTH, PADDED: tl.constexpr, FEW:
 
 
 @triton.jit
-def _append(held_ranks, held_members, lines, members, ranks, must, last, used):
-    """Holds what may still be taken, after what a line holds; how many it holds then."""
+def _append(held, entries, members, ranks, must, last, used):
+    """Holds what may still be taken, after what a line holds, as rank, member and whether it must be, in 64 bits; how
+    many it holds then."""
     passes = (ranks > last[:, None]) | (must & (ranks > NOTHING))
     ones = passes.to(tl.int32)
-    place = lines[:, None] + used[:, None] + tl.cumsum(ones, 1) - 1
-    tl.store(held_ranks + place, ranks, mask=passes)
-    tl.store(held_members + place, members[None, :] * 2 + must.to(tl.int32), mask=passes)
+    place = entries[:, None] + used[:, None] + tl.cumsum(ones, 1) - 1
+    low = (members[None, :] * 2 + must.to(tl.int32)).to(tl.int64)
+    tl.store(held + place, (ranks.to(tl.int64) << 32) | low, mask=passes)
     return used + tl.sum(ones, 1)
 
 
 @triton.jit
-def _compact(held_ranks, held_members, held_used, held_last, first_line, used, wanted, slack, BLOCK_M: tl.constexpr,
+def _compact(held, held_used, held_last, first_line, used, wanted, slack, BLOCK_M: tl.constexpr,
              CAPACITY: tl.constexpr, AT_ONCE: tl.constexpr, FORCED: tl.constexpr, FEW: tl.constexpr):
     """Keeps the best of what each line holds and up to `slack` more, in order, some lines at once: (how many, the rank
     to exceed)."""
@@ -132,15 +134,12 @@ def _compact(held_ranks, held_members, held_used, held_last, first_line, used, w
         line = first_line + first + tl.arange(0, AT_ONCE)
         entry = tl.arange(0, CAPACITY)[None, :]
         inside = entry < tl.load(held_used + line)[:, None]
-        at = line[:, None] * CAPACITY + entry
-        ranks = tl.load(held_ranks + at, mask=inside, other=NOTHING)
-        members = tl.load(held_members + at, mask=inside, other=0)
-        taken, last = _taken(ranks, (members & 1) == 1, wanted, slack, True, FORCED, FEW)
+        both = tl.load(held + line[:, None] * CAPACITY + entry, mask=inside, other=NONE_HELD)
+        taken, last = _taken((both >> 32).to(tl.int32), (both & 1) == 1, wanted, slack, True, FORCED, FEW)
         ones = taken.to(tl.int32)
         place = line[:, None] * CAPACITY + tl.cumsum(ones, 1) - 1
         tl.debug_barrier()
-        tl.store(held_ranks + place, ranks, mask=taken)
-        tl.store(held_members + place, members, mask=taken)
+        tl.store(held + place, both, mask=taken)
         tl.store(held_used + line, tl.sum(ones, 1))
         tl.store(held_last + line, last)
     tl.debug_barrier()
@@ -148,10 +147,10 @@ def _compact(held_ranks, held_members, held_used, held_last, first_line, used, w
 
 
 @triton.jit
-def _unload(lines, line_ok, held_members, held, used, WIDTH, ENTRIES: tl.constexpr):
+def _unload(lines, line_ok, held, entries, used, WIDTH, ENTRIES: tl.constexpr):
     """Writes what the lines hold as their lists."""
     for begin in range(0, WIDTH, ENTRIES):
         entry = begin + tl.arange(0, ENTRIES)[None, :]
-        member = tl.load(held_members + held[:, None] + entry, mask=entry < used[:, None], other=-2)
-        tl.store(lines[:, None] + entry, member >> 1, mask=(entry < WIDTH) & line_ok[:, None])
+        both = tl.load(held + entries[:, None] + entry, mask=entry < used[:, None], other=-2)
+        tl.store(lines[:, None] + entry, both.to(tl.int32) >> 1, mask=(entry < WIDTH) & line_ok[:, None])
 '''.strip("\n")
