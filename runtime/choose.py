@@ -80,7 +80,7 @@ def selected(step: Choose, frame: Frame) -> Tensor | None:
             f"{step.name} is chosen by torch, by chunks of rows: no kernel holds lists or vectors of these lengths"
         )
         warnings.warn(message, NoKernelWarning, stacklevel=2)
-    return None if lists is None else lists[:, :, lists.shape[2] - shape[2] :]
+    return None if lists is None else lists[:, :, lists.shape[2] - shape[2] :].contiguous()
 
 
 def choose(step: Choose, frame: Frame) -> Tensor:
