@@ -262,3 +262,9 @@ class Composition:
     def is_one_softmax(self) -> bool:
         """Whether the result is one softmax over keys, or a merge: its rows have a log-sum-exp."""
         return isinstance(self.steps[-1], Attend | Regroup) and self.output_axes == ("b", "h", "i", "e")
+
+    def widest(self, sizes: Mapping[str, int]) -> int:
+        """The longest query, key or value of a step that attends, for these lengths of axes."""
+        attends = [step for step in self.steps if isinstance(step, Attend)]
+        axes = [self.arrays[name].axes[-1] for step in attends for name in (step.query, step.key, step.value)]
+        return max((sum(sizes[part] for part in axis.split("+")) for axis in axes), default=0)
