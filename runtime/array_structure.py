@@ -12,6 +12,7 @@ from attnc.runtime.arrays import RULES, Arrays, arranged
 from attnc.runtime.gaussian import orthogonal_gaussian
 from attnc.runtime.hashing import uniform
 from attnc.runtime.products import Spelling, kept_short, product
+from attnc.runtime.rounds import rounds, runs
 
 
 def _contract(at: Arrays, node: Node, left: list[str], right: list[str], kept: list[str]) -> Tensor:
@@ -130,6 +131,8 @@ def _local(at: Arrays, node: Node) -> Tensor:
 
 def _repeat(at: Arrays, node: Node) -> Tensor:
     """A fixed number of rounds; the block is closed: what it reads from outside are args (see `ir.Block`)."""
+    if runs(at, node):
+        return rounds(at, node)
     block = node.block
     assert block is not None
     values = [at.value(arg) for arg in node.args[1:]]
