@@ -30,11 +30,11 @@ class Attending:
     def shapes(self, step: Attend, frame: Frame) -> list[tuple[list[int], torch.dtype]]:
         value = frame.tensors[step.value]
         rows = [frame.sizes["b"], frame.sizes["h"], frame.length(step.rows)]
-        return [([*rows, value.shape[-1]], frame.real), (rows, frame.real)]
+        return [([*rows, value.shape[-1]], result_type(step, frame)), (rows, frame.real)]
 
     def forward(self, step: Attend, frame: Frame, engine: Engine) -> list[Tensor]:
         call = call_of(step, frame, operands(step, frame))
-        return list(engine.execute(step.plan, call, frame.real))
+        return list(engine.execute(step.plan, call, result_type(step, frame)))
 
     def backward(
         self,
@@ -88,6 +88,11 @@ def operands(step: Attend, frame: Frame) -> dict[str, Tensor]:
     rounds = rounded_operands(step, frame.axes, frame.device)
     element = frame.tensors["q"].dtype if rounds else max_dtype(q, k, v)
     return {name: x.to(element).expand(batch, *x.shape[1:]) for name, x in (("q", q), ("k", k), ("v", v))}
+
+
+def result_type(step: Attend, frame: Frame) -> torch.dtype:
+    """The element type of the output: that of q, where all of its readers round it."""
+    return frame.tensors["q"].dtype if step.name in frame.rounded else frame.real
 
 
 def rounded_operands(step: Attend, axes: Mapping[str, Axis], device: torch.device) -> bool:

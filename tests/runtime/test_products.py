@@ -64,7 +64,14 @@ def test_strided_operands_and_empty_sums() -> None:
     assert not empty.any()
 
 
-@pytest.mark.parametrize(("name", "rounded"), [("linformer", {"0_value", "1_value"}), ("mla", {"1_value", "2_value"})])
+ROUNDED = [
+    ("linformer", {"0_value", "1_value", "2_attention"}),
+    ("mla", {"1_value", "2_value"}),
+    ("agent", {"0_attention", "1_attention"}),
+]
+
+
+@pytest.mark.parametrize(("name", "rounded"), ROUNDED)
 def test_patterns_round_what_attention_rounds(name: str, rounded: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU: products of 16-bit operands stay in their type, and what only attention reads is rounded."""
     pattern = attnc.load(EXAMPLES / f"{name}.attn").patterns[name]
