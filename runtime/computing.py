@@ -50,17 +50,16 @@ def rounded_arrays(composition: Composition, q: Tensor) -> frozenset[str]:
         return frozenset()
     names = {step.name for step in composition.steps if isinstance(step, Compute | Attend)}
     for step in composition.steps:
-        names -= _exact_reads(step, composition, q.device)
+        names -= _exact_reads(step, q.device)
     return frozenset(names)
 
 
-def _exact_reads(step: object, composition: Composition, device: torch.device) -> set[str]:
+def _exact_reads(step: object, device: torch.device) -> set[str]:
     """Arrays that a step needs as they are."""
     if isinstance(step, Compute):
         return set(_names(step.node))
     if isinstance(step, Attend):
-        axes = {axis.name: axis for axis in composition.axes}
-        rounds = rounded_operands(step, axes, device)
+        rounds = rounded_operands(step, device)
         return {entry.name for entry in step.plan.inputs} | (set() if rounds else {step.query, step.key, step.value})
     return set(_names(step))  # its own name, too
 
