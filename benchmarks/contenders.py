@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from benchmarks.by_hand import by_hand
 from benchmarks.libraries import fla, natten
 from benchmarks.ready import Ready, UnavailableError, first_line
 from benchmarks.timing import seconds_of
@@ -116,6 +117,7 @@ CONTENDERS: dict[str, Callable[[Problem], Ready]] = {
     "flex": flex,
     "fla": fla,
     "natten": natten,
+    "by_hand": by_hand,
 }
 LABELS = {
     "attnc": "attnc",
@@ -128,5 +130,6 @@ LABELS = {
     "flex": "FlexAttention",
     "fla": "fla",
     "natten": "NATTEN",
+    "by_hand": "by hand",
 }
 GROUPS = {"sdpa": ("dense", "flash", "cudnn")}  # names for several of them

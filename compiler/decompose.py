@@ -70,6 +70,10 @@ class Decomposer:
         """Where a value of the text matters: a bool over some of its indices (see `compiler.needs`)."""
         return self._needs.get(node) or self.graph.literal(True)
 
+    def nodes(self) -> tuple[Node, ...]:
+        """Every node of the text's result."""
+        return tuple(self._needs)
+
     def refused(self, node: Node) -> Exception:
         """The error for a value over pairs; the place is the reduction or product that asks for it."""
         over = " and ".join(sorted(self.long(node)))
