@@ -11,7 +11,7 @@ from attnc.compiler.ir import Node
 from attnc.runtime.arrays import RULES, Arrays, arranged
 from attnc.runtime.gaussian import orthogonal_gaussian
 from attnc.runtime.hashing import uniform
-from attnc.runtime.products import Spelling, kept_short, product
+from attnc.runtime.products import Spelling, product, taken_as_held
 from attnc.runtime.rounds import rounds, runs
 
 
@@ -26,7 +26,7 @@ def _contract(at: Arrays, node: Node, left: list[str], right: list[str], kept: l
         most = max(tensor.shape[place] for tensor, place in zip(both, places, strict=True))
         both = [at.heads(tensor, place, most) for tensor, place in zip(both, places, strict=True)]
     out = [*node.type.ordered_indices(), *kept]
-    if node.op != "outer" and kept_short(*both) and not at.frame.tracing:
+    if node.op != "outer" and not at.frame.tracing and taken_as_held(both[0], both[1], at.frame.real):
         spelling = Spelling((*mine, *left), (*yours, *right), tuple(out))
         return product(both[0], both[1], spelling, both[0].dtype if node in at.rounding else at.frame.real)
     spelt = ["".join(letters[name] for name in part) for part in ([*mine, *left], [*yours, *right], out)]

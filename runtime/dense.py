@@ -9,20 +9,20 @@ import torch
 from torch import Tensor
 
 from attnc.compiler.emit.kernel import split_score
-from attnc.compiler.ir import Node
-from attnc.compiler.plan import Branch
+from attnc.compiler.ir import Node, walk
+from attnc.compiler.plan import Branch, Plan
 from attnc.runtime.call import Call
+from attnc.runtime.evaluate import Environment
 from attnc.runtime.scalars import of_node
 
 TYPES = (torch.float32, torch.float64)  # in 16 bits it rounds the weights, which the executor does not
 
 
-def dense_output(branch: Branch, call: Call) -> tuple[Tensor, Tensor] | None:
+def dense_output(plan: Plan, branch: Branch, call: Call) -> tuple[Tensor, Tensor] | None:
     """(out, lse) of a branch; None where it is no such attention."""
     q, k, v = call.q, call.k, call.v
     causal = _causal(branch.condition)
-    everything = branch.condition.op == "literal" and branch.condition.attribute is True
-    if v is None or branch.sink is not None or not (everything or (causal and q.shape[2] == k.shape[2])):
+    if v is None or branch.sink is not None or (causal and q.shape[2] != k.shape[2]):
         return None
     if q.dtype not in TYPES or not q.dtype == k.dtype == v.dtype or q.device.type != "cpu":
         return None
@@ -31,9 +31,22 @@ def dense_output(branch: Branch, call: Call) -> tuple[Tensor, Tensor] | None:
     scale = _scale(branch.score, call)
     if scale is None or not scale > 0:  # torch's kernel masks before it scales
         return None
+    if not causal and not _always(plan, branch.condition, call):
+        return None
     k, v = (one.expand(-1, q.shape[1], -1, -1) for one in (k, v))
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, scale=scale)
     return out, lse
+
+
+def _always(plan: Plan, condition: Node, call: Call) -> bool:
+    """Whether a condition holds for every key of the call, for all rows alike."""
+    leaves = [node for node in walk(condition) if not node.args]
+    if any(leaf.op not in ("literal", "parameter", "size", "index") for leaf in leaves):
+        return False
+    if condition.type.indices - {"j"}:
+        return False
+    at = Environment(plan, call, call.positions("j"), call.compute_dtype)
+    return bool(at.value(condition).all())
 
 
 def _causal(condition: Node) -> bool:

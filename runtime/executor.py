@@ -48,7 +48,7 @@ def branch_output(plan: Plan, branch: Branch, call: Call, dtype: torch.dtype) ->
     """out (B, H, N, E) of `dtype` and lse (B, H, N) of one branch."""
     if branch.selected is not None:
         return ListedRun(plan, branch, call).run(dtype)
-    dense = dense_output(branch, call)
+    dense = dense_output(plan, branch, call)
     if dense is not None:
         return dense[0].to(dtype), dense[1]
     return BranchRun(plan, branch, call).run(dtype)

@@ -14,6 +14,7 @@ from attnc.runtime.tolerance import error, tolerance
 ALL = "out = softmax[j](q @ k * scale) @ v"
 CAUSAL = "out = softmax[j](q @ k * 0.3 where j <= i) @ v"
 OTHERS = (
+    "out = softmax[j](q @ k * scale where j % 4 < 3) @ v",
     "out = softmax[j](q @ k * -0.3 where j <= i) @ v",
     "out = softmax[j](q @ k * scale where j < i) @ v",
     "out = softmax[j](q @ k * scale + 1.0 * (j - i)) @ v",
@@ -24,6 +25,7 @@ CASES = [
     (ALL, (2, 2, 7, 9, 5, 5), True),
     (ALL, (4, 1, 1, 33, 8, 8), True),
     (ALL, (4, 2, 3, 5, 8, 8), False),
+    ("out = softmax[j](q @ k * scale where j * 3 < M + 20) @ v", (2, 2, 7, 9, 5, 5), True),
     (ALL, (2, 2, 7, 9, 5, 6), False),
     (CAUSAL, (2, 1, 9, 9, 4, 4), True),
     (CAUSAL, (2, 2, 3, 9, 4, 4), False),
@@ -42,7 +44,7 @@ def test_dense_attention(text: str, sizes: tuple[int, ...], taken: bool, dtype: 
     v = torch.randn(2, key_heads, keys, value_width, generator=generator, dtype=dtype)
     plan = pattern.program.plan
     call = make_call(plan, q, k, v, {"scale": width**-0.5}, {})
-    assert (dense_output(plan.branches[0], call) is not None) == taken
+    assert (dense_output(plan, plan.branches[0], call) is not None) == taken
     out, lse = executor.execute(plan, call)
     expected, statistics = pattern.reference_with_lse(q, k, v)
     assert error(out, expected) <= tolerance(dtype, keys)

@@ -81,7 +81,7 @@ def test_patterns_round_what_attention_rounds(name: str, rounded: set[str], monk
         seen.update(rounded)
         return frozenset(rounded)
 
-    monkeypatch.setattr(array_structure, "kept_short", lambda x, y: x.dtype == y.dtype == torch.bfloat16)
+    monkeypatch.setattr(array_structure, "taken_as_held", lambda x, y, real: x.dtype == y.dtype)
     monkeypatch.setattr(steps, "rounded_arrays", forced)
     made = made_inputs(pattern.pattern, Shape(2, 4, 4, 33, 33, 16, 16), {}, dtype=torch.bfloat16, axes={"c": 24})
     leaves = [made.q, made.k, *([] if name == "mla" else [made.v]), *made.inputs.values()]
