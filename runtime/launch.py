@@ -64,7 +64,8 @@ def run_branch(
     if out.numel() == 0 or lse.numel() == 0:
         return out, lse
     widest = max(padded(width), padded(v.shape[-1]))
-    shape = INTERPRETED if interpreting() else tile_shape(widest, q.element_size(), kind_of(branch.domain))
+    itemsize = torch.float32.itemsize if plan.exact else q.element_size()
+    shape = INTERPRETED if interpreting() else tile_shape(widest, itemsize, kind_of(branch.domain))
     listed = program_list(plan, branch.domain, call, shape, processors(q))
     tensors = {"q": q, "k": call.k, "v": v, "o": out, "lse": lse, "part_out": lse, "part_lse": lse, "schedule": lse}
     if listed is not None:
@@ -74,7 +75,8 @@ def run_branch(
         tensors["schedule"] = listed.entries
     run = KernelCall(call, tensors, shape)
     tiles = len(listed.entries) if listed else run.tiles(branch.domain, rows, call.offset)
-    run.run(kernels, kernel, (tiles, batch * heads), SPLIT=listed is not None)
+    wide = {"PRECISION": "tf32x3"} if plan.exact else {}
+    run.run(kernels, kernel, (tiles, batch * heads), SPLIT=listed is not None, **wide)
     if listed is not None and len(listed.long_tiles):
         combine(kernels, listed, run)
     return out, lse

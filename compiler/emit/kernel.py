@@ -65,6 +65,7 @@ class StreamedKernel:
 
     def __init__(self, plan: Plan, branch: Branch, domain: Domain, name: str, extra: list[Node] | None = None) -> None:
         self.branch = branch
+        self.exact = plan.exact
         self.domain = domain
         self.name = name
         self.writer = Writer()
