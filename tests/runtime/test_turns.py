@@ -33,6 +33,7 @@ TURNS = [
     "hymba",
     "infini",
     "linear",
+    "lolcats",
     "mla",
     "retention",
     "rwkv7",
