@@ -214,7 +214,7 @@ def _steps(memory: Memory, frame: Frame, engine: Engine, stretch: Stretch, reade
             left = KINDS[type(step)].forward(step, reader.all_kept(frame), engine)
         else:
             assert isinstance(step, Carry | Recur)
-            left = memory.states.advance(step, frame, reader)
+            left = memory.states.advance(step, frame, reader, engine)
         names = [step.name] if isinstance(step, Compute) else KINDS[type(step)].names(step)
         made = dict(zip(names, left, strict=True))
         for name, tensor in made.items():

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 import attnc
-from attnc.runtime import decoding_launch
+from attnc.runtime import decoding_launch, prompted_states
 from attnc.runtime.decoding_cache import DecodingCache
 from attnc.runtime.kv_cache import Pages
 from attnc.runtime.tolerance import error, tolerance
-from tests.runtime.test_decoding import LENGTH, RAGGED, ROOM, Sequences, pages
+from tests.runtime.test_decoding import LENGTH, RAGGED, ROOM, Sequences, pages, pattern_of
 
 PROMPT = 13
 TURNS = [
@@ -124,6 +124,35 @@ def test_keys_are_shared_out(parts: int, heads: int, key_heads: int, monkeypatch
     found = [sequences.pattern.decode(cache=cache, **sequences.part(at, at + 1)) for at in (length - 2, length - 1)]
     expected = sequences.reference()[:, :, length - 2 :]
     assert error(torch.cat(found, 2), expected) <= tolerance(torch.float32, length)
+
+
+@pytest.mark.parametrize("name", ["retention", "gla", "linear", "half_and_half"])
+def test_prompts_of_states(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their reads by the chunked kernels, beside a state or not; pieces end inside of them."""
+    monkeypatch.setattr(prompted_states, "PIECE", 4)
+    sequences = Sequences.of(name)
+    cache = sequences.cache()
+    cache.backend = "triton"
+    found = sequences.decode(cache, [13, 1, 9, 1, 5])
+    assert error(found, sequences.reference()) <= tolerance(torch.float32, LENGTH)
+
+
+def test_a_state_that_is_forgotten_is_0() -> None:
+    pattern = pattern_of("gla")
+    q, k, v = torch.randn(3, 1, 2, 9, 8)
+    g = -torch.rand(1, 2, 9, 8)
+    g[:, :, 4] = g[:, :, 7, ::2] = -torch.inf
+    cache = pattern.cache(9)
+    cache.backend = "triton"
+    parts = [
+        pattern.decode(q[:, :, a:b], cache, k[:, :, a:b], v[:, :, a:b], g=g[:, :, a:b]) for a, b in ((0, 3), (3, 9))
+    ]
+    found = torch.cat(parts, 2)
+    assert found.isfinite().all()
+    memory = cache.memory
+    assert memory is not None
+    (state,) = memory.states.last.values()
+    assert state.isfinite().all()
 
 
 def test_a_full_cache_says_so() -> None:
