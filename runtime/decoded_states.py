@@ -14,9 +14,9 @@ from attnc.runtime.arrays import Frame
 from attnc.runtime.backward import Engine
 from attnc.runtime.carried import carry
 from attnc.runtime.carrying import CARRY, RECUR, decay_of, narrow, reach_of, with_ones
-from attnc.runtime.chunked_steps import carries
+from attnc.runtime.chunked_steps import carries, recurs
 from attnc.runtime.decoded_attention import Reader, with_arrays
-from attnc.runtime.prompted_states import carry_prompt
+from attnc.runtime.prompted_states import carry_prompt, recur_prompt
 from attnc.runtime.reaches import Reach
 from attnc.runtime.recurrent import recur
 
@@ -135,7 +135,10 @@ class States:
             out, state = recurrent.advance(query, key, value, decay, left, right, state)
             self.keep(step.name, state)
             return out.unsqueeze(2)
-        out, state = recur(*operands, offset=0, state=state)  # type: ignore[arg-type]
+        if self.on_kernels and state is None and recurs(operands, 0):
+            out, state = recur_prompt(operands, step.left == step.key, narrow(frame, step.query))
+        else:
+            out, state = recur(*operands, offset=0, state=state)  # type: ignore[arg-type]
         self.keep(step.name, state)
         return out
 

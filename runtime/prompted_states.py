@@ -1,4 +1,4 @@
-"""A prompt's part of a carried sum on generated kernels: its reads by the chunked ones, its state by products."""
+"""States of a prompt on generated kernels: reads by the chunked ones, the state that is left by products."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from attnc.dsl.diagnostics import InternalError
-from attnc.runtime.chunked_steps import carry_sums
+from attnc.runtime.chunked_steps import carry_sums, recur_reads
 from attnc.runtime.reaches import Reach, Shapes
 
 PIECE = 1024  # tokens whose operands are in float32 at a time
@@ -47,6 +47,36 @@ def carry_prompt(
                 before = before[:, :, -1:]
             out[:, :, start:stop] += read @ first
         now = now + written.mT @ values
+    return out, now
+
+
+def recur_prompt(operands: Sequence[Tensor | None], delta: bool, narrow: bool) -> tuple[Tensor, Tensor]:
+    """The reads (b, h, n, e) of a recurrence that begins, and the state behind its last token, in float32.
+
+    `operands`: query, key, value, decay, left and right, see `recurrent.recur`; `delta`: left is key. What a token
+    reads before its change is what its `right` reads after the token before, by the same kernels; then the state is
+    a sum.
+    """
+    query, key, value, decay, left, right = operands
+    if query is None or key is None or value is None or left is None or right is None:
+        raise InternalError("an operand of a recurrence is missing")
+    out = recur_reads(operands, 0, delta, narrow)
+    batch, heads, rows, width = out.shape
+    shapes = Shapes(batch, heads, rows, key.shape[2], key.shape[3], width, out.dtype)
+    later = torch.nn.functional.pad(right[:, :, 1:], (0, 0, 0, 1))
+    later = spread(later, shapes).expand(shapes.batch, shapes.heads, -1, -1)
+    found = recur_reads([later, *operands[1:]], 0, delta, narrow)
+    reads = torch.nn.functional.pad(found[:, :, :-1], (0, 0, 1, 0))
+    now = out.new_zeros(shapes.batch, shapes.heads, shapes.features, shapes.width)
+    for start in range(0, shapes.rows, PIECE):
+        stop = min(start + PIECE, shapes.rows)
+        changed, written, values = (spread(one[:, :, start:stop].float(), shapes) for one in (left, key, value))
+        if decay is not None:
+            steps = log_decays(decay, start, stop)
+            factor = spread(to_end(steps).exp().float(), shapes)
+            changed, written = changed * factor, written * factor
+            now = now * spread(steps.sum(2).exp().float(), shapes).unsqueeze(-1)
+        now = now + changed.mT @ reads[:, :, start:stop] + written.mT @ values
     return out, now
 
 

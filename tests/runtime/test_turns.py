@@ -126,7 +126,7 @@ def test_keys_are_shared_out(parts: int, heads: int, key_heads: int, monkeypatch
     assert error(torch.cat(found, 2), expected) <= tolerance(torch.float32, length)
 
 
-@pytest.mark.parametrize("name", ["retention", "gla", "linear", "half_and_half"])
+@pytest.mark.parametrize("name", ["retention", "gla", "linear", "half_and_half", "gated_delta", "rwkv7"])
 def test_prompts_of_states(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their reads by the chunked kernels, beside a state or not; pieces end inside of them."""
     monkeypatch.setattr(prompted_states, "PIECE", 4)
