@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from attnc.runtime.decoding import Memory
 
 
+CONSTANT = frozenset({"literal", "parameter", "size"})
+
+
 def refusal(memory: Memory, frame: Frame) -> str | None:
     """Why there are no turns for what is kept and such a token; None where there are."""
     if frame.real != torch.float32 or frame.axes:
@@ -223,7 +226,7 @@ class Turn:
             tokens = NewTokens(frame, self.stretch, self.trailing, self.trail, self.counter.now)
             tokens.known |= self.constants
             value = tokens.value(step.node)
-            self.constants |= {node: one for node, one in tokens.known.items() if node.op in ("literal", "parameter")}
+            self.constants |= {node: one for node, one in tokens.known.items() if node.op in CONSTANT}
             return {step.name: value}
         if isinstance(step, Attend | Extreme):
             return self.attend(step, frame, dtype)
