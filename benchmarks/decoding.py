@@ -197,8 +197,8 @@ def in_a_graph(decoding: Decoding) -> str:
         return "-"
     given = decoding.part(decoding.setting.last - 1, decoding.setting.last)
     memory = decoding.cache.memory
-    memory.counter.tokens.fill_(decoding.setting.context)  # type: ignore[union-attr]
-    memory.tokens = memory.counter.told = decoding.setting.context  # type: ignore[union-attr]
+    memory.tokens = decoding.setting.context
+    turn.counter.tokens.fill_(memory.tokens)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         decoding.decode(given)

@@ -16,7 +16,7 @@ from attnc.dsl.diagnostics import AttnError
 from attnc.dsl.terms import Pattern
 from attnc.runtime.arrays import Frame
 from attnc.runtime.binding import bind, flat, parameter_values
-from attnc.runtime.decoding import Memory, ahead, ragged_refusal, run, tokens_of
+from attnc.runtime.decoding import Memory, ragged_refusal, run, tokens_of
 from attnc.runtime.kernel_call import device_of
 from attnc.runtime.kv_cache import Pages
 from attnc.runtime.operator import Prepared, choose_engine, require, sizes_of
@@ -161,9 +161,8 @@ class DecodingCache:
         tensors = {**planned.frame.tensors, **given}
         with torch.no_grad(), device_of(q):
             replay = self._replay(planned, memory.turn, tensors)
-            ahead(memory)
             out = memory.turn.run(replace(planned.frame, tensors=tensors)) if replay is None else replay.run(tensors)
-            memory.counted()
+            memory.tokens += 1
         return out.to(q.dtype)
 
     def _replay(self, planned: Planned, turn: Turn, tensors: Mapping[str, Tensor]) -> Replay | None:

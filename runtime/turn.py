@@ -125,12 +125,10 @@ def listed(domain: Domain) -> bool:
 
 @dataclass
 class Counter:
-    """How many tokens each row has (b,), int64 on the device; `now`: before the current one. `told`: the host's count
-    when both agreed."""
+    """How many tokens each row has (b,), int64 on the device; `now`: before the current one."""
 
     tokens: Tensor
     now: Tensor
-    told: int
 
 
 class Turn:
