@@ -84,9 +84,14 @@ def operands(step: Attend, frame: Frame) -> dict[str, Tensor]:
     shared = max(k.shape[1], v.shape[1])
     q = spread(q, heads)
     k, v = spread(k, shared), spread(v, shared)
-    landmarks = any(name in frame.axes and frame.axes[name].kind == "segments" for name in (step.rows, step.keys))
-    element = max_dtype(q, k, v) if landmarks or frame.device.type != "cuda" else frame.tensors["q"].dtype
+    wide = landmarks(step, frame) or frame.device.type != "cuda"
+    element = max_dtype(q, k, v) if wide else frame.tensors["q"].dtype
     return {name: x.to(element).expand(batch, *x.shape[1:]) for name, x in (("q", q), ("k", k), ("v", v))}
+
+
+def landmarks(step: Attend, frame: Frame) -> bool:
+    """Whether a side is segments."""
+    return any(name in frame.axes and frame.axes[name].kind == "segments" for name in (step.rows, step.keys))
 
 
 def max_dtype(*tensors: Tensor) -> torch.dtype:

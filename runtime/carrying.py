@@ -189,8 +189,12 @@ def narrow(frame: Frame, query: str) -> bool:
     Not where the features are all products of elements (powers of a score): thousands of terms that cancel to a
     square near 0, by which a row may be divided, keep nothing of their 8 bits.
     """
-    expanded = frame.tensors[query].shape[-1] > EXPANDED * frame.sizes["d"]
-    return frame.tensors["q"].dtype == torch.bfloat16 and not expanded
+    return narrow_features(frame, frame.tensors[query].shape[-1])
+
+
+def narrow_features(frame: Frame, count: int) -> bool:
+    """`narrow`, of that many features."""
+    return frame.tensors["q"].dtype == torch.bfloat16 and count <= EXPANDED * frame.sizes["d"]
 
 
 def filled(outputs: Sequence[Tensor], cotangents: Sequence[Tensor | None]) -> list[Tensor]:

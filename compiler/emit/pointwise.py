@@ -1,0 +1,407 @@
+"""Kernels of values of rows: a program takes a tile of rows, reads every operand once and writes every result once.
+
+All values are two-dimensional: (rows, 1), (1, elements), (rows, elements), or a number. A vector over several
+segments is a list of tiles.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from attnc.compiler.emit.expressions import literal
+from attnc.compiler.emit.writer import Writer
+from attnc.compiler.fuse import Group, Operand, segments
+from attnc.compiler.ir import Node, walk
+from attnc.compiler.ops import OPS
+from attnc.compiler.row_gradients import COTANGENT, row_gradients
+from attnc.dsl.types import Base
+
+PRELUDE = """
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _floor_div(x, y):
+    return (x - _floor_mod(x, y)) // y
+
+
+@triton.jit
+def _floor_mod(x, y):
+    return (x % y + y) % y
+
+
+@triton.jit
+def _tanh(x):
+    return 1.0 - 2.0 / (tl.exp(2.0 * x) + 1.0)
+
+
+@triton.jit
+def _least(x, y):
+    return tl.minimum(x, y, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def _most(x, y):
+    return tl.maximum(x, y, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def _pow(x, y):
+    # Of a negative x where y is whole, as torch has it
+    y = tl.zeros([], tl.float32) + y
+    size = tl.exp2(tl.log2(tl.abs(x)) * y)
+    whole = tl.floor(y) == y
+    odd = tl.floor(y * 0.5) * 2.0 != y
+    signed = tl.where(odd, -size, size)
+    return tl.where(y == 0.0, 1.0, tl.where(x < 0.0, tl.where(whole, signed, float("nan")), size))
+
+
+@triton.jit
+def _load(pointers, row_ok, column_ok, EVEN: tl.constexpr):
+    if EVEN:
+        return tl.load(pointers, mask=row_ok, other=0)
+    else:
+        return tl.load(pointers, mask=row_ok & column_ok, other=0)
+
+
+@triton.jit
+def _store(pointers, value, row_ok, column_ok, EVEN: tl.constexpr):
+    if EVEN:
+        tl.store(pointers, value.to(pointers.dtype.element_ty), mask=row_ok)
+    else:
+        tl.store(pointers, value.to(pointers.dtype.element_ty), mask=row_ok & column_ok)
+
+
+@triton.jit
+def _sum(x, column_ok, EVEN: tl.constexpr):
+    if EVEN:
+        return tl.sum(x, 1, keep_dims=True)
+    else:
+        return tl.sum(tl.where(column_ok, x, 0.0), 1, keep_dims=True)
+
+
+@triton.jit
+def _max(x, column_ok, EVEN: tl.constexpr):
+    if EVEN:
+        return tl.max(x, 1, keep_dims=True)
+    else:
+        return tl.max(tl.where(column_ok, x, float("-inf")), 1, keep_dims=True)
+
+
+@triton.jit
+def _min(x, column_ok, EVEN: tl.constexpr):
+    if EVEN:
+        return tl.min(x, 1, keep_dims=True)
+    else:
+        return tl.min(tl.where(column_ok, x, float("inf")), 1, keep_dims=True)
+
+
+@triton.jit
+def _full(x, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    return tl.zeros([ROWS, COLUMNS], tl.float32) + x
+"""
+
+# Texts of their own where the op table's would lose a NaN, which arrays must show.
+TEXTS = {
+    "to_real": "({0} * 1.0)",
+    "relu": "tl.where({0} <= 0.0, 0.0, {0})",
+    "elu": "tl.where({0} > 0.0, {0}, tl.exp({0}) - 1.0)",
+    "minimum": "_least({0}, {1})",
+    "maximum": "_most({0}, {1})",
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """A tensor argument: its pointer's name, which of b, h, the sequence and a vector axis it has strides along."""
+
+    name: str
+    dims: str  # of "bhnf"
+    axis: str | None
+
+    @property
+    def arguments(self) -> list[str]:
+        return [self.name, *(f"{self.name}_s{dim}" for dim in self.dims)]
+
+
+@dataclass(frozen=True)
+class RowKernel:
+    """A kernel's text. `reads` and `writes`: its tensors in order; `segments`: axes, by the number of their tiles.
+
+    Arguments: pointers and strides of `reads` and `writes`; of each read with heads, how many rows' heads share one;
+    `numbers`; widths of the segments; N, OFFSET, H, TILES. Constants: BLOCK_R, and BLOCK_k, EVEN_k of each segment.
+    """
+
+    name: str
+    text: str
+    reads: tuple[Place, ...]
+    writes: tuple[Place, ...]
+    numbers: tuple[str, ...]
+    segments: tuple[str, ...]
+
+    @property
+    def constants(self) -> list[str]:
+        return constants(self.segments)
+
+
+def place_of(operand: Operand) -> Place:
+    """The tensor argument of an operand."""
+    axes = operand.node.type.axes
+    dims = "".join(dim for dim in "bh" if dim in operand.node.type.indices)
+    dims += "n" if operand.along is not None else ""
+    return Place(operand.name, dims + ("f" if axes else ""), axes[0] if axes else None)
+
+
+@dataclass
+class Emitter:
+    """Writes one kernel of a group."""
+
+    group: Group
+    writer: Writer = field(default_factory=Writer)
+    values: dict[Node, list[str]] = field(default_factory=dict)
+    order: list[str] = field(default_factory=list)  # of segments
+
+    def forward(self) -> RowKernel:
+        """The group's value."""
+        root = self.group.value
+        out = Place("out", self.dims(root), root.type.axes[0] if root.type.axes else None)
+        return self.kernel("rows", [root], [out], list(map(place_of, self.group.operands)))
+
+    def backward(self, wanted: Sequence[str]) -> RowKernel:
+        """Gradients of operands, those of `wanted` that get one: `d_` and the operand's name.
+
+        One that does not vary along the sequence is a sum for each tile: its place along n counts tiles.
+        """
+        root, made = self.group.value, row_gradients(self.group, wanted)
+        outs = []
+        for operand in self.group.operands:
+            if operand.name in made:
+                axis = next(iter(operand.node.type.axes), None)
+                outs.append(Place(f"d_{operand.name}", self.dims(root).replace("f", "") + "f" * bool(axis), axis))
+        cotangent = Place(COTANGENT, self.dims(root), root.type.axes[0] if root.type.axes else None)
+        roots = [made[out.name[2:]] for out in outs]
+        return self.kernel("row_gradients", roots, outs, [*map(place_of, self.group.operands), cotangent])
+
+    def dims(self, root: Node) -> str:
+        """The dimensions of a result."""
+        return "".join(dim for dim in "bh" if dim in self.group.indices) + "n" + "f" * bool(root.type.axes)
+
+    def kernel(self, name: str, roots: Sequence[Node], outs: Sequence[Place], places: Sequence[Place]) -> RowKernel:
+        """A kernel that writes `roots` to `outs`. Operands that no root reads are left out."""
+        nodes = list(walk(*roots))
+        names = {str(node.attribute) for node in nodes if node.op == "input"}
+        reads = [place for place in places if place.name in names]
+        axes = [node.type.axes[0] for node in nodes if node.type.axes]
+        axes += [str(node.attribute) for node in nodes if node.op == "size"]
+        axes += [out.axis for out in outs if out.axis]
+        self.order = list(dict.fromkeys(part for axis in axes for part in segments(axis)))
+        numbers = [
+            one for one, _ in self.group.numbers if any(n.attribute == one and n.op == "parameter" for n in nodes)
+        ]
+        body = Writer()
+        self.writer = body
+        by_name = {place.name: place for place in reads}
+        with body.block(self.head(name, reads, outs, numbers)):
+            self.position()
+            for node in nodes:
+                self.emit(node, by_name)
+            for root, out in zip(roots, outs, strict=True):
+                self.write(root, out)
+        text = body.text()
+        return RowKernel(name, f"@triton.jit\n{text}", tuple(reads), tuple(outs), tuple(numbers), tuple(self.order))
+
+    def head(self, name: str, reads: Sequence[Place], outs: Sequence[Place], numbers: Sequence[str]) -> str:
+        """The function's first lines."""
+        lines = [", ".join(place.arguments) for place in (*reads, *outs)]
+        groups = [f"{place.name}_group" for place in reads if "h" in place.dims]
+        widths = [f"W_{at}" for at in range(len(self.order))]
+        lines.append(", ".join([*groups, *numbers, *widths, "N", "OFFSET", "H", "TILES"]))
+        lines.append(", ".join(f"{one}: tl.constexpr" for one in constants(self.order)))
+        return f"def {name}(\n" + "".join(f"    {line},\n" for line in lines) + "):"
+
+    def position(self) -> None:
+        """Which rows, and which elements of every segment."""
+        write = self.writer.line
+        write("tile = tl.program_id(0) % TILES")
+        write("h = tl.program_id(0) // TILES % H")
+        write("b = tl.program_id(0) // TILES // H")
+        write("first = tile.to(tl.int64) * BLOCK_R")
+        write("r = tl.arange(0, BLOCK_R)[:, None]")
+        write("row_ok = first + r < N")
+        if any(node.op == "index" and node.attribute == self.group.along for node in walk(self.group.value)):
+            offset = " + OFFSET" if self.group.along == "i" else ""
+            write(f"position = tile * BLOCK_R + r{offset}")
+        for at in range(len(self.order)):
+            write(f"c_{at} = tl.arange(0, BLOCK_{at})[None, :]")
+            write(f"ok_{at} = c_{at} < W_{at}")
+
+    # Values
+
+    def tiles(self, axis: str) -> list[int]:
+        """The numbers of an axis's segments."""
+        return [self.order.index(part) for part in segments(axis)]
+
+    def emit(self, node: Node, places: dict[str, Place]) -> None:
+        """Name a node's value; what is a word already stays so."""
+        if node.op == "input":
+            texts = self.loads(node, places[str(node.attribute)])
+        elif node.op == "literal":
+            self.values[node] = [literal(node)]
+            return
+        elif node.op == "parameter":
+            name = str(node.attribute)
+            self.values[node] = [f"({name} != 0)" if node.type.base is Base.BOOL else name]
+            return
+        elif node.op == "size":
+            self.values[node] = ["(" + " + ".join(f"W_{at}" for at in self.tiles(str(node.attribute))) + ")"]
+            return
+        elif node.op == "index":
+            self.values[node] = [str(node.attribute) if node.attribute in ("b", "h") else "position"]
+            return
+        elif node.op == "detach":
+            self.values[node] = self.values[node.args[0]]
+            return
+        elif node.op == "part":
+            start = node.attribute
+            assert isinstance(start, int)
+            count = len(segments(node.type.axes[0])) if node.type.axes else 1
+            self.values[node] = self.values[node.args[0]][start : start + count]
+            return
+        elif node.op == "features":
+            self.values[node] = [text for arg in node.args for text in self.values[arg]]
+            return
+        elif node.op in ("sum", "max", "min"):
+            texts = [self.reduction(node)]
+        else:
+            texts = self.pointwise(node)
+        number = len(self.values)
+        mark = [""] if len(texts) == 1 else [f"_{at}" for at in range(len(texts))]
+        self.values[node] = [
+            self.writer.let(f"v{number}{end}", text, node.span) for end, text in zip(mark, texts, strict=True)
+        ]
+
+    def pointwise(self, node: Node) -> list[str]:
+        template = TEXTS.get(node.op) if node.type.base is Base.REAL else None
+        template = template or OPS[node.op].triton
+        assert template is not None
+        if node.op == "pow":
+            template = power(node)
+        count = len(segments(node.type.axes[0])) if node.type.axes else 1
+        texts = []
+        for at in range(count):
+            own = [self.values[arg] for arg in node.args]
+            texts.append(template.format(*(one[at if len(one) > 1 else 0] for one in own)))
+        return texts
+
+    def reduction(self, node: Node) -> str:
+        """Over all segments of an axis."""
+        body = node.args[0]
+        found = ""
+        for at, text in zip(self.tiles(body.type.axes[0]), self.values[body], strict=True):
+            part = f"_{node.op}({text}, ok_{at}, EVEN_{at})"
+            joined = {
+                "sum": f"{found} + {part}",
+                "max": f"tl.maximum({found}, {part})",
+                "min": f"tl.minimum({found}, {part})",
+            }
+            found = joined[node.op] if found else part
+        return found
+
+    # Memory
+
+    def pointer(self, place: Place, row: str) -> str:
+        """The address of a tile's first row. `row`: its place along the sequence."""
+        terms = [place.name]
+        if "b" in place.dims:
+            terms.append(f"b.to(tl.int64) * {place.name}_sb")
+        if "h" in place.dims:
+            head = (
+                "h" if place.name.startswith(("d_", "out")) or place.name == COTANGENT else f"h // {place.name}_group"
+            )
+            terms.append(f"({head}).to(tl.int64) * {place.name}_sh")
+        if "n" in place.dims:
+            terms.append(f"{row} * {place.name}_sn")
+        return " + ".join(terms)
+
+    def loads(self, node: Node, place: Place) -> list[str]:
+        """The tiles of an operand."""
+        operand = next((one for one in self.group.operands if one.name == place.name), None)
+        row = "(first + OFFSET)" if operand is not None and operand.moved else "first"
+        base = self.writer.let(f"{place.name}_at", self.pointer(place, row))
+        cast = {Base.REAL: ".to(tl.float32)", Base.INT: ".to(tl.int32)", Base.BOOL: " != 0"}[node.type.base]
+        if "n" in place.dims:
+            base += f" + r * {place.name}_sn"
+        if place.axis is None:
+            mask = ", mask=row_ok, other=0" if "n" in place.dims else ""
+            return [f"(tl.load({base}{mask}){cast})"]
+        texts, before = [], ""
+        for at in self.tiles(place.axis):
+            pointers = f"{base} + (c_{at}{before}) * {place.name}_sf"
+            if "n" in place.dims:
+                texts.append(f"(_load({pointers}, row_ok, ok_{at}, EVEN_{at}){cast})")
+            else:
+                texts.append(f"(tl.load({pointers}, mask=ok_{at}, other=0){cast})")
+            before += f" + W_{at}"
+        return texts
+
+    def write(self, root: Node, out: Place) -> None:
+        """Store a result: rows, or their sum where the operand is one for all."""
+        operand = next((one for one in self.group.operands if f"d_{one.name}" == out.name), None)
+        summed = operand is not None and operand.along is None
+        row = "tile" if summed else "(first + OFFSET)" if operand is not None and operand.moved else "first"
+        base = self.writer.let(f"{out.name}_at", self.pointer(out, row))
+        if not summed:
+            base += f" + r * {out.name}_sn"
+        texts, before = self.values[root], ""
+        tiles: Sequence[int | None] = self.tiles(out.axis) if out.axis else [None]
+        for place, at in enumerate(tiles):
+            text = texts[place if len(texts) > 1 else 0]
+            width = "1" if at is None else f"BLOCK_{at}"
+            value = f"_full({text}, BLOCK_R, {width})"
+            pointers = base if at is None else f"{base} + (c_{at}{before}) * {out.name}_sf"
+            if summed:
+                value = f"tl.sum(tl.where(row_ok, {value}, 0.0), 0, keep_dims=True)"
+                ok = "tl.full([1, 1], 1, tl.int1)" if at is None else f"ok_{at}"
+                self.writer.line(f"_store({pointers} + tl.zeros([1, {width}], tl.int32), {value}, {ok}, {ok}, True)")
+            elif at is None:
+                self.writer.line(f"_store({pointers}, {value}, row_ok, row_ok, True)")
+            else:
+                self.writer.line(f"_store({pointers}, {value}, row_ok, ok_{at}, EVEN_{at})")
+            before += "" if at is None else f" + W_{at}"
+
+
+def power(node: Node) -> str:
+    """A power: by products where the exponent is a small whole number."""
+    y = node.args[1]
+    if y.op == "literal" and y.attribute == 0:
+        return "({0} * 0.0 + 1.0)"
+    if y.op == "literal" and y.attribute in (1, 2, 3, 4):
+        return "(" + " * ".join(["{0}"] * int(y.attribute)) + ")"
+    if node.type.base is not Base.REAL:
+        raise TypeError("a power of ints has no text in a kernel of rows")
+    return "_pow({0}, {1})"
+
+
+def constants(order: Sequence[str]) -> list[str]:
+    """The constants of a kernel over these segments."""
+    return ["BLOCK_R", *(f"{what}_{at}" for at in range(len(order)) for what in ("BLOCK", "EVEN"))]
+
+
+def emit_rows(group: Group) -> RowKernel:
+    """The kernel of a group's value."""
+    return Emitter(group).forward()
+
+
+def emit_row_gradients(group: Group, wanted: Sequence[str]) -> RowKernel:
+    """The kernel of the gradients of some operands; none of its results where nothing flows."""
+    return Emitter(group).backward(wanted)
+
+
+def module(kernel: RowKernel) -> str:
+    """The module's text. It parses."""
+    text = f"{PRELUDE.lstrip()}\n\n{kernel.text}"
+    ast.parse(text)
+    return text

@@ -1,0 +1,382 @@
+"""Runs the generated kernels of values of rows (on a CPU under TRITON_INTERPRET=1)."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attnc.compiler.emit.pointwise import Place, RowKernel, emit_row_gradients, emit_rows, module
+from attnc.compiler.fuse import Group, Operand, segments
+from attnc.compiler.ir import walk
+from attnc.compiler.row_gradients import COTANGENT
+from attnc.runtime.arrays import Frame, is_index
+from attnc.runtime.cache import cached_module
+from attnc.runtime.kernel_call import device_of, interpreting
+from attnc.runtime.scalars import of_node
+from attnc.runtime.views import ALIGNMENT
+
+ELEMENTS = 4096  # of a tile
+MOST_ROWS = 128
+WIDEST = 2048  # elements of a row
+WARPS = 4
+INTERPRETED_ROWS = 16
+REMEMBERED = 256  # launches of a kernel
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Given:
+    """An operand's tensor with its strides and lengths along those of b, h, n (the sequence) and f that it has."""
+
+    tensor: Tensor
+    strides: Mapping[str, int]
+    lengths: Mapping[str, int]
+
+
+class Loaded:
+    """A kernel with its module and the launches that were prepared."""
+
+    def __init__(self, kernel: RowKernel) -> None:
+        self.kernel = kernel
+        text = module(kernel)
+        self.function = getattr(cached_module(text, lambda: text), kernel.name)
+        self.prepared: OrderedDict[tuple[object, ...], Launch | None] = OrderedDict()
+
+
+@lru_cache(maxsize=512)
+def forward_kernel(group: Group) -> Loaded:
+    """The kernel of a group's value."""
+    return Loaded(emit_rows(group))
+
+
+@lru_cache(maxsize=512)
+def backward_kernel(group: Group, wanted: tuple[str, ...]) -> Loaded:
+    """The kernel of the gradients of some of its operands."""
+    return Loaded(emit_row_gradients(group, wanted))
+
+
+@dataclass
+class Launch:
+    """A launch with all worked out but its tensors' addresses. `outs`: shape, dtype and whether to clear it first."""
+
+    function: Any
+    values: list[Any]
+    slots: list[int]
+    outs: list[tuple[list[int], torch.dtype, bool]]
+    grid: tuple[int, int, int]
+    constants: dict[str, Any]
+    compiled: Any = None
+    ordered: Sequence[str] = ()
+
+    def __call__(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """What the kernel writes."""
+        like = tensors[0]
+        made = [
+            torch.zeros(shape, dtype=dtype, device=like.device)
+            if clear
+            else torch.empty(shape, dtype=dtype, device=like.device)
+            for shape, dtype, clear in self.outs
+        ]
+        values = self.values.copy()
+        for slot, tensor in zip(self.slots, (*tensors, *made), strict=True):
+            values[slot] = tensor
+        with device_of(like):
+            if self.compiled is not None:
+                self.compiled[self.grid](*values, *(self.constants[name] for name in self.ordered))
+                return made
+            self.compiled = self.function[self.grid](*values, **self.constants, num_warps=WARPS)
+            if self.compiled is not None:  # the interpreter has none
+                self.ordered = self.function.arg_names[len(values) :]
+        return made
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A group in one call: its operands' tensors, and the lengths that all share."""
+
+    group: Group
+    frame: Frame
+    tensors: tuple[Tensor, ...]
+
+    def value(self, dtype: torch.dtype) -> Tensor | None:
+        """The group's value, laid out by its type; None where no kernel takes the call."""
+        loaded = forward_kernel(self.group)
+        key = (dtype, *self.key(self.tensors))
+        launch = loaded.prepared.get(key, loaded)
+        if launch is loaded:
+            launch = remember(loaded, key, self.prepared(loaded, self.tensors, None, dtype))
+        if launch is None:
+            return None
+        return launch(self.reads(loaded.kernel, None))[0]  # type: ignore[operator]
+
+    def shape(self) -> list[int] | None:
+        """Shape of the value; None where no kernel takes the call."""
+        layout = Layout.of(self.group, self.frame, self.tensors)
+        return None if layout is None else layout.shape()
+
+    def gradients(self, cotangent: Tensor, wanted: Mapping[str, torch.dtype]) -> dict[str, Tensor]:
+        """Gradients of operands by name, in their shapes (as laid out by type) and the given types."""
+        loaded = backward_kernel(self.group, tuple(wanted))
+        if not loaded.kernel.writes:
+            return {}
+        tensors = (*self.tensors, cotangent)
+        key = (*wanted.values(), *self.key(tensors))
+        launch = loaded.prepared.get(key, loaded)
+        if launch is loaded:
+            launch = remember(loaded, key, self.prepared(loaded, tensors, cotangent, torch.float32, wanted))
+        assert isinstance(launch, Launch)
+        made = launch(self.reads(loaded.kernel, cotangent))
+        found = {}
+        for place, tensor in zip(loaded.kernel.writes, made, strict=True):
+            name = place.name[2:]
+            operand = next(one for one in self.group.operands if one.name == name)
+            given = given_of(operand, self.tensors[self.group.operands.index(operand)], self.frame)
+            found[name] = gathered(tensor, place, operand, given, wanted[name])
+        return found
+
+    def key(self, tensors: Sequence[Tensor]) -> tuple[object, ...]:
+        """What a launch depends on."""
+        frame = self.frame
+        given = [(one.dtype, one.shape, one.stride(), one.data_ptr() % ALIGNMENT == 0) for one in tensors]
+        return (frame.device, *frame.sizes.values(), *frame.parameters.values(), *given)
+
+    def reads(self, kernel: RowKernel, cotangent: Tensor | None) -> list[Tensor]:
+        """The tensors that a kernel reads, in order."""
+        by_name = {operand.name: tensor for operand, tensor in zip(self.group.operands, self.tensors, strict=True)}
+        if cotangent is not None:
+            by_name[COTANGENT] = cotangent
+        return [by_name[place.name] for place in kernel.reads]
+
+    def prepared(
+        self,
+        loaded: Loaded,
+        tensors: Sequence[Tensor],
+        cotangent: Tensor | None,
+        dtype: torch.dtype,
+        wanted: Mapping[str, torch.dtype] | None = None,
+    ) -> Launch | None:
+        """A launch; None where no kernel takes the call."""
+        layout = Layout.of(self.group, self.frame, self.tensors)
+        if layout is None:
+            return None
+        kernel = loaded.kernel
+        given = dict(layout.given)
+        if cotangent is not None:
+            given[COTANGENT] = layout.cotangent(cotangent)
+        widths = [layout.widths.get(segment, 1) for segment in kernel.segments]
+        blocks = [1 << (max(width, 1) - 1).bit_length() for width in widths]
+        numbers = self.numbers(kernel)
+        if numbers is None or sum(blocks) > WIDEST:
+            return None
+        rows = max(1, min(MOST_ROWS if blocks else 1024, ELEMENTS // max(sum(blocks), 4)))
+        if interpreting():
+            rows = INTERPRETED_ROWS
+        tiles = -(-layout.rows // rows)
+        values: list[Any] = []
+        slots: list[int] = []
+        for place in kernel.reads:
+            slots.append(len(values))
+            values += [None, *(given[place.name].strides[dim] for dim in place.dims)]
+        outs = []
+        for place in kernel.writes:
+            shape, out_dtype, clear = self.out(place, layout, tiles, dtype, wanted)
+            outs.append((shape, out_dtype, clear))
+            slots.append(len(values))
+            values += [None, *contiguous_strides(shape)]
+        values += [
+            max(1, layout.heads // given[place.name].lengths["h"]) for place in kernel.reads if "h" in place.dims
+        ]
+        values += [*numbers, *widths, layout.rows, layout.offset, layout.heads, tiles]
+        constants: dict[str, Any] = {"BLOCK_R": rows}
+        for at, (block, width) in enumerate(zip(blocks, widths, strict=True)):
+            constants |= {f"BLOCK_{at}": block, f"EVEN_{at}": block == width}
+        grid = (tiles * layout.heads * layout.batch, 1, 1)
+        return Launch(loaded.function, values, slots, outs, grid, constants)
+
+    def out(
+        self, place: Place, layout: Layout, tiles: int, dtype: torch.dtype, wanted: Mapping[str, torch.dtype] | None
+    ) -> tuple[list[int], torch.dtype, bool]:
+        """Shape and type of a result, and whether the kernel leaves a part of it as it is."""
+        width = [sum(layout.widths[one] for one in segments(place.axis))] if place.axis else []
+        lead = [layout.batch] * ("b" in place.dims) + [layout.heads] * ("h" in place.dims)
+        if wanted is None:
+            return [*lead, layout.rows, *width], dtype, False
+        name = place.name[2:]
+        operand = next(one for one in self.group.operands if one.name == name)
+        lengths = layout.given[name].lengths
+        if operand.along is None:
+            return [*lead, tiles, *width], torch.float32, False
+        direct = all(lengths.get(dim, 1) == full for dim, full in (("b", layout.batch), ("h", layout.heads)))
+        long = lengths["n"] if lengths["n"] != 1 else layout.rows + (layout.offset if operand.moved else 0)
+        whole = lengths["n"] != 1 or long == 1
+        return [*lead, long, *width], wanted[name] if direct and whole else torch.float32, long != layout.rows
+
+    def numbers(self, kernel: RowKernel) -> list[Any] | None:
+        """What the host works out; None where it can't."""
+        frame = self.frame
+        nodes = dict(self.group.numbers)
+        sizes = {**frame.sizes, **{name: frame.length(name) for name in frame.axes}, **frame.totals}
+        found = [of_node(nodes[name], frame.parameters, sizes) for name in kernel.numbers]
+        if any(one is None or (isinstance(one, int) and abs(one) >= 2**31) for one in found):
+            return None
+        return [int(one) if isinstance(one, bool) else one for one in found]
+
+
+def remember(loaded: Loaded, key: tuple[object, ...], launch: Launch | None) -> Launch | None:
+    """Keeps a launch for calls to come."""
+    loaded.prepared[key] = launch
+    if len(loaded.prepared) > REMEMBERED:
+        loaded.prepared.popitem(last=False)
+    return launch
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The lengths of a call that all operands fit."""
+
+    group: Group
+    given: Mapping[str, Given]
+    batch: int
+    heads: int
+    rows: int
+    offset: int
+    widths: Mapping[str, int]
+
+    @staticmethod
+    def of(group: Group, frame: Frame, tensors: Sequence[Tensor]) -> Layout | None:
+        """None where an operand does not fit, or there is nothing to do."""
+        given = {
+            operand.name: given_of(operand, tensor, frame)
+            for operand, tensor in zip(group.operands, tensors, strict=True)
+        }
+        lengths = {dim: [one.lengths[dim] for one in given.values() if dim in one.lengths] for dim in "bh"}
+        if reads_index(group, "h"):
+            lengths["h"].append(frame.sizes["h"])
+        if reads_index(group, "b"):
+            lengths["b"].append(frame.sizes["b"])
+        batch, heads = (max(lengths[dim], default=1) for dim in "bh")
+        rows, offset = frame.length(group.along), frame.offset if group.along == "i" else 0
+        fits = all(one in (1, batch) for one in lengths["b"]) and all(heads % max(one, 1) == 0 for one in lengths["h"])
+        for operand in group.operands:
+            one = given[operand.name]
+            needed = rows + (offset if operand.moved else 0)
+            fits = fits and one.lengths.get("n", 1) in (1, needed)
+            fits = fits and (one.tensor.dtype in FLOATS or not one.tensor.is_floating_point())
+            fits = fits and one.tensor.device == frame.device
+        if group.along in frame.axes:
+            fits = fits and frame.axis(group.along).first == 0
+        widths = widths_of(group, given, frame)
+        if not fits or widths is None or not batch * heads * rows or 0 in widths.values():
+            return None
+        return Layout(group, given, batch, heads, rows, offset, widths)
+
+    def shape(self) -> list[int]:
+        """Shape of the group's value."""
+        dims = {"b": self.batch, "h": self.heads}
+        axes = self.group.root.type.axes
+        lead = [dims.get(name, self.rows) for name in self.group.indices]
+        return [*lead, *([sum(self.widths[one] for one in segments(axes[0]))] if axes else [])]
+
+    def cotangent(self, tensor: Tensor) -> Given:
+        """The cotangent of the value, in its layout."""
+        names = ["n" if name not in ("b", "h") else name for name in self.group.indices]
+        names += ["f"] if self.group.root.type.axes else []
+        strides = {
+            name: 0 if n == 1 else step for name, n, step in zip(names, tensor.shape, tensor.stride(), strict=True)
+        }
+        return Given(tensor, strides, dict(zip(names, tensor.shape, strict=True)) | {"h": self.heads})
+
+
+@lru_cache(maxsize=1024)
+def reads_index(group: Group, name: str) -> bool:
+    """Whether a group's value counts by an index."""
+    return any(node.op == "index" and node.attribute == name for node in walk(group.value))
+
+
+def given_of(operand: Operand, tensor: Tensor, frame: Frame) -> Given:
+    """An operand's tensor as a kernel reads it. Inputs come as the call has them, others as their type lays out."""
+    node = operand.node
+    names = [*node.type.ordered_indices(), *node.type.axes]
+    if node.op == "input":
+        declared = list(frame.layouts[str(node.attribute)])
+        for place in reversed(range(len(declared))):
+            if declared[place] == "1" and any(is_index(axis, frame) for axis in declared[place:]):
+                tensor = tensor.select(place, 0)
+                del declared[place]
+        tensor = tensor.permute([declared.index(name) for name in names])
+    dims = [name if name in ("b", "h") else "f" if name in node.type.axes else "n" for name in names]
+    strides = {dim: 0 if n == 1 else step for dim, n, step in zip(dims, tensor.shape, tensor.stride(), strict=True)}
+    return Given(tensor, strides, dict(zip(dims, tensor.shape, strict=True)))
+
+
+def widths_of(group: Group, given: Mapping[str, Given], frame: Frame) -> dict[str, int] | None:
+    """Length of every segment; None where an operand has another."""
+    found: dict[str, int] = {"1": 1}
+    for operand in group.operands:
+        if operand.node.type.axes:
+            parts = segments(operand.node.type.axes[0])
+            if len(parts) == 1:
+                length = given[operand.name].lengths["f"]
+                if found.setdefault(parts[0], length) != length:
+                    return None
+    for axis in axes_of(group):
+        for part in segments(axis):
+            if part not in found:
+                if any(sign in part for sign in "(*^"):
+                    return None
+                found[part] = frame.length(part)
+    for operand in group.operands:
+        if operand.node.type.axes:
+            whole = sum(found[part] for part in segments(operand.node.type.axes[0]))
+            if whole != given[operand.name].lengths["f"]:
+                return None
+    return found
+
+
+@lru_cache(maxsize=1024)
+def axes_of(group: Group) -> tuple[str, ...]:
+    """The vector axes of a group."""
+    nodes = list(walk(group.value))
+    axes = [axis for node in nodes for axis in node.type.axes]
+    axes += [str(node.attribute) for node in nodes if node.op == "size"]
+    return tuple(dict.fromkeys(axes))
+
+
+def contiguous_strides(shape: Sequence[int]) -> list[int]:
+    """Strides of a new tensor."""
+    strides, step = [], 1
+    for length in reversed(shape):
+        strides.append(step)
+        step *= max(length, 1)
+    return strides[::-1]
+
+
+def gathered(found: Tensor, place: Place, operand: Operand, given: Given, dtype: torch.dtype) -> Tensor:
+    """What a kernel wrote as the gradient of an operand: summed over what it is one for, in its own layout.
+
+    `found` has the dimensions `place.dims`; the result those of the operand's type.
+    """
+    dims, lengths = list(place.dims), given.lengths
+    for dim in "bhn":
+        if dim not in dims:
+            continue
+        at = dims.index(dim)
+        if dim not in lengths:
+            found = found.sum(at)
+            dims.pop(at)
+        elif lengths[dim] != found.shape[at]:
+            groups = found.unflatten(at, (lengths[dim], -1))
+            found = groups.sum(at + 1)
+    node = operand.node
+    names = [
+        name if name in ("b", "h") else "f" if name in node.type.axes else "n"
+        for name in (*node.type.ordered_indices(), *node.type.axes)
+    ]
+    assert names == dims
+    return found.to(dtype)
