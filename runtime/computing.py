@@ -8,17 +8,21 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from attnc.compiler.composition import Composition, Compute
-from attnc.compiler.fuse import Group, Operand, groups, segments
+from attnc.compiler.fuse import Group, Operand, groups
 from attnc.compiler.ir import Node
 from attnc.dsl.types import Base
 from attnc.runtime.arrays import Arrays, Frame
 from attnc.runtime.backward import Engine, recording
 from attnc.runtime.consumers import consumers_of
+
+if TYPE_CHECKING:
+    from attnc.runtime.launch_pointwise import Rows
 
 Add = Callable[[str, Tensor], None]
 
@@ -28,7 +32,8 @@ def compute(composition: Composition, step: Compute, frame: Frame, engine: Engin
     arrays = Arrays(frame)
     if engine is not None:
         for group in fused(step.node, frame, engine):
-            made = rows_of(group, frame, arrays).value(dtype_of(composition, step, group, frame))
+            rows = rows_of(group, frame, arrays)
+            made = rows.value(dtype_of(composition, step, rows))
             if made is not None:
                 arrays.known[group.root] = made
     return arrays.value(step.node)
@@ -39,9 +44,9 @@ def fused(root: Node, frame: Frame, engine: Engine) -> tuple[Group, ...]:
     return groups(root) if engine.chunked and frame.real == torch.float32 else ()
 
 
-def rows_of(group: Group, frame: Frame, arrays: Arrays):  # type: ignore[no-untyped-def]  # its module brings triton
+def rows_of(group: Group, frame: Frame, arrays: Arrays) -> Rows:
     """A group with its operands, those made by torch without history."""
-    from attnc.runtime.launch_pointwise import Rows
+    from attnc.runtime.launch_pointwise import Rows  # late: it brings triton
 
     return Rows(group, frame, tuple(operand_of(one, frame, arrays).detach() for one in group.operands))
 
@@ -53,22 +58,12 @@ def operand_of(operand: Operand, frame: Frame, arrays: Arrays) -> Tensor:
     return arrays.value(operand.node)
 
 
-def dtype_of(composition: Composition, step: Compute, group: Group, frame: Frame) -> torch.dtype:
+def dtype_of(composition: Composition, step: Compute, rows: Rows) -> torch.dtype:
     """What a group's value is kept in."""
-    if group.root is not step.node:
-        return frame.real
-    axes = group.root.type.axes
-    width = sum(length_of(part, group, frame) for part in segments(axes[0])) if axes else 1
-    return consumers_of(composition).dtype(step.name, frame, width)
-
-
-def length_of(segment: str, group: Group, frame: Frame) -> int:
-    """Length of a segment of a vector axis."""
-    for operand in group.operands:
-        if operand.node.op == "input" and operand.node.type.axes == (segment,):
-            name = str(operand.node.attribute)
-            return frame.tensors[name].shape[frame.layouts[name].index(segment)]
-    return frame.length(segment)
+    shape = rows.shape() if rows.group.root is step.node else None
+    if shape is None:
+        return rows.frame.real
+    return consumers_of(composition).dtype(step.name, rows.frame, shape[-1])
 
 
 @dataclass
@@ -84,7 +79,7 @@ class Replay:
     engine: Engine
     wanted: Collection[str]
     leaves: dict[str, Tensor] = field(default_factory=dict)
-    done: list[tuple[Group, object]] = field(default_factory=list)
+    done: list[tuple[Group, Rows]] = field(default_factory=list)
 
     def run(self, needed: bool) -> Tensor:
         """The step's array; where it is not `needed`, perhaps a stand-in of its shape and type."""
@@ -103,7 +98,7 @@ class Replay:
         """One kernel; what it leaves is a leaf to torch."""
         rows = rows_of(group, self.frame, self.arrays)
         last = group.root is self.step.node
-        dtype = dtype_of(self.composition, self.step, group, self.frame)
+        dtype = dtype_of(self.composition, self.step, rows)
         shape = None if needed or not last else rows.shape()
         made = rows.value(dtype) if shape is None else rows.tensors[0].new_zeros((), dtype=dtype).expand(shape)
         if made is None:
@@ -121,7 +116,7 @@ class Replay:
             if given is None:
                 continue
             types = {one.name: kind for one in group.operands if (kind := self.kind(one)) is not None}
-            found = rows.gradients(given, types) if types else {}  # type: ignore[attr-defined]
+            found = rows.gradients(given, types) if types else {}
             for operand in group.operands:
                 gradient = found.get(operand.name)
                 if gradient is None:

@@ -23,6 +23,7 @@ from attnc.runtime.views import ALIGNMENT
 
 ELEMENTS = 4096  # of a tile
 MOST_ROWS = 128
+MOST_SCALARS = 1024  # rows of a tile where no value is a vector
 WIDEST = 2048  # elements of a row
 WARPS = 4
 INTERPRETED_ROWS = 16
@@ -174,9 +175,7 @@ class Rows:
         numbers = self.numbers(kernel)
         if numbers is None or sum(blocks) > WIDEST:
             return None
-        rows = max(1, min(MOST_ROWS if blocks else 1024, ELEMENTS // max(sum(blocks), 4)))
-        if interpreting():
-            rows = INTERPRETED_ROWS
+        rows = INTERPRETED_ROWS if interpreting() else rows_of_tile(blocks)
         tiles = -(-layout.rows // rows)
         values: list[Any] = []
         slots: list[int] = []
@@ -226,6 +225,12 @@ class Rows:
         if any(one is None or (isinstance(one, int) and abs(one) >= 2**31) for one in found):
             return None
         return [int(one) if isinstance(one, bool) else one for one in found]
+
+
+def rows_of_tile(blocks: Sequence[int]) -> int:
+    """How many rows a program takes, a power of two."""
+    most = max(1, min(MOST_ROWS if blocks else MOST_SCALARS, ELEMENTS // max(sum(blocks), 1)))
+    return 1 << (most.bit_length() - 1)
 
 
 def remember(loaded: Loaded, key: tuple[object, ...], launch: Launch | None) -> Launch | None:

@@ -1,7 +1,6 @@
 """Kernels of values of rows: a program takes a tile of rows, reads every operand once and writes every result once.
 
-All values are two-dimensional: (rows, 1), (1, elements), (rows, elements), or a number. A vector over several
-segments is a list of tiles.
+A value is a number, (rows), (1, elements) or (rows, elements). A vector over several segments is a list of tiles.
 """
 
 from __future__ import annotations
@@ -78,30 +77,35 @@ def _store(pointers, value, row_ok, column_ok, EVEN: tl.constexpr):
 @triton.jit
 def _sum(x, column_ok, EVEN: tl.constexpr):
     if EVEN:
-        return tl.sum(x, 1, keep_dims=True)
+        return tl.sum(x, 1)
     else:
-        return tl.sum(tl.where(column_ok, x, 0.0), 1, keep_dims=True)
+        return tl.sum(tl.where(column_ok, x, 0.0), 1)
 
 
 @triton.jit
 def _max(x, column_ok, EVEN: tl.constexpr):
     if EVEN:
-        return tl.max(x, 1, keep_dims=True)
+        return tl.max(x, 1)
     else:
-        return tl.max(tl.where(column_ok, x, float("-inf")), 1, keep_dims=True)
+        return tl.max(tl.where(column_ok, x, float("-inf")), 1)
 
 
 @triton.jit
 def _min(x, column_ok, EVEN: tl.constexpr):
     if EVEN:
-        return tl.min(x, 1, keep_dims=True)
+        return tl.min(x, 1)
     else:
-        return tl.min(tl.where(column_ok, x, float("inf")), 1, keep_dims=True)
+        return tl.min(tl.where(column_ok, x, float("inf")), 1)
 
 
 @triton.jit
 def _full(x, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     return tl.zeros([ROWS, COLUMNS], tl.float32) + x
+
+
+@triton.jit
+def _each(x, ROWS: tl.constexpr):
+    return tl.zeros([ROWS], tl.float32) + x
 """
 
 # Texts of their own where the op table's would lose a NaN, which arrays must show.
@@ -163,6 +167,7 @@ class Emitter:
     writer: Writer = field(default_factory=Writer)
     values: dict[Node, list[str]] = field(default_factory=dict)
     order: list[str] = field(default_factory=list)  # of segments
+    flat: dict[Node, bool] = field(default_factory=dict)
 
     def forward(self) -> RowKernel:
         """The group's value."""
@@ -229,8 +234,10 @@ class Emitter:
         write("h = tl.program_id(0) // TILES % H")
         write("b = tl.program_id(0) // TILES // H")
         write("first = tile.to(tl.int64) * BLOCK_R")
-        write("r = tl.arange(0, BLOCK_R)[:, None]")
+        write("r = tl.arange(0, BLOCK_R)")
         write("row_ok = first + r < N")
+        if self.order:
+            write("rows, rows_ok = r[:, None], row_ok[:, None]")
         if any(node.op == "index" and node.attribute == self.group.along for node in walk(self.group.value)):
             offset = " + OFFSET" if self.group.along == "i" else ""
             write(f"position = tile * BLOCK_R + r{offset}")
@@ -248,53 +255,61 @@ class Emitter:
         """Name a node's value; what is a word already stays so."""
         if node.op == "input":
             texts = self.loads(node, places[str(node.attribute)])
-        elif node.op == "literal":
-            self.values[node] = [literal(node)]
-            return
-        elif node.op == "parameter":
-            name = str(node.attribute)
-            self.values[node] = [f"({name} != 0)" if node.type.base is Base.BOOL else name]
-            return
-        elif node.op == "size":
-            self.values[node] = ["(" + " + ".join(f"W_{at}" for at in self.tiles(str(node.attribute))) + ")"]
-            return
-        elif node.op == "index":
-            self.values[node] = [str(node.attribute) if node.attribute in ("b", "h") else "position"]
-            return
-        elif node.op == "detach":
-            self.values[node] = self.values[node.args[0]]
-            return
-        elif node.op == "part":
-            start = node.attribute
-            assert isinstance(start, int)
-            count = len(segments(node.type.axes[0])) if node.type.axes else 1
-            self.values[node] = self.values[node.args[0]][start : start + count]
-            return
-        elif node.op == "features":
-            self.values[node] = [text for arg in node.args for text in self.values[arg]]
-            return
         elif node.op in ("sum", "max", "min"):
             texts = [self.reduction(node)]
-        else:
+        elif node.op == "part" and not node.type.axes:
+            texts = [f"tl.sum({self.values[node.args[0]][first_segment(node)]}, 1)"]
+        elif OPS[node.op].pointwise:
             texts = self.pointwise(node)
+        else:
+            self.values[node] = self.words(node)
+            return
         number = len(self.values)
         mark = [""] if len(texts) == 1 else [f"_{at}" for at in range(len(texts))]
         self.values[node] = [
             self.writer.let(f"v{number}{end}", text, node.span) for end, text in zip(mark, texts, strict=True)
         ]
 
+    def words(self, node: Node) -> list[str]:
+        """The texts of a node that computes nothing."""
+        name = str(node.attribute)
+        if node.op == "literal":
+            return [literal(node)]
+        if node.op == "parameter":
+            return [f"({name} != 0)" if node.type.base is Base.BOOL else name]
+        if node.op == "size":
+            return ["(" + " + ".join(f"W_{at}" for at in self.tiles(name)) + ")"]
+        if node.op == "index":
+            return [name if name in ("b", "h") else "position"]
+        if node.op == "detach":
+            return self.values[node.args[0]]
+        if node.op == "part":
+            start, (axis,) = first_segment(node), node.type.axes
+            return self.values[node.args[0]][start : start + len(segments(axis))]
+        if node.op == "features":
+            return [text for arg in node.args for text in self.across(arg)]
+        raise TypeError(f"{node.op} has no text in a kernel of rows")
+
+    def across(self, node: Node) -> list[str]:
+        """A node's texts beside vectors: one of a row is the same for all elements."""
+        texts = self.values[node]
+        return [f"{texts[0]}[:, None]"] if self.is_flat(node) else texts
+
+    def is_flat(self, node: Node) -> bool:
+        """Whether a value has one dimension, of rows."""
+        if node not in self.flat:
+            varies = any(self.is_flat(arg) for arg in node.args) or node.op in ("sum", "max", "min", "part")
+            varies = varies or (node.op in ("input", "index") and self.group.along in node.type.indices)
+            self.flat[node] = varies and not node.type.axes
+        return self.flat[node]
+
     def pointwise(self, node: Node) -> list[str]:
         template = TEXTS.get(node.op) if node.type.base is Base.REAL else None
-        template = template or OPS[node.op].triton
+        template = power(node) if node.op == "pow" else template or OPS[node.op].triton
         assert template is not None
-        if node.op == "pow":
-            template = power(node)
+        own = [self.across(arg) if node.type.axes else self.values[arg] for arg in node.args]
         count = len(segments(node.type.axes[0])) if node.type.axes else 1
-        texts = []
-        for at in range(count):
-            own = [self.values[arg] for arg in node.args]
-            texts.append(template.format(*(one[at if len(one) > 1 else 0] for one in own)))
-        return texts
+        return [template.format(*(one[at if len(one) > 1 else 0] for one in own)) for at in range(count)]
 
     def reduction(self, node: Node) -> str:
         """Over all segments of an axis."""
@@ -332,18 +347,20 @@ class Emitter:
         row = "(first + OFFSET)" if operand is not None and operand.moved else "first"
         base = self.writer.let(f"{place.name}_at", self.pointer(place, row))
         cast = {Base.REAL: ".to(tl.float32)", Base.INT: ".to(tl.int32)", Base.BOOL: " != 0"}[node.type.base]
-        if "n" in place.dims:
-            base += f" + r * {place.name}_sn"
+        of_rows = "n" in place.dims
         if place.axis is None:
-            mask = ", mask=row_ok, other=0" if "n" in place.dims else ""
-            return [f"(tl.load({base}{mask}){cast})"]
+            return [
+                f"(tl.load({base} + r * {place.name}_sn, mask=row_ok, other=0){cast})"
+                if of_rows
+                else f"(tl.load({base}){cast})"
+            ]
         texts, before = [], ""
         for at in self.tiles(place.axis):
-            pointers = f"{base} + (c_{at}{before}) * {place.name}_sf"
-            if "n" in place.dims:
-                texts.append(f"(_load({pointers}, row_ok, ok_{at}, EVEN_{at}){cast})")
+            column = f"(c_{at}{before}) * {place.name}_sf"
+            if of_rows:
+                texts.append(f"(_load({base} + rows * {place.name}_sn + {column}, rows_ok, ok_{at}, EVEN_{at}){cast})")
             else:
-                texts.append(f"(tl.load({pointers}, mask=ok_{at}, other=0){cast})")
+                texts.append(f"(tl.load({base} + {column}, mask=ok_{at}, other=0){cast})")
             before += f" + W_{at}"
         return texts
 
@@ -353,24 +370,30 @@ class Emitter:
         summed = operand is not None and operand.along is None
         row = "tile" if summed else "(first + OFFSET)" if operand is not None and operand.moved else "first"
         base = self.writer.let(f"{out.name}_at", self.pointer(out, row))
-        if not summed:
-            base += f" + r * {out.name}_sn"
-        texts, before = self.values[root], ""
-        tiles: Sequence[int | None] = self.tiles(out.axis) if out.axis else [None]
-        for place, at in enumerate(tiles):
-            text = texts[place if len(texts) > 1 else 0]
-            width = "1" if at is None else f"BLOCK_{at}"
-            value = f"_full({text}, BLOCK_R, {width})"
-            pointers = base if at is None else f"{base} + (c_{at}{before}) * {out.name}_sf"
+        write = self.writer.line
+        if out.axis is None:
+            value = f"_each({self.values[root][0]}, BLOCK_R)"
             if summed:
-                value = f"tl.sum(tl.where(row_ok, {value}, 0.0), 0, keep_dims=True)"
-                ok = "tl.full([1, 1], 1, tl.int1)" if at is None else f"ok_{at}"
-                self.writer.line(f"_store({pointers} + tl.zeros([1, {width}], tl.int32), {value}, {ok}, {ok}, True)")
-            elif at is None:
-                self.writer.line(f"_store({pointers}, {value}, row_ok, row_ok, True)")
+                write(f"tl.store({base}, tl.sum(tl.where(row_ok, {value}, 0.0), 0))")
             else:
-                self.writer.line(f"_store({pointers}, {value}, row_ok, ok_{at}, EVEN_{at})")
-            before += "" if at is None else f" + W_{at}"
+                write(f"_store({base} + r * {out.name}_sn, {value}, row_ok, row_ok, True)")
+            return
+        texts, before = self.across(root), ""
+        for place, at in enumerate(self.tiles(out.axis)):
+            value = f"_full({texts[place if len(texts) > 1 else 0]}, BLOCK_R, BLOCK_{at})"
+            column = f"(c_{at}{before}) * {out.name}_sf"
+            if summed:
+                total = f"tl.sum(tl.where(rows_ok, {value}, 0.0), 0, keep_dims=True)"
+                write(f"_store({base} + {column}, {total}, ok_{at}, ok_{at}, True)")
+            else:
+                write(f"_store({base} + rows * {out.name}_sn + {column}, {value}, rows_ok, ok_{at}, EVEN_{at})")
+            before += f" + W_{at}"
+
+
+def first_segment(node: Node) -> int:
+    """Where a part begins."""
+    assert isinstance(node.attribute, int)
+    return node.attribute
 
 
 def power(node: Node) -> str:
