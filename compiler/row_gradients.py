@@ -11,13 +11,15 @@ from attnc.compiler.ir import Graph, Node, walk
 from attnc.dsl.types import Base
 
 COTANGENT = "g"
+HELD = "p_"  # and an operand's name: what its gradient is added to
 
 
-def row_gradients(group: Group, wanted: Collection[str]) -> dict[str, Node]:
+def row_gradients(group: Group, wanted: Collection[str], held: Collection[str] = ()) -> dict[str, Node]:
     """What a row adds to the gradient of each wanted operand, by name; absent where nothing flows.
 
-    Reads the group's own leaves and the cotangent of its value, an input `g` of the value's type. A result may lack
-    the operand's axis: it is then the same for all its elements.
+    Reads the group's own leaves and the cotangent of its value, an input `g` of the value's type. To operands in `held`
+    there is a part of the gradient already, an input `p_` and its name. A result may lack the operand's axis: it is
+    then the same for all its elements.
     """
     graph = group.graph
     carries = flowing(group.value, wanted)
@@ -30,14 +32,16 @@ def row_gradients(group: Group, wanted: Collection[str]) -> dict[str, Node]:
         if adjoint is None:
             continue
         if node.op == "input":
-            found[str(node.attribute)] = adjoint
+            name = str(node.attribute)
+            before = graph.make("input", type=node.type, attribute=HELD + name)
+            found[name] = graph.make("add", adjoint, before) if name in held else adjoint
             continue
         for arg, part in zip(node.args, parts(graph, node, adjoint), strict=True):
             if part is None or not carries[arg]:
                 continue
             part = fitted(graph, part, node, arg)
-            held = adjoints.get(arg)
-            adjoints[arg] = part if held is None else graph.make("add", held, part)
+            sofar = adjoints.get(arg)
+            adjoints[arg] = part if sofar is None else graph.make("add", sofar, part)
     return found
 
 

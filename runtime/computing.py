@@ -106,8 +106,11 @@ class Replay:
         self.arrays.known[group.root] = made if last else made.requires_grad_()
         self.done.append((group, rows))
 
-    def back(self, cotangent: Tensor, add: Add) -> None:
-        """Gives `add` the gradients of the wanted arrays, by name, in their shapes."""
+    def back(self, cotangent: Tensor, sofar: dict[str, Tensor], add: Add) -> None:
+        """Gives `add` the gradients of the wanted arrays, by name, in their shapes.
+
+        `sofar`: what they have already; kernels take it from there and give the sum.
+        """
         pending = {self.step.node: cotangent}
         if not any(group.root is self.step.node for group, _ in self.done):
             self.torch(self.out, pending.pop(self.step.node), pending, add)
@@ -116,7 +119,8 @@ class Replay:
             if given is None:
                 continue
             types = {one.name: kind for one in group.operands if (kind := self.kind(one)) is not None}
-            found = rows.gradients(given, types) if types else {}
+            held = self.held(group, types, sofar)
+            found = rows.gradients(given, types, held) if types else {}
             for operand in group.operands:
                 gradient = found.get(operand.name)
                 if gradient is None:
@@ -126,6 +130,19 @@ class Replay:
                     add(name, declared(gradient, operand, self.frame))
                 else:
                     self.torch(self.arrays.value(operand.node), gradient, pending, add)
+
+    def held(self, group: Group, types: Collection[str], sofar: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Takes from `sofar` what is there of a group's operands, laid out by type."""
+        found: dict[str, Tensor] = {}
+        for operand in group.operands:
+            node = operand.node
+            if node.op == "input" and operand.name in types and node.attribute in sofar:
+                layout = list(self.frame.layouts[str(node.attribute)])
+                names = [*node.type.ordered_indices(), *node.type.axes]
+                if sorted(layout) == sorted(names):
+                    gradient = sofar.pop(str(node.attribute))
+                    found[operand.name] = gradient.permute([layout.index(name) for name in names])
+        return found
 
     def kind(self, operand: Operand) -> torch.dtype | None:
         """What an operand's gradient is worth in; None where none is wanted."""

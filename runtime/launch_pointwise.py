@@ -13,8 +13,8 @@ from torch import Tensor
 
 from attnc.compiler.emit.pointwise import Place, RowKernel, emit_row_gradients, emit_rows, module
 from attnc.compiler.fuse import Group, Operand, segments
-from attnc.compiler.ir import walk
-from attnc.compiler.row_gradients import COTANGENT
+from attnc.compiler.ir import Node, walk
+from attnc.compiler.row_gradients import COTANGENT, HELD
 from attnc.runtime.arrays import Frame, is_index
 from attnc.runtime.cache import cached_module
 from attnc.runtime.kernel_call import device_of, interpreting
@@ -57,9 +57,9 @@ def forward_kernel(group: Group) -> Loaded:
 
 
 @lru_cache(maxsize=512)
-def backward_kernel(group: Group, wanted: tuple[str, ...]) -> Loaded:
+def backward_kernel(group: Group, wanted: tuple[str, ...], held: tuple[str, ...]) -> Loaded:
     """The kernel of the gradients of some of its operands."""
-    return Loaded(emit_row_gradients(group, wanted))
+    return Loaded(emit_row_gradients(group, wanted, held))
 
 
 @dataclass
@@ -111,34 +111,44 @@ class Rows:
         key = (dtype, *self.key(self.tensors))
         launch = loaded.prepared.get(key, loaded)
         if launch is loaded:
-            launch = remember(loaded, key, self.prepared(loaded, self.tensors, None, dtype))
-        if launch is None:
-            return None
-        return launch(self.reads(loaded.kernel, None))[0]  # type: ignore[operator]
+            layout = Layout.of(self.group, self.frame, self.tensors)
+            made = None if layout is None else self.prepared(loaded, layout, dtype)
+            launch = remember(loaded, key, made)
+        return launch(self.reads(loaded.kernel, {}))[0] if isinstance(launch, Launch) else None
 
     def shape(self) -> list[int] | None:
         """Shape of the value; None where no kernel takes the call."""
         layout = Layout.of(self.group, self.frame, self.tensors)
         return None if layout is None else layout.shape()
 
-    def gradients(self, cotangent: Tensor, wanted: Mapping[str, torch.dtype]) -> dict[str, Tensor]:
-        """Gradients of operands by name, in their shapes (as laid out by type) and the given types."""
-        loaded = backward_kernel(self.group, tuple(wanted))
+    def gradients(
+        self, cotangent: Tensor, wanted: Mapping[str, torch.dtype], held: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Gradients of operands by name, laid out by type, in the given types; what is in `held` is added to them.
+
+        `held`, laid out so too: operands that have a part of their gradient already.
+        """
+        layout = Layout.of(self.group, self.frame, self.tensors)
+        assert layout is not None
+        joined = {name: one for name, one in held.items() if layout.is_whole(name)}
+        loaded = backward_kernel(self.group, tuple(wanted), tuple(joined))
         if not loaded.kernel.writes:
-            return {}
-        tensors = (*self.tensors, cotangent)
+            return dict(held)
+        tensors = (*self.tensors, cotangent, *joined.values())
         key = (*wanted.values(), *self.key(tensors))
         launch = loaded.prepared.get(key, loaded)
         if launch is loaded:
-            launch = remember(loaded, key, self.prepared(loaded, tensors, cotangent, torch.float32, wanted))
+            launch = remember(loaded, key, self.prepared(loaded, layout, torch.float32, wanted, cotangent, joined))
         assert isinstance(launch, Launch)
-        made = launch(self.reads(loaded.kernel, cotangent))
-        found = {}
+        made = launch(
+            self.reads(loaded.kernel, {COTANGENT: cotangent, **{HELD + name: joined[name] for name in joined}})
+        )
+        found = {name: one for name, one in held.items() if name not in joined}
         for place, tensor in zip(loaded.kernel.writes, made, strict=True):
             name = place.name[2:]
             operand = next(one for one in self.group.operands if one.name == name)
-            given = given_of(operand, self.tensors[self.group.operands.index(operand)], self.frame)
-            found[name] = gathered(tensor, place, operand, given, wanted[name])
+            gradient = gathered(tensor, place, operand, layout.given[name], wanted[name])
+            found[name] = gradient + found[name] if name in found else gradient
         return found
 
     def key(self, tensors: Sequence[Tensor]) -> tuple[object, ...]:
@@ -147,29 +157,29 @@ class Rows:
         given = [(one.dtype, one.shape, one.stride(), one.data_ptr() % ALIGNMENT == 0) for one in tensors]
         return (frame.device, *frame.sizes.values(), *frame.parameters.values(), *given)
 
-    def reads(self, kernel: RowKernel, cotangent: Tensor | None) -> list[Tensor]:
+    def reads(self, kernel: RowKernel, more: Mapping[str, Tensor]) -> list[Tensor]:
         """The tensors that a kernel reads, in order."""
         by_name = {operand.name: tensor for operand, tensor in zip(self.group.operands, self.tensors, strict=True)}
-        if cotangent is not None:
-            by_name[COTANGENT] = cotangent
+        by_name |= more
         return [by_name[place.name] for place in kernel.reads]
 
     def prepared(
         self,
         loaded: Loaded,
-        tensors: Sequence[Tensor],
-        cotangent: Tensor | None,
+        layout: Layout,
         dtype: torch.dtype,
         wanted: Mapping[str, torch.dtype] | None = None,
+        cotangent: Tensor | None = None,
+        held: Mapping[str, Tensor] | None = None,
     ) -> Launch | None:
         """A launch; None where no kernel takes the call."""
-        layout = Layout.of(self.group, self.frame, self.tensors)
-        if layout is None:
-            return None
         kernel = loaded.kernel
         given = dict(layout.given)
         if cotangent is not None:
-            given[COTANGENT] = layout.cotangent(cotangent)
+            given[COTANGENT] = strided(cotangent, layout.group.root)
+        for operand in self.group.operands:
+            if held and operand.name in held:
+                given[HELD + operand.name] = strided(held[operand.name], operand.node)
         widths = [layout.widths.get(segment, 1) for segment in kernel.segments]
         blocks = [1 << (max(width, 1) - 1).bit_length() for width in widths]
         numbers = self.numbers(kernel)
@@ -288,14 +298,10 @@ class Layout:
         lead = [dims.get(name, self.rows) for name in self.group.indices]
         return [*lead, *([sum(self.widths[one] for one in segments(axes[0]))] if axes else [])]
 
-    def cotangent(self, tensor: Tensor) -> Given:
-        """The cotangent of the value, in its layout."""
-        names = ["n" if name not in ("b", "h") else name for name in self.group.indices]
-        names += ["f"] if self.group.root.type.axes else []
-        strides = {
-            name: 0 if n == 1 else step for name, n, step in zip(names, tensor.shape, tensor.stride(), strict=True)
-        }
-        return Given(tensor, strides, dict(zip(names, tensor.shape, strict=True)) | {"h": self.heads})
+    def is_whole(self, name: str) -> bool:
+        """Whether an operand has an element for every row of the call, and no others."""
+        lengths = self.given[name].lengths
+        return lengths.get("b", 1) == self.batch and lengths.get("h", 1) == self.heads and lengths.get("n") == self.rows
 
 
 @lru_cache(maxsize=1024)
@@ -315,9 +321,20 @@ def given_of(operand: Operand, tensor: Tensor, frame: Frame) -> Given:
                 tensor = tensor.select(place, 0)
                 del declared[place]
         tensor = tensor.permute([declared.index(name) for name in names])
-    dims = [name if name in ("b", "h") else "f" if name in node.type.axes else "n" for name in names]
+    return strided(tensor, node)
+
+
+def strided(tensor: Tensor, node: Node) -> Given:
+    """A tensor that is laid out by the type of a node."""
+    dims = dims_of(node)
     strides = {dim: 0 if n == 1 else step for dim, n, step in zip(dims, tensor.shape, tensor.stride(), strict=True)}
     return Given(tensor, strides, dict(zip(dims, tensor.shape, strict=True)))
+
+
+def dims_of(node: Node) -> list[str]:
+    """The dimensions of a value in the layout of its type: b, h, n for the sequence, f for a vector axis."""
+    names = [name if name in ("b", "h") else "n" for name in node.type.ordered_indices()]
+    return [*names, *("f" for _ in node.type.axes)]
 
 
 def widths_of(group: Group, given: Mapping[str, Given], frame: Frame) -> dict[str, int] | None:
@@ -378,10 +395,5 @@ def gathered(found: Tensor, place: Place, operand: Operand, given: Given, dtype:
         elif lengths[dim] != found.shape[at]:
             groups = found.unflatten(at, (lengths[dim], -1))
             found = groups.sum(at + 1)
-    node = operand.node
-    names = [
-        name if name in ("b", "h") else "f" if name in node.type.axes else "n"
-        for name in (*node.type.ordered_indices(), *node.type.axes)
-    ]
-    assert names == dims
+    assert dims == dims_of(operand.node)
     return found.to(dtype)

@@ -233,6 +233,8 @@ class Backward:
         self.active = active
         self.found: dict[str, Tensor] = {}
         self.pending: list[Callable[[], None]] = []  # what each step does backward, in the order of the steps
+        self.late: list[Callable[[], None]] = []  # the same, of what follows inputs alone: it adds to what is there
+        self.carried: set[str] = set()  # arrays that follow what heavy steps left
         self.last: str | None = None  # the last array that a heavy step left
 
     def again(self, saved: list[Tensor]) -> None:
@@ -251,13 +253,16 @@ class Backward:
         replay = Replay(self.composition, step, self.frame, self.engine, wanted)
         made = replay.run(needed=not last)
         self.active.add(step.name)
+        late = not self.carried.intersection(wanted)
+        if not late:
+            self.carried.add(step.name)
 
         def back() -> None:
             cotangent = self.found.pop(step.name, None)
             if cotangent is not None:
-                replay.back(cotangent, self.add)
+                replay.back(cotangent, self.found, self.add)
 
-        self.pending.append(back)
+        (self.late if late else self.pending).append(back)
         return [made]
 
     def heavy(self, step: Step, saved: list[Tensor]) -> list[Tensor]:
@@ -273,7 +278,9 @@ class Backward:
         wanted = [name for name in read if name in self.active]
         if not wanted:
             return outputs
-        self.active.update(name for name, one in zip(names, outputs, strict=True) if one.is_floating_point())
+        smooth = [name for name, one in zip(names, outputs, strict=True) if one.is_floating_point()]
+        self.active.update(smooth)
+        self.carried.update(smooth)
 
         def back() -> None:
             cotangents = [self.found.pop(name, None) for name in names]
@@ -305,8 +312,9 @@ class Backward:
     def run(self) -> dict[str, Tensor]:
         """The gradients of what has no step."""
         with recording(), torch.no_grad():  # steps record what they differentiate by autograd
-            while self.pending:
-                self.pending.pop()()
+            for steps in (self.pending, self.late):
+                while steps:
+                    steps.pop()()
         return self.found
 
 

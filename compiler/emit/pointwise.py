@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from attnc.compiler.emit.expressions import literal
 from attnc.compiler.emit.writer import Writer
 from attnc.compiler.fuse import Group, Operand, segments
 from attnc.compiler.ir import Node, walk
 from attnc.compiler.ops import OPS
-from attnc.compiler.row_gradients import COTANGENT, row_gradients
+from attnc.compiler.row_gradients import COTANGENT, HELD, row_gradients
 from attnc.dsl.types import Base
 
 PRELUDE = """
@@ -175,12 +175,13 @@ class Emitter:
         out = Place("out", self.dims(root), root.type.axes[0] if root.type.axes else None)
         return self.kernel("rows", [root], [out], list(map(place_of, self.group.operands)))
 
-    def backward(self, wanted: Sequence[str]) -> RowKernel:
+    def backward(self, wanted: Sequence[str], held: Sequence[str]) -> RowKernel:
         """Gradients of operands, those of `wanted` that get one: `d_` and the operand's name.
 
-        One that does not vary along the sequence is a sum for each tile: its place along n counts tiles.
+        One that does not vary along the sequence is a sum for each tile: its place along n counts tiles. To those in
+        `held`, which have every head and batch, what is there already is added.
         """
-        root, made = self.group.value, row_gradients(self.group, wanted)
+        root, made = self.group.value, row_gradients(self.group, wanted, held)
         outs = []
         for operand in self.group.operands:
             if operand.name in made:
@@ -188,7 +189,9 @@ class Emitter:
                 outs.append(Place(f"d_{operand.name}", self.dims(root).replace("f", "") + "f" * bool(axis), axis))
         cotangent = Place(COTANGENT, self.dims(root), root.type.axes[0] if root.type.axes else None)
         roots = [made[out.name[2:]] for out in outs]
-        return self.kernel("row_gradients", roots, outs, [*map(place_of, self.group.operands), cotangent])
+        places = list(map(place_of, self.group.operands))
+        places += [replace(place, name=HELD + place.name) for place in places if place.name in held]
+        return self.kernel("row_gradients", roots, outs, [*places, cotangent])
 
     def dims(self, root: Node) -> str:
         """The dimensions of a result."""
@@ -343,7 +346,7 @@ class Emitter:
 
     def loads(self, node: Node, place: Place) -> list[str]:
         """The tiles of an operand."""
-        operand = next((one for one in self.group.operands if one.name == place.name), None)
+        operand = next((one for one in self.group.operands if one.name == place.name.removeprefix(HELD)), None)
         row = "(first + OFFSET)" if operand is not None and operand.moved else "first"
         base = self.writer.let(f"{place.name}_at", self.pointer(place, row))
         cast = {Base.REAL: ".to(tl.float32)", Base.INT: ".to(tl.int32)", Base.BOOL: " != 0"}[node.type.base]
@@ -418,9 +421,9 @@ def emit_rows(group: Group) -> RowKernel:
     return Emitter(group).forward()
 
 
-def emit_row_gradients(group: Group, wanted: Sequence[str]) -> RowKernel:
+def emit_row_gradients(group: Group, wanted: Sequence[str], held: Sequence[str] = ()) -> RowKernel:
     """The kernel of the gradients of some operands; none of its results where nothing flows."""
-    return Emitter(group).backward(wanted)
+    return Emitter(group).backward(wanted, held)
 
 
 def module(kernel: RowKernel) -> str:
