@@ -11,13 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnc.compiler.emit.pointwise import Place, RowKernel, emit_row_gradients, emit_rows, module
-from attnc.compiler.fuse import Group, Operand, segments
-from attnc.compiler.ir import Node, walk
+from attnc.compiler.composition import Composition, Compute
+from attnc.compiler.emit.pointwise import Place, RowKernel, emit_row_gradients, emit_rows
+from attnc.compiler.emit.pointwise_module import module
+from attnc.compiler.fuse import Group, Operand, groups, segments
 from attnc.compiler.row_gradients import COTANGENT, HELD
-from attnc.runtime.arrays import Frame, is_index
+from attnc.dsl.types import Base
+from attnc.runtime.arrays import Frame
 from attnc.runtime.cache import cached_module
 from attnc.runtime.kernel_call import device_of, interpreting
+from attnc.runtime.row_layout import Given, Layout, contiguous_strides, dims_of, strided
 from attnc.runtime.scalars import of_node
 from attnc.runtime.views import ALIGNMENT
 
@@ -28,16 +31,6 @@ WIDEST = 2048  # elements of a row
 WARPS = 4
 INTERPRETED_ROWS = 16
 REMEMBERED = 256  # launches of a kernel
-FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-
-
-@dataclass(frozen=True)
-class Given:
-    """An operand's tensor with its strides and lengths along those of b, h, n (the sequence) and f that it has."""
-
-    tensor: Tensor
-    strides: Mapping[str, int]
-    lengths: Mapping[str, int]
 
 
 class Loaded:
@@ -45,7 +38,7 @@ class Loaded:
 
     def __init__(self, kernel: RowKernel) -> None:
         self.kernel = kernel
-        text = module(kernel)
+        text = module(kernel.text)
         self.function = getattr(cached_module(text, lambda: text), kernel.name)
         self.prepared: OrderedDict[tuple[object, ...], Launch | None] = OrderedDict()
 
@@ -251,134 +244,6 @@ def remember(loaded: Loaded, key: tuple[object, ...], launch: Launch | None) -> 
     return launch
 
 
-@dataclass(frozen=True)
-class Layout:
-    """The lengths of a call that all operands fit."""
-
-    group: Group
-    given: Mapping[str, Given]
-    batch: int
-    heads: int
-    rows: int
-    offset: int
-    widths: Mapping[str, int]
-
-    @staticmethod
-    def of(group: Group, frame: Frame, tensors: Sequence[Tensor]) -> Layout | None:
-        """None where an operand does not fit, or there is nothing to do."""
-        given = {
-            operand.name: given_of(operand, tensor, frame)
-            for operand, tensor in zip(group.operands, tensors, strict=True)
-        }
-        lengths = {dim: [one.lengths[dim] for one in given.values() if dim in one.lengths] for dim in "bh"}
-        if reads_index(group, "h"):
-            lengths["h"].append(frame.sizes["h"])
-        if reads_index(group, "b"):
-            lengths["b"].append(frame.sizes["b"])
-        batch, heads = (max(lengths[dim], default=1) for dim in "bh")
-        rows, offset = frame.length(group.along), frame.offset if group.along == "i" else 0
-        fits = all(one in (1, batch) for one in lengths["b"]) and all(heads % max(one, 1) == 0 for one in lengths["h"])
-        for operand in group.operands:
-            one = given[operand.name]
-            needed = rows + (offset if operand.moved else 0)
-            fits = fits and one.lengths.get("n", 1) in (1, needed)
-            fits = fits and (one.tensor.dtype in FLOATS or not one.tensor.is_floating_point())
-            fits = fits and one.tensor.device == frame.device
-        if group.along in frame.axes:
-            fits = fits and frame.axis(group.along).first == 0
-        widths = widths_of(group, given, frame)
-        if not fits or widths is None or not batch * heads * rows or 0 in widths.values():
-            return None
-        return Layout(group, given, batch, heads, rows, offset, widths)
-
-    def shape(self) -> list[int]:
-        """Shape of the group's value."""
-        dims = {"b": self.batch, "h": self.heads}
-        axes = self.group.root.type.axes
-        lead = [dims.get(name, self.rows) for name in self.group.indices]
-        return [*lead, *([sum(self.widths[one] for one in segments(axes[0]))] if axes else [])]
-
-    def is_whole(self, name: str) -> bool:
-        """Whether an operand has an element for every row of the call, and no others."""
-        lengths = self.given[name].lengths
-        return lengths.get("b", 1) == self.batch and lengths.get("h", 1) == self.heads and lengths.get("n") == self.rows
-
-
-@lru_cache(maxsize=1024)
-def reads_index(group: Group, name: str) -> bool:
-    """Whether a group's value counts by an index."""
-    return any(node.op == "index" and node.attribute == name for node in walk(group.value))
-
-
-def given_of(operand: Operand, tensor: Tensor, frame: Frame) -> Given:
-    """An operand's tensor as a kernel reads it. Inputs come as the call has them, others as their type lays out."""
-    node = operand.node
-    names = [*node.type.ordered_indices(), *node.type.axes]
-    if node.op == "input":
-        declared = list(frame.layouts[str(node.attribute)])
-        for place in reversed(range(len(declared))):
-            if declared[place] == "1" and any(is_index(axis, frame) for axis in declared[place:]):
-                tensor = tensor.select(place, 0)
-                del declared[place]
-        tensor = tensor.permute([declared.index(name) for name in names])
-    return strided(tensor, node)
-
-
-def strided(tensor: Tensor, node: Node) -> Given:
-    """A tensor that is laid out by the type of a node."""
-    dims = dims_of(node)
-    strides = {dim: 0 if n == 1 else step for dim, n, step in zip(dims, tensor.shape, tensor.stride(), strict=True)}
-    return Given(tensor, strides, dict(zip(dims, tensor.shape, strict=True)))
-
-
-def dims_of(node: Node) -> list[str]:
-    """The dimensions of a value in the layout of its type: b, h, n for the sequence, f for a vector axis."""
-    names = [name if name in ("b", "h") else "n" for name in node.type.ordered_indices()]
-    return [*names, *("f" for _ in node.type.axes)]
-
-
-def widths_of(group: Group, given: Mapping[str, Given], frame: Frame) -> dict[str, int] | None:
-    """Length of every segment; None where an operand has another."""
-    found: dict[str, int] = {"1": 1}
-    for operand in group.operands:
-        if operand.node.type.axes:
-            parts = segments(operand.node.type.axes[0])
-            if len(parts) == 1:
-                length = given[operand.name].lengths["f"]
-                if found.setdefault(parts[0], length) != length:
-                    return None
-    for axis in axes_of(group):
-        for part in segments(axis):
-            if part not in found:
-                if any(sign in part for sign in "(*^"):
-                    return None
-                found[part] = frame.length(part)
-    for operand in group.operands:
-        if operand.node.type.axes:
-            whole = sum(found[part] for part in segments(operand.node.type.axes[0]))
-            if whole != given[operand.name].lengths["f"]:
-                return None
-    return found
-
-
-@lru_cache(maxsize=1024)
-def axes_of(group: Group) -> tuple[str, ...]:
-    """The vector axes of a group."""
-    nodes = list(walk(group.value))
-    axes = [axis for node in nodes for axis in node.type.axes]
-    axes += [str(node.attribute) for node in nodes if node.op == "size"]
-    return tuple(dict.fromkeys(axes))
-
-
-def contiguous_strides(shape: Sequence[int]) -> list[int]:
-    """Strides of a new tensor."""
-    strides, step = [], 1
-    for length in reversed(shape):
-        strides.append(step)
-        step *= max(length, 1)
-    return strides[::-1]
-
-
 def gathered(found: Tensor, place: Place, operand: Operand, given: Given, dtype: torch.dtype) -> Tensor:
     """What a kernel wrote as the gradient of an operand: summed over what it is one for, in its own layout.
 
@@ -397,3 +262,22 @@ def gathered(found: Tensor, place: Place, operand: Operand, given: Given, dtype:
             found = groups.sum(at + 1)
     assert dims == dims_of(operand.node)
     return found.to(dtype)
+
+
+def row_texts(composition: Composition) -> dict[str, str]:
+    """Generated modules by the step's name, for people: every value's kernel and that of all its gradients."""
+    texts = {}
+    for step in (one for one in composition.steps if isinstance(one, Compute)):
+        for at, group in enumerate(groups(step.node)):
+            wanted = [operand.name for operand in group.operands if operand.node.type.base is Base.REAL]
+            names = [f"# {operand.name}: {described(operand)}" for operand in group.operands]
+            kernels = [emit_rows(group), emit_row_gradients(group, wanted)]
+            name = step.name if group.root is step.node else f"{step.name}_{at}"
+            texts[name] = "\n".join([f"# {name}", *names, "", module(*(kernel.text for kernel in kernels))])
+    return texts
+
+
+def described(operand: Operand) -> str:
+    """What an operand is: an array by name, or what torch makes by its op."""
+    node = operand.node
+    return str(node.attribute) if node.op == "input" else f"{node.op}, by torch"

@@ -5,117 +5,17 @@ A value is a number, (rows), (1, elements) or (rows, elements). A vector over se
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from attnc.compiler.emit.expressions import literal
+from attnc.compiler.emit.pointwise_module import template
 from attnc.compiler.emit.writer import Writer
 from attnc.compiler.fuse import Group, Operand, segments
 from attnc.compiler.ir import Node, walk
 from attnc.compiler.ops import OPS
 from attnc.compiler.row_gradients import COTANGENT, HELD, row_gradients
 from attnc.dsl.types import Base
-
-PRELUDE = """
-import triton
-import triton.language as tl
-
-
-@triton.jit
-def _floor_div(x, y):
-    return (x - _floor_mod(x, y)) // y
-
-
-@triton.jit
-def _floor_mod(x, y):
-    return (x % y + y) % y
-
-
-@triton.jit
-def _tanh(x):
-    return 1.0 - 2.0 / (tl.exp(2.0 * x) + 1.0)
-
-
-@triton.jit
-def _least(x, y):
-    return tl.minimum(x, y, propagate_nan=tl.PropagateNan.ALL)
-
-
-@triton.jit
-def _most(x, y):
-    return tl.maximum(x, y, propagate_nan=tl.PropagateNan.ALL)
-
-
-@triton.jit
-def _pow(x, y):
-    # Of a negative x where y is whole, as torch has it
-    y = tl.zeros([], tl.float32) + y
-    size = tl.exp2(tl.log2(tl.abs(x)) * y)
-    whole = tl.floor(y) == y
-    odd = tl.floor(y * 0.5) * 2.0 != y
-    signed = tl.where(odd, -size, size)
-    return tl.where(y == 0.0, 1.0, tl.where(x < 0.0, tl.where(whole, signed, float("nan")), size))
-
-
-@triton.jit
-def _load(pointers, row_ok, column_ok, EVEN: tl.constexpr):
-    if EVEN:
-        return tl.load(pointers, mask=row_ok, other=0)
-    else:
-        return tl.load(pointers, mask=row_ok & column_ok, other=0)
-
-
-@triton.jit
-def _store(pointers, value, row_ok, column_ok, EVEN: tl.constexpr):
-    if EVEN:
-        tl.store(pointers, value.to(pointers.dtype.element_ty), mask=row_ok)
-    else:
-        tl.store(pointers, value.to(pointers.dtype.element_ty), mask=row_ok & column_ok)
-
-
-@triton.jit
-def _sum(x, column_ok, EVEN: tl.constexpr):
-    if EVEN:
-        return tl.sum(x, 1)
-    else:
-        return tl.sum(tl.where(column_ok, x, 0.0), 1)
-
-
-@triton.jit
-def _max(x, column_ok, EVEN: tl.constexpr):
-    if EVEN:
-        return tl.max(x, 1)
-    else:
-        return tl.max(tl.where(column_ok, x, float("-inf")), 1)
-
-
-@triton.jit
-def _min(x, column_ok, EVEN: tl.constexpr):
-    if EVEN:
-        return tl.min(x, 1)
-    else:
-        return tl.min(tl.where(column_ok, x, float("inf")), 1)
-
-
-@triton.jit
-def _full(x, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    return tl.zeros([ROWS, COLUMNS], tl.float32) + x
-
-
-@triton.jit
-def _each(x, ROWS: tl.constexpr):
-    return tl.zeros([ROWS], tl.float32) + x
-"""
-
-# Texts of their own where the op table's would lose a NaN, which arrays must show.
-TEXTS = {
-    "to_real": "({0} * 1.0)",
-    "relu": "tl.where({0} <= 0.0, 0.0, {0})",
-    "elu": "tl.where({0} > 0.0, {0}, tl.exp({0}) - 1.0)",
-    "minimum": "_least({0}, {1})",
-    "maximum": "_most({0}, {1})",
-}
 
 
 @dataclass(frozen=True)
@@ -307,12 +207,10 @@ class Emitter:
         return self.flat[node]
 
     def pointwise(self, node: Node) -> list[str]:
-        template = TEXTS.get(node.op) if node.type.base is Base.REAL else None
-        template = power(node) if node.op == "pow" else template or OPS[node.op].triton
-        assert template is not None
+        text = template(node)
         own = [self.across(arg) if node.type.axes else self.values[arg] for arg in node.args]
         count = len(segments(node.type.axes[0])) if node.type.axes else 1
-        return [template.format(*(one[at if len(one) > 1 else 0] for one in own)) for at in range(count)]
+        return [text.format(*(one[at if len(one) > 1 else 0] for one in own)) for at in range(count)]
 
     def reduction(self, node: Node) -> str:
         """Over all segments of an axis."""
@@ -399,18 +297,6 @@ def first_segment(node: Node) -> int:
     return node.attribute
 
 
-def power(node: Node) -> str:
-    """A power: by products where the exponent is a small whole number."""
-    y = node.args[1]
-    if y.op == "literal" and y.attribute == 0:
-        return "({0} * 0.0 + 1.0)"
-    if y.op == "literal" and y.attribute in (1, 2, 3, 4):
-        return "(" + " * ".join(["{0}"] * int(y.attribute)) + ")"
-    if node.type.base is not Base.REAL:
-        raise TypeError("a power of ints has no text in a kernel of rows")
-    return "_pow({0}, {1})"
-
-
 def constants(order: Sequence[str]) -> list[str]:
     """The constants of a kernel over these segments."""
     return ["BLOCK_R", *(f"{what}_{at}" for at in range(len(order)) for what in ("BLOCK", "EVEN"))]
@@ -424,10 +310,3 @@ def emit_rows(group: Group) -> RowKernel:
 def emit_row_gradients(group: Group, wanted: Sequence[str], held: Sequence[str] = ()) -> RowKernel:
     """The kernel of the gradients of some operands; none of its results where nothing flows."""
     return Emitter(group).backward(wanted, held)
-
-
-def module(kernel: RowKernel) -> str:
-    """The module's text. It parses."""
-    text = f"{PRELUDE.lstrip()}\n\n{kernel.text}"
-    ast.parse(text)
-    return text
