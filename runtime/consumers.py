@@ -129,5 +129,10 @@ def taken(step: Step, name: str, frame: Frame, width: int) -> torch.dtype:
     if isinstance(step, Attend):
         return frame.real if landmarks(step, frame) else given
     assert isinstance(step, Carry | Recur)
-    features = width if name in (step.query, step.key) else frame.tensors[step.query].shape[-1]
+    if name in (step.query, step.key):
+        features = width
+    elif step.query in frame.tensors:
+        features = frame.tensors[step.query].shape[-1]
+    else:
+        return frame.real
     return torch.bfloat16 if narrow_features(frame, features) else frame.real

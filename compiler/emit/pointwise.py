@@ -249,9 +249,10 @@ class Emitter:
         base = self.writer.let(f"{place.name}_at", self.pointer(place, row))
         cast = {Base.REAL: ".to(tl.float32)", Base.INT: ".to(tl.int32)", Base.BOOL: " != 0"}[node.type.base]
         of_rows = "n" in place.dims
+        other = "1.0" if node.type.base is Base.REAL else "0"  # no element that is not there divides by 0
         if place.axis is None:
             return [
-                f"(tl.load({base} + r * {place.name}_sn, mask=row_ok, other=0){cast})"
+                f"(tl.load({base} + r * {place.name}_sn, mask=row_ok, other={other}){cast})"
                 if of_rows
                 else f"(tl.load({base}){cast})"
             ]
@@ -259,9 +260,11 @@ class Emitter:
         for at in self.tiles(place.axis):
             column = f"(c_{at}{before}) * {place.name}_sf"
             if of_rows:
-                texts.append(f"(_load({base} + rows * {place.name}_sn + {column}, rows_ok, ok_{at}, EVEN_{at}){cast})")
+                texts.append(
+                    f"(_load({base} + rows * {place.name}_sn + {column}, rows_ok, ok_{at}, {other}, EVEN_{at}){cast})"
+                )
             else:
-                texts.append(f"(tl.load({base} + {column}, mask=ok_{at}, other=0){cast})")
+                texts.append(f"(tl.load({base} + {column}, mask=ok_{at}, other={other}){cast})")
             before += f" + W_{at}"
         return texts
 

@@ -50,11 +50,11 @@ def _pow(x, y):
 
 
 @triton.jit
-def _load(pointers, row_ok, column_ok, EVEN: tl.constexpr):
+def _load(pointers, row_ok, column_ok, other, EVEN: tl.constexpr):
     if EVEN:
-        return tl.load(pointers, mask=row_ok, other=0)
+        return tl.load(pointers, mask=row_ok, other=other)
     else:
-        return tl.load(pointers, mask=row_ok & column_ok, other=0)
+        return tl.load(pointers, mask=row_ok & column_ok, other=other)
 
 
 @triton.jit
