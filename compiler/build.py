@@ -83,6 +83,9 @@ def build_block(graph: Graph, block: Repeat, outside: list[Term]) -> Block:
     return Block(None, tuple(name for name, _ in block.states), names, steps, block.result)
 
 
+UNLOWERED_HELP = "the language has it, so `pattern.reference(..)` evaluates it (float64, every pair); no kernel does"
+
+
 def unlowered(at: Term | Node, what: str, help: str | None = None) -> AttnError:
     """The error for a form of the language that no lowering covers yet."""
     assert at.span is not None
@@ -90,9 +93,9 @@ def unlowered(at: Term | Node, what: str, help: str | None = None) -> AttnError:
         [
             Diagnostic(
                 "not-lowered",
-                f"{what} is part of the language, but this version of the compiler has no lowering for it here",
+                f"{what} cannot be compiled yet",
                 at.span,
-                help=help or "`pattern.reference(..)` evaluates it (float64, every pair); no fast kernel exists yet",
+                help=help or UNLOWERED_HELP,
             )
         ]
     )

@@ -28,7 +28,7 @@ def carry_sums(at: Decomposer, node: Node) -> Node | None:
     if isinstance(found, Declined):
         raise unlowered(
             found.node,
-            f"a sum over keys whose weights do not separate: {found.reason}; such weights",
+            f"a sum over keys whose weights do not separate ({found.reason})",
             "a softmax takes any score; other weights must be sums of products of values of the row and of the key",
         )
     return carried(at, found)

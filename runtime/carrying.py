@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -12,14 +11,14 @@ from torch import Tensor
 from attnc.compiler.composition import Carry, Recur
 from attnc.dsl.diagnostics import InternalError
 from attnc.runtime.arrays import Frame
-from attnc.runtime.backward import Engine, recording
+from attnc.runtime.backward import Engine
 from attnc.runtime.carried import carry, carry_backward
 from attnc.runtime.chunked_steps import carries, carry_gradients, carry_sums, recur_gradients, recur_reads, recurs
 from attnc.runtime.reaches import Reach
 from attnc.runtime.recurrent import recur, recur_backward
 from attnc.runtime.scalars import of_node
+from attnc.runtime.through_views import Operands, through_views
 
-Operands = list[Tensor | None]
 EXPANDED = 8  # times the width of q: more features than that are products of its elements
 
 
@@ -73,7 +72,7 @@ class Carrying:
             made = carry_backward(query, key, value, decay, grad, reach)
             return made[0], made[1], made[2][..., :-1] if step.total else made[2], made[3]
 
-        return through(frame, wanted, lambda frame: self.operands(step, frame), backward)
+        return through_views(frame, wanted, lambda frame: self.operands(step, frame), backward)
 
     def operands(self, step: Carry, frame: Frame) -> Operands:
         """query, key, value and decay."""
@@ -125,7 +124,7 @@ class Recurring:
             assert right is not None
             return recur_backward(query, key, value, decay, left, right, grad, offset=frame.offset)[:6]
 
-        return through(frame, wanted, lambda frame: self.operands(step, frame), backward)
+        return through_views(frame, wanted, lambda frame: self.operands(step, frame), backward)
 
     def operands(self, step: Recur, frame: Frame) -> Operands:
         """query, key, value, decay, left and right."""
@@ -134,29 +133,6 @@ class Recurring:
             whole(placed(frame, name, "j", vector=True), frame.sizes["j"]) for name in (step.left, step.right)
         )
         return [query, key, value, decay_of(frame, step.decay), left, right]
-
-
-def through(
-    frame: Frame,
-    wanted: Sequence[str],
-    operands: Callable[[Frame], Operands],
-    backward: Callable[[Operands], Sequence[Tensor | None]],
-) -> Mapping[str, Tensor]:
-    """The gradients of a step's operands, carried through the views that made the call's arrays operands."""
-    leaves = {name: frame.tensors[name].detach().requires_grad_() for name in wanted}
-    with recording():
-        viewed = operands(replace(frame, tensors={**frame.tensors, **leaves}))
-    found = backward([None if one is None else one.detach() for one in viewed])
-    pairs = [
-        (one, gradient.to(one.dtype))
-        for one, gradient in zip(viewed, found, strict=True)
-        if one is not None and gradient is not None and one.requires_grad
-    ]
-    if not pairs:
-        return {}
-    results, given = zip(*pairs, strict=True)
-    made = torch.autograd.grad(results, list(leaves.values()), given, allow_unused=True, materialize_grads=True)
-    return dict(zip(leaves, made, strict=True))
 
 
 def with_ones(step: Carry, operands: Operands) -> Operands:

@@ -121,12 +121,15 @@ def listing(plan: Plan, table: Derived, call: Call) -> dict[str, Tensor]:
 
 
 def tabulated(plan: Plan, table: Derived, call: Call) -> dict[str, Tensor]:
-    """An int of i - j, in float64, for -M <= i - j <= max(M, N); place 0 is -M."""
+    """An int of i - j, in float64, for -M <= i - j <= max(M, N); place 0 is -M.
+
+    Made on the CPU: where a logarithm is a whole number, another device's last bit would be another integer.
+    """
     (node,) = table.args
     keys = call.sizes["j"]
-    distance = torch.arange(-keys, max(keys, call.offset + call.sizes["i"]) + 1, device=call.q.device)
+    distance = torch.arange(-keys, max(keys, call.offset + call.sizes["i"]) + 1)
     value = Environment(plan, call, {"i": distance, "j": torch.zeros_like(distance)}, torch.float64).value(node)
-    return {"table": value.to(torch.int64).expand(distance.shape)}
+    return {"table": value.to(torch.int64).expand(distance.shape).to(call.q.device)}
 
 
 def block_list(plan: Plan, table: Derived, call: Call) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from attnc.runtime.attending import ATTEND, call_of, operands
 from attnc.runtime.backward import Engine, recording
 from attnc.runtime.call import Call
 from attnc.runtime.evaluate import Environment
+from attnc.runtime.through_views import Operands, through_views
 
 ROWS = 64
 
@@ -54,23 +55,17 @@ class Extremes:
         (grad,) = cotangents
         if grad is None or not wanted or not outputs[0].numel():
             return {}
-        leaves = {name: frame.tensors[name].detach().requires_grad_() for name in wanted}
-        with recording():
-            viewed = operands(step.attend, replace(frame, tensors={**frame.tensors, **leaves}))
-        call = call_of(step.attend, frame, {name: one.detach() for name, one in viewed.items()})
         inside = [entry.name for entry in step.attend.plan.inputs if entry.name in wanted]
-        asked = [name for name in "qk" if viewed[name].requires_grad]
-        made = gradients(step, call, grad, inside)
-        results = [viewed[name] for name in asked] + [leaves[name] for name in inside]
-        given = [made[name] for name in (*asked, *inside)]
-        found = torch.autograd.grad(
-            results,
-            list(leaves.values()),
-            [one.to(result.dtype) for one, result in zip(given, results, strict=True)],
-            allow_unused=True,
-            materialize_grads=True,
-        )
-        return dict(zip(leaves, found, strict=True))
+
+        def seen(frame: Frame) -> Operands:
+            viewed = operands(step.attend, frame)
+            return [viewed["q"], viewed["k"], *(frame.tensors[name] for name in inside)]
+
+        def backward(_: Operands) -> Sequence[Tensor | None]:
+            made = gradients(step, call_of(step.attend, frame, operands(step.attend, frame)), grad, inside)
+            return [made[name] for name in ("q", "k", *inside)]
+
+        return through_views(frame, wanted, seen, backward)
 
 
 def extremes(step: Extreme, call: Call) -> Tensor:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from math import prod
 
 import torch
@@ -19,9 +18,10 @@ from attnc.compiler.ir import Node, walk
 from attnc.compiler.scans import scan_names
 from attnc.dsl.types import Base
 from attnc.runtime.arrays import Arrays, Frame
-from attnc.runtime.backward import Engine, recording
+from attnc.runtime.backward import Engine
 from attnc.runtime.stretches import Arrays as Slices
 from attnc.runtime.stretches import Recurrence
+from attnc.runtime.through_views import Operands, through_views
 
 STRETCH = 64
 
@@ -66,21 +66,13 @@ class Running:
         (grad,) = cotangents
         if grad is None or not wanted or not outputs[0].numel():
             return {}
-        leaves = {name: frame.tensors[name].detach().requires_grad_() for name in wanted}
         scan = Steps(step.node, frame)
-        with recording():
-            viewed = scan.slices(replace(frame, tensors={**frame.tensors, **leaves}))
-        first = scan.first()
-        plain = [one.detach() for one in viewed if one is not None]
-        found, _ = scan.recurrence.backward(plain, first, grad, torch.zeros_like(first))
-        pairs = [
-            (one, gradient)
-            for one, gradient in zip(viewed, found, strict=True)
-            if one is not None and gradient is not None and one.requires_grad
-        ]
-        results, given = zip(*pairs, strict=True)
-        made = torch.autograd.grad(results, list(leaves.values()), given, allow_unused=True, materialize_grads=True)
-        return dict(zip(leaves, made, strict=True))
+
+        def backward(operands: Operands) -> Sequence[Tensor | None]:
+            first = scan.first()
+            return scan.recurrence.backward(operands, first, grad, torch.zeros_like(first))[0]
+
+        return through_views(frame, wanted, scan.slices, backward)
 
     def warn(self, step: Sequential) -> None:
         """Once a scan and process."""
