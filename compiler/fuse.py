@@ -23,7 +23,7 @@ NUMBERS = frozenset({"literal", "parameter", "size"})
 UNKNOWN_TO_NUMBERS = frozenset({"elu", "relu", "silu", "sigmoid", "softplus"})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Operand:
     """An array that a group reads: `node` is an input, or what torch makes before. `name`: its argument's.
 
@@ -40,7 +40,7 @@ class Operand:
         return next((one for one in self.node.type.indices if one not in ("b", "h")), None)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Group:
     """One kernel: `root`, a node of a step, as `value`, the same over operands and numbers only.
 
@@ -82,6 +82,7 @@ def groups(root: Node) -> tuple[Group, ...]:
             return
         seen.add(node)
         group = group_of(node) if is_worthwhile(node) else None
+        group = group if group and group.operands else None  # of positions alone: torch makes it
         below: Sequence[Node] = node.args
         if group is not None:
             below = [operand.node for operand in group.operands]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -27,7 +27,6 @@ from attnc.runtime.views import ALIGNMENT
 ELEMENTS = 4096  # of a tile
 MOST_ROWS = 128
 MOST_SCALARS = 1024  # rows of a tile where no value is a vector
-WIDEST = 2048  # elements of a row
 WARPS = 4
 INTERPRETED_ROWS = 16
 REMEMBERED = 256  # launches of a kernel
@@ -40,7 +39,7 @@ class Loaded:
         self.kernel = kernel
         text = module(kernel.text)
         self.function = getattr(cached_module(text, lambda: text), kernel.name)
-        self.prepared: OrderedDict[tuple[object, ...], Launch | None] = OrderedDict()
+        self.prepared: OrderedDict[tuple[object, ...], Launch] = OrderedDict()
 
 
 @lru_cache(maxsize=512)
@@ -98,21 +97,36 @@ class Rows:
     frame: Frame
     tensors: tuple[Tensor, ...]
 
+    @cached_property
+    def known(self) -> tuple[object, ...]:
+        """What the layout depends on."""
+        return self.key(self.tensors)
+
+    @cached_property
+    def layout(self) -> Layout | None:
+        """How a kernel reads the operands; None where none takes the call."""
+        found = layouts(self.group)
+        if self.known not in found:
+            numbers = self.numbers([name for name, _ in self.group.numbers])
+            fits = None if numbers is None else Layout.of(self.group, self.frame, self.tensors)
+            remember(found, self.known, fits)
+        return found[self.known]
+
     def value(self, dtype: torch.dtype) -> Tensor | None:
         """The group's value, laid out by its type; None where no kernel takes the call."""
+        if self.layout is None:
+            return None
         loaded = forward_kernel(self.group)
-        key = (dtype, *self.key(self.tensors))
-        launch = loaded.prepared.get(key, loaded)
-        if launch is loaded:
-            layout = Layout.of(self.group, self.frame, self.tensors)
-            made = None if layout is None else self.prepared(loaded, layout, dtype)
-            launch = remember(loaded, key, made)
-        return launch(self.reads(loaded.kernel, {}))[0] if isinstance(launch, Launch) else None
+        key = (dtype, *self.known)
+        if key not in loaded.prepared:
+            remember(loaded.prepared, key, self.prepared(loaded, self.layout, dtype))
+        launch: Launch = loaded.prepared[key]
+        made: Tensor = launch(self.reads(loaded.kernel, {}))[0]
+        return made
 
     def shape(self) -> list[int] | None:
         """Shape of the value; None where no kernel takes the call."""
-        layout = Layout.of(self.group, self.frame, self.tensors)
-        return None if layout is None else layout.shape()
+        return None if self.layout is None else self.layout.shape()
 
     def gradients(
         self, cotangent: Tensor, wanted: Mapping[str, torch.dtype], held: Mapping[str, Tensor]
@@ -121,18 +135,17 @@ class Rows:
 
         `held`, laid out so too: operands that have a part of their gradient already.
         """
-        layout = Layout.of(self.group, self.frame, self.tensors)
+        layout = self.layout
         assert layout is not None
         joined = {name: one for name, one in held.items() if layout.is_whole(name)}
         loaded = backward_kernel(self.group, tuple(wanted), tuple(joined))
         if not loaded.kernel.writes:
             return dict(held)
-        tensors = (*self.tensors, cotangent, *joined.values())
-        key = (*wanted.values(), *self.key(tensors))
-        launch = loaded.prepared.get(key, loaded)
-        if launch is loaded:
-            launch = remember(loaded, key, self.prepared(loaded, layout, torch.float32, wanted, cotangent, joined))
-        assert isinstance(launch, Launch)
+        key = (*wanted.values(), *self.known, *map(kind_of, (cotangent, *joined.values())))
+        if key not in loaded.prepared:
+            made_ready = self.prepared(loaded, layout, torch.float32, wanted, cotangent, joined)
+            remember(loaded.prepared, key, made_ready)
+        launch: Launch = loaded.prepared[key]
         made = launch(
             self.reads(loaded.kernel, {COTANGENT: cotangent, **{HELD + name: joined[name] for name in joined}})
         )
@@ -147,8 +160,7 @@ class Rows:
     def key(self, tensors: Sequence[Tensor]) -> tuple[object, ...]:
         """What a launch depends on."""
         frame = self.frame
-        given = [(one.dtype, one.shape, one.stride(), one.data_ptr() % ALIGNMENT == 0) for one in tensors]
-        return (frame.device, *frame.sizes.values(), *frame.parameters.values(), *given)
+        return (frame.device, *frame.sizes.values(), *frame.parameters.values(), *map(kind_of, tensors))
 
     def reads(self, kernel: RowKernel, more: Mapping[str, Tensor]) -> list[Tensor]:
         """The tensors that a kernel reads, in order."""
@@ -164,8 +176,8 @@ class Rows:
         wanted: Mapping[str, torch.dtype] | None = None,
         cotangent: Tensor | None = None,
         held: Mapping[str, Tensor] | None = None,
-    ) -> Launch | None:
-        """A launch; None where no kernel takes the call."""
+    ) -> Launch:
+        """A launch of a kernel."""
         kernel = loaded.kernel
         given = dict(layout.given)
         if cotangent is not None:
@@ -174,10 +186,9 @@ class Rows:
             if held and operand.name in held:
                 given[HELD + operand.name] = strided(held[operand.name], operand.node)
         widths = [layout.widths.get(segment, 1) for segment in kernel.segments]
-        blocks = [1 << (max(width, 1) - 1).bit_length() for width in widths]
-        numbers = self.numbers(kernel)
-        if numbers is None or sum(blocks) > WIDEST:
-            return None
+        blocks = [1 << (width - 1).bit_length() for width in widths]
+        numbers = self.numbers(kernel.numbers)
+        assert numbers is not None
         rows = INTERPRETED_ROWS if interpreting() else rows_of_tile(blocks)
         tiles = -(-layout.rows // rows)
         values: list[Any] = []
@@ -219,12 +230,12 @@ class Rows:
         whole = lengths["n"] != 1 or long == 1
         return [*lead, long, *width], wanted[name] if direct and whole else torch.float32, long != layout.rows
 
-    def numbers(self, kernel: RowKernel) -> list[Any] | None:
+    def numbers(self, names: Sequence[str]) -> list[Any] | None:
         """What the host works out; None where it can't."""
         frame = self.frame
         nodes = dict(self.group.numbers)
         sizes = {**frame.sizes, **{name: frame.length(name) for name in frame.axes}, **frame.totals}
-        found = [of_node(nodes[name], frame.parameters, sizes) for name in kernel.numbers]
+        found = [of_node(nodes[name], frame.parameters, sizes) for name in names]
         if any(one is None or (isinstance(one, int) and abs(one) >= 2**31) for one in found):
             return None
         return [int(one) if isinstance(one, bool) else one for one in found]
@@ -236,12 +247,23 @@ def rows_of_tile(blocks: Sequence[int]) -> int:
     return 1 << (most.bit_length() - 1)
 
 
-def remember(loaded: Loaded, key: tuple[object, ...], launch: Launch | None) -> Launch | None:
-    """Keeps a launch for calls to come."""
-    loaded.prepared[key] = launch
-    if len(loaded.prepared) > REMEMBERED:
-        loaded.prepared.popitem(last=False)
-    return launch
+def kind_of(tensor: Tensor) -> tuple[object, ...]:
+    """What a launch depends on, of a tensor."""
+    return tensor.dtype, tensor.shape, tensor.stride(), tensor.data_ptr() % ALIGNMENT == 0
+
+
+@lru_cache(maxsize=512)
+def layouts(group: Group) -> OrderedDict[tuple[object, ...], Layout | None]:
+    """The layouts of a group's calls so far."""
+    del group
+    return OrderedDict()
+
+
+def remember(held: OrderedDict[tuple[object, ...], Any], key: tuple[object, ...], value: object) -> None:
+    """Keeps something for calls to come."""
+    held[key] = value
+    if len(held) > REMEMBERED:
+        held.popitem(last=False)
 
 
 def gathered(found: Tensor, place: Place, operand: Operand, given: Given, dtype: torch.dtype) -> Tensor:

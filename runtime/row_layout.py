@@ -14,13 +14,13 @@ from attnc.compiler.ir import Node, walk
 from attnc.runtime.arrays import Frame, is_index
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+WIDEST = 2048  # elements of a row, which a program holds
 
 
 @dataclass(frozen=True)
 class Given:
-    """An operand's tensor with its strides and lengths along those of b, h, n (the sequence) and f that it has."""
+    """An operand's strides and lengths along those of b, h, n (the sequence) and f that it has."""
 
-    tensor: Tensor
     strides: Mapping[str, int]
     lengths: Mapping[str, int]
 
@@ -52,16 +52,18 @@ class Layout:
         batch, heads = (max(lengths[dim], default=1) for dim in "bh")
         rows, offset = frame.length(group.along), frame.offset if group.along == "i" else 0
         fits = all(one in (1, batch) for one in lengths["b"]) and all(heads % max(one, 1) == 0 for one in lengths["h"])
-        for operand in group.operands:
+        for operand, tensor in zip(group.operands, tensors, strict=True):
             one = given[operand.name]
             needed = rows + (offset if operand.moved else 0)
             fits = fits and one.lengths.get("n", 1) in (1, needed)
-            fits = fits and (one.tensor.dtype in FLOATS or not one.tensor.is_floating_point())
-            fits = fits and one.tensor.device == frame.device
+            fits = fits and (tensor.dtype in FLOATS or not tensor.is_floating_point())
+            fits = fits and tensor.device == frame.device
         if group.along in frame.axes:
             fits = fits and frame.axis(group.along).first == 0
         widths = widths_of(group, given, frame)
         if not fits or widths is None or not batch * heads * rows or 0 in widths.values():
+            return None
+        if sum(widths.values()) > WIDEST:
             return None
         return Layout(group, given, batch, heads, rows, offset, widths)
 
@@ -102,7 +104,7 @@ def strided(tensor: Tensor, node: Node) -> Given:
     """A tensor that is laid out by the type of a node."""
     dims = dims_of(node)
     strides = {dim: 0 if n == 1 else step for dim, n, step in zip(dims, tensor.shape, tensor.stride(), strict=True)}
-    return Given(tensor, strides, dict(zip(dims, tensor.shape, strict=True)))
+    return Given(strides, dict(zip(dims, tensor.shape, strict=True)))
 
 
 def dims_of(node: Node) -> list[str]:

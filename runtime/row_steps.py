@@ -6,6 +6,7 @@ Kernels take float32, bfloat16 and float16, on CUDA or in Triton's interpreter; 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -87,7 +88,7 @@ class Replay:
         whole = parts and all(operand.node.op == "input" for group in parts for operand in group.operands)
         if not whole:
             self.leaves = {name: self.frame.tensors[name].detach().requires_grad_() for name in self.wanted}
-        with recording():
+        with nullcontext() if whole else recording():
             self.arrays = Arrays(replace(self.frame, tensors={**self.frame.tensors, **self.leaves}))
             for group in parts:
                 self.group(group, needed)
