@@ -24,10 +24,10 @@ def through_views(
 
     `backward`: from the operands, without history, to a gradient of each or None.
     """
-    given = operands(frame)
-    names = [name_of(one, frame) for one in given]
-    if all(one is None or name is not None for one, name in zip(given, names, strict=True)):
-        return directly(names, backward([None if one is None else one.detach() for one in given]), wanted)
+    plain = operands(frame)
+    names = [name_of(one, frame) for one in plain]
+    if all(one is None or name is not None for one, name in zip(plain, names, strict=True)):
+        return directly(names, backward([None if one is None else one.detach() for one in plain]), wanted)
     leaves = {name: frame.tensors[name].detach().requires_grad_() for name in wanted}
     with recording():
         viewed = operands(replace(frame, tensors={**frame.tensors, **leaves}))
