@@ -13,7 +13,7 @@ import torch
 from attnc.compiler.composition import Attend, Carry, Composition, Compute, Recur, Regroup, Step
 from attnc.compiler.ir import walk
 from attnc.runtime.arrays import Frame
-from attnc.runtime.attending import landmarks
+from attnc.runtime.attending import rounded_operands
 from attnc.runtime.carrying import narrow_features
 
 REMEMBERED = 256
@@ -127,7 +127,7 @@ def taken(step: Step, name: str, frame: Frame, width: int) -> torch.dtype:
     """What a step's products are of; `width`: of the array `name`."""
     given = frame.tensors["q"].dtype
     if isinstance(step, Attend):
-        return frame.real if landmarks(step, frame) else given
+        return given if rounded_operands(step, frame.axes, frame.device) else frame.real
     assert isinstance(step, Carry | Recur)
     if name in (step.query, step.key):
         features = width

@@ -20,6 +20,7 @@ from attnc.compiler.ir import Node
 from attnc.dsl.types import Base
 from attnc.runtime.arrays import Arrays, Frame
 from attnc.runtime.backward import Engine, recording
+from attnc.runtime.computing import arrays_of, computed
 from attnc.runtime.consumers import consumers_of
 
 if TYPE_CHECKING:
@@ -30,14 +31,14 @@ Add = Callable[[str, Tensor], None]
 
 def compute(composition: Composition, step: Compute, frame: Frame, engine: Engine | None) -> Tensor:
     """The step's array."""
-    arrays = Arrays(frame)
+    arrays = arrays_of(step, frame)
     if engine is not None:
         for group in fused(step.node, frame, engine):
             rows = rows_of(group, frame, arrays)
             made = rows.value(dtype_of(composition, step, rows))
             if made is not None:
                 arrays.known[group.root] = made
-    return arrays.value(step.node)
+    return computed(step, frame, arrays)
 
 
 def fused(root: Node, frame: Frame, engine: Engine) -> tuple[Group, ...]:
@@ -56,7 +57,7 @@ def operand_of(operand: Operand, frame: Frame, arrays: Arrays) -> Tensor:
     """An operand's tensor: an input as the call has it, or what torch makes."""
     if operand.node.op == "input":
         return frame.tensors[str(operand.node.attribute)]
-    return arrays.value(operand.node)
+    return arrays.held(operand.node)
 
 
 def dtype_of(composition: Composition, step: Compute, rows: Rows) -> torch.dtype:
@@ -89,10 +90,11 @@ class Replay:
         if not whole:
             self.leaves = {name: self.frame.tensors[name].detach().requires_grad_() for name in self.wanted}
         with nullcontext() if whole else recording():
-            self.arrays = Arrays(replace(self.frame, tensors={**self.frame.tensors, **self.leaves}))
+            frame = replace(self.frame, tensors={**self.frame.tensors, **self.leaves})
+            self.arrays = arrays_of(self.step, frame)
             for group in parts:
                 self.group(group, needed)
-            self.out = self.arrays.value(self.step.node)
+            self.out = computed(self.step, frame, self.arrays)
         return self.out.detach()
 
     def group(self, group: Group, needed: bool) -> None:
@@ -130,7 +132,7 @@ class Replay:
                     name = str(operand.node.attribute)
                     add(name, declared(gradient, operand, self.frame))
                 else:
-                    self.torch(self.arrays.value(operand.node), gradient, pending, add)
+                    self.torch(self.arrays.held(operand.node), gradient, pending, add)
 
     def held(self, group: Group, types: Collection[str], sofar: dict[str, Tensor]) -> dict[str, Tensor]:
         """Takes from `sofar` what is there of a group's operands, laid out by type."""
@@ -150,7 +152,7 @@ class Replay:
         if operand.node.type.base is not Base.REAL:
             return None
         if operand.node.op != "input":
-            made = self.arrays.value(operand.node)
+            made = self.arrays.held(operand.node)
             return made.dtype if made.requires_grad else None
         name = str(operand.node.attribute)
         if name not in self.wanted:

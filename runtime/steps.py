@@ -36,6 +36,7 @@ from attnc.runtime.backward import Engine, recording
 from attnc.runtime.call import Call
 from attnc.runtime.carrying import CARRY, RECUR
 from attnc.runtime.choose import CHOOSE, ragged
+from attnc.runtime.computing import rounded_arrays
 from attnc.runtime.extremes import EXTREME
 from attnc.runtime.regrouping import REGROUP, Slots, inside, move_all, slots_of
 from attnc.runtime.row_steps import Replay, compute, smooth_inputs
@@ -104,6 +105,7 @@ def frame_of(
         axes={axis.name: axis for axis in composition.axes},
         real=torch.float64 if q.dtype == torch.float64 else torch.float32,
         device=q.device,
+        rounded=rounded_arrays(composition, q),
     )
 
 
