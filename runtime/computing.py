@@ -10,7 +10,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from attnc.compiler.composition import Attend, Composition, Compute
+from attnc.compiler.composition import Attend, Carry, Composition, Compute, Recur
 from attnc.compiler.ir import Node, walk
 from attnc.compiler.plan import Plan
 from attnc.runtime.arrays import Arrays, Frame
@@ -45,10 +45,13 @@ def roundable(root: Node) -> frozenset[Node]:
 
 
 def rounded_arrays(composition: Composition, q: Tensor) -> frozenset[str]:
-    """Steps whose arrays are only read by what rounds them to the type of q; the result is rounded to it anyway."""
+    """Steps whose arrays are only read by what rounds them to the type of q; the result is rounded to it anyway.
+
+    Values over one sequence, and reads of states.
+    """
     if q.dtype not in SHORT_TYPES or q.device.type != "cuda":
         return frozenset()
-    names = {step.name for step in composition.steps if isinstance(step, Compute)}
+    names = {step.name for step in composition.steps if isinstance(step, Compute | Carry | Recur)}
     for step in composition.steps:
         names -= _exact_reads(step, composition, q.device)
     return frozenset(names)
@@ -58,6 +61,8 @@ def _exact_reads(step: object, composition: Composition, device: torch.device) -
     """Arrays that a step needs as they are."""
     if isinstance(step, Compute):
         return set(_names(step.node))
+    if isinstance(step, Carry | Recur):
+        return set(_names(step)) - {step.name}
     if isinstance(step, Attend):
         axes = {axis.name: axis for axis in composition.axes}
         rounds = rounded_operands(step, axes, device)
