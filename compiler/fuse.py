@@ -166,6 +166,8 @@ def is_row_wise(node: Node) -> bool:
         return True
     if any(len(arg.type.axes) > 1 for arg in node.args):
         return False
+    if node.op == "pow" and type.base is not Base.REAL:
+        return False
     if OPS[node.op].pointwise:
         return all(arg.type.axes in ((), type.axes) for arg in node.args)
     if node.op == "rename":

@@ -143,7 +143,7 @@ class Emitter:
             write("rows, rows_ok = r[:, None], row_ok[:, None]")
         if any(node.op == "index" and node.attribute == self.group.along for node in walk(self.group.value)):
             offset = " + OFFSET" if self.group.along == "i" else ""
-            write(f"position = tile * BLOCK_R + r{offset}")
+            write(f"position = first + r{offset}")
         for at in range(len(self.order)):
             write(f"c_{at} = tl.arange(0, BLOCK_{at})[None, :]")
             write(f"ok_{at} = c_{at} < W_{at}")
@@ -247,7 +247,7 @@ class Emitter:
         operand = next((one for one in self.group.operands if one.name == place.name.removeprefix(HELD)), None)
         row = "(first + OFFSET)" if operand is not None and operand.moved else "first"
         base = self.writer.let(f"{place.name}_at", self.pointer(place, row))
-        cast = {Base.REAL: ".to(tl.float32)", Base.INT: ".to(tl.int32)", Base.BOOL: " != 0"}[node.type.base]
+        cast = {Base.REAL: ".to(tl.float32)", Base.INT: ".to(tl.int64)", Base.BOOL: " != 0"}[node.type.base]
         of_rows = "n" in place.dims
         other = "1.0" if node.type.base is Base.REAL else "0"  # no element that is not there divides by 0
         if place.axis is None:

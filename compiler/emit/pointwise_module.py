@@ -99,9 +99,10 @@ def _each(x, ROWS: tl.constexpr):
     return tl.zeros([ROWS], tl.float32) + x
 """
 
-# Texts of their own where the op table's would lose a NaN, which arrays must show.
+# Texts of their own where the op table's would lose a NaN, which arrays must show. Ints have 64 bits, as torch's.
 TEXTS = {
     "to_real": "({0} * 1.0)",
+    "floor": "tl.floor({0}).to(tl.int64)",
     "relu": "tl.where({0} <= 0.0, 0.0, {0})",
     "elu": "tl.where({0} > 0.0, {0}, tl.exp({0}) - 1.0)",
     "minimum": "_least({0}, {1})",
@@ -113,8 +114,8 @@ def template(node: Node) -> str:
     """The text of a pointwise node over its operands' texts."""
     if node.op == "pow":
         return power(node)
-    found = TEXTS.get(node.op) if node.type.base is Base.REAL else None
-    found = found or OPS[node.op].triton
+    own = node.type.base is Base.REAL or node.op == "floor"
+    found = (TEXTS.get(node.op) if own else None) or OPS[node.op].triton
     assert found is not None
     return found
 
