@@ -1,7 +1,8 @@
-"""Runs a composition: every step in order, forward; and its gradients, by autograd over the steps.
+"""Runs a composition: every step in order, forward; and its gradients, step by step in reverse.
 
-Forward, what each step leaves is an array by name. Backward, values over one sequence are computed again under
-autograd, and a step that attends or carries a state gives back what the forward saved, with a backward of its own.
+Forward, what each step leaves is an array by name. Backward, values over one sequence are made again
+(`runtime.row_steps`), and a step that attends or carries a state gives back what the forward saved, with a backward of
+its own.
 """
 
 from __future__ import annotations
