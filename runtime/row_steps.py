@@ -5,7 +5,7 @@ Kernels take float32, bfloat16 and float16, on CUDA or in Triton's interpreter; 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -86,7 +86,7 @@ class Replay:
     def run(self, needed: bool) -> Tensor:
         """The step's array; where it is not `needed`, perhaps a stand-in of its shape and type."""
         parts = fused(self.step.node, self.frame, self.engine)
-        whole = parts and all(operand.node.op == "input" for group in parts for operand in group.operands)
+        whole = self.is_whole(parts)
         if not whole:
             self.leaves = {name: self.frame.tensors[name].detach().requires_grad_() for name in self.wanted}
         with nullcontext() if whole else recording():
@@ -96,6 +96,16 @@ class Replay:
                 self.group(group, needed)
             self.out = computed(self.step, frame, self.arrays)
         return self.out.detach()
+
+    def is_whole(self, parts: Sequence[Group]) -> bool:
+        """Whether kernels do all of the step, so that torch needs no history."""
+        arrays = Arrays(self.frame)
+        return bool(parts) and all(
+            all(operand.node.op == "input" for operand in group.operands)
+            and rows_of(group, self.frame, arrays).layout is not None
+            and group.root is self.step.node
+            for group in parts
+        )
 
     def group(self, group: Group, needed: bool) -> None:
         """One kernel; what it leaves is a leaf to torch."""

@@ -12,7 +12,7 @@ from torch import Tensor
 import attnc
 from attnc.compiler.composition import Compute
 from attnc.compiler.fuse import groups, segments
-from attnc.runtime import launch_pointwise
+from attnc.runtime import launch_pointwise, row_layout
 from attnc.runtime.arrays import Arrays
 from attnc.runtime.operator import choose_engine
 from attnc.runtime.pattern import CompiledPattern
@@ -173,6 +173,21 @@ pattern mixed:
     assert [operand.node.op for operand in made[0][1].operands] == ["dot"]
     arrays = [tokens(1, 2, 19, 8, seed=seed) for seed in range(3)]
     agree(pattern, arrays, {"w": tokens(2, 5, 8, seed=4)}, 3e-5)
+
+
+@pytest.mark.parametrize("widest", [row_layout.WIDEST, 7])
+def test_what_no_kernel_takes_has_its_gradient(widest: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sum over tokens of a kernel's values; rows too long for a program."""
+    monkeypatch.setattr(row_layout, "WIDEST", widest)
+    text = """
+pattern pooled(block: int = 4):
+    axis s = blocks(j, block)
+    member = mean[j in s](elu(k) + 1)
+    phi(x) = elu(x) + 1
+    out = softmax[s](phi(q) @ member * scale where s.start <= i) @ mean[j in s](relu(v))
+"""
+    arrays = [tokens(1, 1, 9, 8, seed=seed) for seed in range(3)]
+    agree(attnc.compile(text).pooled, arrays, {}, 3e-5)
 
 
 def test_segments() -> None:
