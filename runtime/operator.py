@@ -17,6 +17,7 @@ from attnc.dsl.types import Base
 from attnc.runtime.binding import fixed_sizes
 from attnc.runtime.program import Program, program
 from attnc.runtime.refusal import extra_inputs, refuse
+from attnc.runtime.repeated import repeated
 from attnc.runtime.scalars import of_node, of_term
 
 if TYPE_CHECKING:
@@ -176,19 +177,39 @@ def _run(
     backend: str,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """The result, lse (B, H, N) of a pattern that is one softmax (else empty), and what its heavy steps left."""
+    key = (plan, backend, *ints, *floats)
+    out, lse, *saved = repeated(
+        f"`{program(plan).pattern.name}`",
+        key,
+        (q, k, v, *inputs),
+        lambda: _forward(plan, q, k, v, inputs, ints, floats, backend),
+    )
+    return out, lse, saved
+
+
+def _forward(
+    plan: str,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor | None,
+    inputs: list[Tensor],
+    ints: list[int],
+    floats: list[float],
+    backend: str,
+) -> list[Tensor]:
+    """The result, lse, and what the heavy steps left."""
     prepared = checked(plan, q, k, v, inputs, ints, floats)
     engine = choose_engine(backend, q.device)
     step = prepared.composition.attention
     if step is not None:
-        out, lse = engine.execute(step.plan, prepared.call(step.plan), q.dtype)
-        return out, lse, []
+        return list(engine.execute(step.plan, prepared.call(step.plan), q.dtype))
     from attnc.runtime.steps import run
 
     with torch.no_grad():
         made = run(prepared.composition, prepared.frame(), engine)
     statistics = torch.float64 if q.dtype == torch.float64 else torch.float32
     lse = made.saved[-1] if prepared.program.is_one_softmax else q.new_empty(0, dtype=statistics)
-    return _own(made.out.to(q.dtype), [q, k, v, *inputs, *made.saved]), lse.clone(), made.saved
+    return [_own(made.out.to(q.dtype), [q, k, v, *inputs, *made.saved]), lse.clone(), *made.saved]
 
 
 def _own(out: Tensor, others: Sequence[Tensor | None]) -> Tensor:
@@ -319,6 +340,27 @@ def _run_backward(
     needed: list[bool],
 ) -> list[Tensor]:
     """The gradients that are needed, in the order of q, k, v and the inputs."""
+    given = (grad_out, grad_lse, out, lse, q, k, v, *saved, *inputs)
+    return repeated(
+        f"the gradient of `{program(plan).pattern.name}`",
+        (plan, backend, len(saved), *needed, *ints, *floats),
+        given,
+        lambda: _gradients(plan, given, len(saved), ints, floats, backend, needed),
+    )
+
+
+def _gradients(
+    plan: str,
+    given: Sequence[Any],
+    count: int,
+    ints: list[int],
+    floats: list[float],
+    backend: str,
+    needed: list[bool],
+) -> list[Tensor]:
+    """The gradients that are needed. `given`: the operator's tensors, `count` of them what steps saved."""
+    grad_out, grad_lse, out, lse, q, k, v, *rest = given
+    saved, inputs = rest[:count], rest[count:]
     prepared = checked(plan, q, k, v, inputs, ints, floats)
     wanted = [name for name, need in zip(_tensor_names(prepared.program), needed, strict=True) if need]
     engine = choose_engine(backend, q.device)

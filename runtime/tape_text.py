@@ -1,0 +1,207 @@
+"""A recording as straight-line code: one Python function that does its operations and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from copy import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attnc.runtime.tape import Described, Event, Geometry, Launch, Operation, Place, Read, Recorder
+
+PLAIN = (int, float, bool, str, type(None))
+
+
+class ChangedError(Exception):
+    """The host reads another element than when the call was recorded."""
+
+
+def program_of(recorder: Recorder, results: Sequence[Tensor]) -> Tape:
+    """The recording's operations that the results need, as a function. Call before the results are changed."""
+    places = [recorder.place(tensor) for tensor in results]
+    return _Writer(recorder, needed(recorder, places)).program(places)
+
+
+def needed(recorder: Recorder, places: Sequence[Place]) -> list[Event]:
+    """The events whose outcome varies and that results, launches or reads follow from, in order."""
+    roots = recorder.roots
+    wanted = {place.root for place in places}
+    kept: list[Event] = []
+    for event in reversed(recorder.events):
+        if isinstance(event, Operation):
+            touched = {*event.made.values(), *event.written}
+            if not touched & wanted or not any(roots[root].varies for root in touched):
+                continue
+        kept.append(event)
+        wanted |= {place.root for place in places_of(event)}
+    return kept[::-1]
+
+
+def places_of(event: Event) -> list[Place]:
+    """All that an event reads or writes of what there was."""
+    found: list[Place] = []
+    stack: list[Any] = (
+        [*event.args, *event.kwargs.values()]
+        if isinstance(event, Operation)
+        else [*event.values]
+        if isinstance(event, Launch)
+        else [event.place]
+    )
+    while stack:
+        one = stack.pop()
+        if isinstance(one, Place):
+            found.append(one)
+        elif isinstance(one, Described):
+            found.append(one.place)
+        elif isinstance(one, (list, tuple)):
+            stack += one
+    return found
+
+
+class Tape:
+    """What a call does. `run(*tensors)` gives its results, as many as were recorded.
+
+    `held`: the tensors that are kept for it. `reads`: whether the host waits for elements of the device.
+    """
+
+    def __init__(self, text: str, names: dict[str, Any], held: list[Tensor], reads: bool) -> None:
+        self.text = text
+        self.bytes = sum(tensor.untyped_storage().nbytes() for tensor in held)
+        self.reads = reads
+        exec(compile(text, "<recorded call>", "exec"), names)
+        self.run = names["run"]
+
+
+class _Writer:
+    def __init__(self, recorder: Recorder, events: list[Event]) -> None:
+        self.roots = recorder.roots
+        self.events = events
+        self.lines: list[str] = []
+        self.names: dict[str, Any] = {
+            "as_strided": torch.as_strided,
+            "described": described,
+            "ChangedError": ChangedError,
+        }
+        self.known: dict[tuple[int, Geometry], str] = {}  # views at hand
+        self.held: dict[int, Tensor] = {}
+        self.given = [root.given for root in self.roots if root.given is not None]
+
+    def program(self, places: Sequence[Place]) -> Tape:
+        last: dict[int, int] = {}
+        for at, event in enumerate(self.events):
+            last |= {place.root: at for place in places_of(event)}
+            if isinstance(event, Operation):
+                last |= {root: max(at, last.get(root, 0)) for root in event.made.values()}
+        ends: dict[int, list[int]] = {}
+        kept = {place.root for place in places}
+        for root, at in last.items():
+            if root not in kept and self.roots[root].varies:
+                ends.setdefault(at, []).append(root)
+        for at, event in enumerate(self.events):
+            self.event(event)
+            self.release(ends.get(at, []))
+        lines = [*self.lines, f"return [{', '.join(self.result(places, at) for at in range(len(places)))}]"]
+        count = max(self.given, default=-1) + 1
+        head = f"def run({', '.join([*(f'x{n}' for n in range(count)), '*rest'])}):\n"
+        reads = any(isinstance(event, Read) for event in self.events)
+        text = head + "".join(f"    {line}\n" for line in lines)
+        return Tape(text, self.names, list(self.held.values()), reads)
+
+    def event(self, event: Event) -> None:
+        if isinstance(event, Operation):
+            call = self.call(event.function, event.args, event.kwargs)
+            names = [f"r{event.made[at]}" if at in event.made else "_" for at in range(event.results)]
+            if not event.made:
+                self.lines.append(call)
+            else:
+                self.lines.append(
+                    f"{names[0] if len(names) == 1 and not self.listed(event) else ', '.join(names) + ','} = {call}"
+                )
+        elif isinstance(event, Launch):
+            self.lines.append(self.call(event.start, event.values, {}))
+        else:
+            self.lines.append(f"if {self.of(event.place)}.item() != {self.spelt(event.value)}: raise ChangedError")
+
+    @staticmethod
+    def listed(event: Operation) -> bool:
+        """Whether an operation of one result gives a list or tuple of it."""
+        returns = event.function._schema.returns
+        return len(returns) > 1 or "[]" in str(returns[0].type) or str(returns[0].type).startswith("List")
+
+    def call(self, function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+        given = [self.spelt(one) for one in args] + [f"{name}={self.spelt(one)}" for name, one in kwargs.items()]
+        return f"{self.constant(function)}({', '.join(given)})"
+
+    def spelt(self, value: Any) -> str:
+        """An argument as text."""
+        if isinstance(value, Place):
+            return self.of(value)
+        if isinstance(value, Described):
+            return f"described({self.constant(value.template)}, {self.of(value.place)})"
+        if isinstance(value, (list, tuple)) and places_of(Launch(None, tuple(value))):
+            return f"[{', '.join(self.spelt(one) for one in value)}]"
+        if type(value) in PLAIN and value == value and value not in (float("inf"), float("-inf")):
+            return repr(value)
+        return self.constant(value)
+
+    def constant(self, value: Any) -> str:
+        name = f"c{len(self.names)}"
+        self.names[name] = value
+        return name
+
+    def of(self, place: Place) -> str:
+        """A tensor at hand; its view is made where it is first asked for."""
+        root, key = self.roots[place.root], (place.root, place.geometry)
+        if key not in self.known:
+            if not root.varies:
+                assert root.tensor is not None
+                self.held[place.root] = root.tensor
+                view = root.tensor.detach()
+                self.known[key] = self.constant(
+                    view if place.geometry == root.geometry else view.as_strided(*place.geometry)
+                )
+            elif place.geometry == root.geometry:
+                self.known[key] = self.name(place.root)
+            else:
+                self.known[key] = f"v{len(self.lines)}"
+                self.lines.append(f"v{len(self.lines)} = {self.view(place)}")
+        return self.known[key]
+
+    def name(self, root: int) -> str:
+        given = self.roots[root].given
+        return f"r{root}" if given is None else f"x{given}"
+
+    def view(self, place: Place) -> str:
+        size, stride, offset = place.geometry
+        root = self.roots[place.root]
+        name = self.name(place.root)
+        if root.given is None:
+            return f"as_strided({name}, {size}, {stride}, {offset})"
+        more = offset - root.geometry[2]
+        return f"as_strided({name}, {size}, {stride}, {name}.storage_offset() + {more})"
+
+    def release(self, roots: list[int]) -> None:
+        """Lets memory go after its last use."""
+        gone = [name for (root, _), name in self.known.items() if root in roots]
+        gone += [self.name(root) for root in roots if self.roots[root].given is None]
+        self.known = {key: name for key, name in self.known.items() if key[0] not in roots}
+        if gone := [name for name in dict.fromkeys(gone) if not name.startswith("x")]:
+            self.lines.append(f"del {', '.join(gone)}")
+
+    def result(self, places: Sequence[Place], at: int) -> str:
+        """A result: a tensor object of its own."""
+        place, root = places[at], self.roots[places[at].root]
+        if not root.varies:
+            return f"{self.of(place)}.clone()"
+        if root.given is not None or place in places[:at]:
+            return self.view(place)
+        return self.name(place.root) if place.geometry == root.geometry else self.view(place)
+
+
+def described(template: Any, tensor: Tensor) -> Any:
+    """The descriptor of a tensor."""
+    made = copy(template)
+    made.base = tensor
+    return made
