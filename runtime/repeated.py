@@ -88,12 +88,11 @@ def record(kind: Kind, tensors: Sequence[Tensor | None], run: Run) -> list[Tenso
     recorder = Recorder(tensors)
     with recorder:
         results = run()
-    if recorder.failure is None:
-        made = program_of(recorder, results)
-        if recorder.failure is None:
-            with _lock:
-                kind.tapes = [made, *kind.tapes]
-            release()
+    made = None if recorder.failed() else program_of(recorder, results)
+    if made is not None:
+        with _lock:
+            kind.tapes = [made, *kind.tapes]
+        release()
     kind.reason = kind.reason or recorder.failure
     return results
 

@@ -49,6 +49,7 @@ class Root:
     given: int | None = None  # its number among the call's tensors
     foreign: bool = False  # older than the recording
     filled: bool = False
+    blank: bool = False  # nothing that was seen has written it yet
     shared: bool = False  # with another root: it may not be written
 
 
@@ -95,7 +96,7 @@ class Recorder(TorchDispatchMode):
     """A recording of one call. `failure` says why it cannot be used, if it can't."""
 
     def __init__(self, tensors: Sequence[Tensor | None]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.events: list[Event] = []
         self.roots: list[Root] = []
         self.failure: str | None = None
@@ -106,7 +107,7 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self.failure is not None:
+        if self.failed():
             return func(*args, **kwargs)
         if func._can_decompose():
             with self:
@@ -116,7 +117,7 @@ class Recorder(TorchDispatchMode):
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         places = [self.place(tensor, new=func is torch.ops.aten.lift_fresh.default) for tensor in given]
         result = func(*args, **kwargs)
-        if self.failure is not None:
+        if self.failed():
             return result
         varies = any(self.roots[place.root].varies for place in places)
         if func._schema.name == "aten::_local_scalar_dense":
@@ -125,7 +126,7 @@ class Recorder(TorchDispatchMode):
             return result
         if varies and (reason := _undecided(func, args, result)):
             self.fail(reason)
-        if self.failure is None:
+        if not self.failed():
             self._note(func, args, kwargs, list(zip(given, places, strict=True)), varies, result)
         return result
 
@@ -138,6 +139,10 @@ class Recorder(TorchDispatchMode):
             found = self._root(tensor, varies=False, foreign=True)
         return found
 
+    def failed(self) -> bool:
+        """Whether the recording is given up."""
+        return self.failure is not None
+
     def fail(self, reason: str) -> None:
         """Gives the recording up."""
         self.failure = self.failure or reason
@@ -147,7 +152,7 @@ class Recorder(TorchDispatchMode):
 
     def launch(self, start: Any, values: Sequence[Any]) -> None:
         """Notes the launch of a kernel, which may write what was made to be written."""
-        if self.failure is not None:
+        if self.failed():
             return
         held = []
         for value in values:
@@ -156,8 +161,9 @@ class Recorder(TorchDispatchMode):
                 held.append(value)
                 continue
             place = self.place(tensor)
-            if self.failure is not None:
+            if self.failed():
                 return
+            self.roots[place.root].blank = False
             if self.roots[place.root].filled:
                 self._vary(place.root)
             held.append(place if tensor is value else Described(value, place))
@@ -179,7 +185,7 @@ class Recorder(TorchDispatchMode):
         if len(self.events) > LONGEST:
             return self.fail("too many operations")
         written = self._written(func, args, kwargs, varies)
-        if self.failure is not None:
+        if self.failed():
             return None
         storages = {tensor.untyped_storage()._cdata: place for tensor, place in given}
         results = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
@@ -191,7 +197,8 @@ class Recorder(TorchDispatchMode):
             base = storages.get(tensor.untyped_storage()._cdata)
             if base is None:
                 made[number] = len(self.roots)
-                self._root(tensor, varies=varies or name in UNFILLED, filled=name in (*UNFILLED, *FILLED))
+                blank = name in UNFILLED
+                self._root(tensor, varies=varies or blank, filled=blank or name in FILLED, blank=blank)
             elif self.roots[base.root].dtype != tensor.dtype:  # the same memory as another type
                 made[number] = len(self.roots)
                 self.roots[base.root].shared = True
@@ -199,6 +206,8 @@ class Recorder(TorchDispatchMode):
             else:
                 self._places[tensor] = Place(base.root, geometry(tensor))
         if not made and not written:
+            return None
+        if name not in (*UNFILLED, *FILLED) and not self.seen([place.root for _, place in given]):
             return None
         if not isinstance(result, Tensor) and any(not isinstance(one, Tensor) for one in result or ()):
             return self.fail(f"{name} gives more than tensors")
@@ -223,9 +232,16 @@ class Recorder(TorchDispatchMode):
             if self.roots[root].given is not None or self.roots[root].foreign or self.roots[root].shared:
                 self.fail(f"{func} writes a tensor of the call or of a cache")
                 return frozenset()
+            self.roots[root].blank = False
             if varies:
                 self._vary(root)
         return frozenset(found)
+
+    def seen(self, read: Sequence[int]) -> bool:
+        """Whether all that is read was written by something that was seen; else the recording lacks what did."""
+        if any(self.roots[root].blank and 0 not in self.roots[root].geometry[0] for root in read):
+            self.fail("a kernel was launched unseen")
+        return not self.failed()
 
 
 def geometry(tensor: Tensor) -> Geometry:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from typing import Any
 
@@ -18,9 +18,11 @@ class ChangedError(Exception):
     """The host reads another element than when the call was recorded."""
 
 
-def program_of(recorder: Recorder, results: Sequence[Tensor]) -> Tape:
-    """The recording's operations that the results need, as a function. Call before the results are changed."""
+def program_of(recorder: Recorder, results: Sequence[Tensor]) -> Tape | None:
+    """The recording's operations that the results need, as a function; None where it failed (see `failure`)."""
     places = [recorder.place(tensor) for tensor in results]
+    if recorder.failed() or not recorder.seen([place.root for place in places]):
+        return None
     return _Writer(recorder, needed(recorder, places)).program(places)
 
 
@@ -71,7 +73,7 @@ class Tape:
         self.bytes = sum(tensor.untyped_storage().nbytes() for tensor in held)
         self.reads = reads
         exec(compile(text, "<recorded call>", "exec"), names)
-        self.run = names["run"]
+        self.run: Callable[..., list[Tensor]] = names["run"]
 
 
 class _Writer:
