@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
 LONGEST = 4096  # events; a longer one is of no use: its call waits for the device anyway
+LARGEST = 2**24  # bytes of a tensor that is kept between calls; larger ones are made again
 UNFILLED = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "empty_permuted")
 FILLED = ("zeros", "ones", "full", "zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full")
 
@@ -197,8 +198,9 @@ class Recorder(TorchDispatchMode):
             base = storages.get(tensor.untyped_storage()._cdata)
             if base is None:
                 made[number] = len(self.roots)
-                blank = name in UNFILLED
-                self._root(tensor, varies=varies or blank, filled=blank or name in FILLED, blank=blank)
+                blank, filled = name in UNFILLED, name in FILLED
+                changes = (varies and not filled) or tensor.untyped_storage().nbytes() > LARGEST
+                self._root(tensor, varies=changes or blank, filled=blank or filled, blank=blank)
             elif self.roots[base.root].dtype != tensor.dtype:  # the same memory as another type
                 made[number] = len(self.roots)
                 self.roots[base.root].shared = True

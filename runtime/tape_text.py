@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,15 +24,66 @@ def program_of(recorder: Recorder, results: Sequence[Tensor]) -> Tape | None:
     places = [recorder.place(tensor) for tensor in results]
     if recorder.failed() or not recorder.seen([place.root for place in places]):
         return None
-    return _Writer(recorder, needed(recorder, places)).program(places)
+    events, same = merged(recorder)
+    places = [replace(place, root=same.get(place.root, place.root)) for place in places]
+    return _Writer(recorder, needed(recorder, events, places)).program(places)
 
 
-def needed(recorder: Recorder, places: Sequence[Place]) -> list[Event]:
+def merged(recorder: Recorder) -> tuple[list[Event], dict[int, int]]:
+    """The events without those that do again what was done before, and the roots that stand for those left out."""
+    changed = {root for event in recorder.events for root in changes(recorder, event)}
+    same: dict[int, int] = {}
+    known: dict[object, Operation] = {}
+    age: dict[int, int] = dict.fromkeys(changed, 0)
+    events: list[Event] = []
+
+    def renamed(value: Any) -> Any:
+        if isinstance(value, Place):
+            return replace(value, root=same.get(value.root, value.root))
+        if isinstance(value, Described):
+            return replace(value, place=renamed(value.place))
+        return type(value)(renamed(one) for one in value) if type(value) in (list, tuple) else value
+
+    for event in recorder.events:
+        if isinstance(event, Operation):
+            args, kwargs = renamed(event.args), {name: renamed(one) for name, one in event.kwargs.items()}
+            event = replace(event, args=args, kwargs=kwargs)
+            if not event.written and not changed & {*event.made.values()}:
+                ages = tuple(age.get(place.root, 0) for place in places_of(event))
+                before = known.setdefault((event.function, spelt(args), spelt(tuple(kwargs.items())), ages), event)
+                if before is not event:
+                    same |= {root: before.made[at] for at, root in event.made.items()}
+                    continue
+        elif isinstance(event, Launch):
+            event = replace(event, values=renamed(event.values))
+        else:
+            event = replace(event, place=renamed(event.place))
+        for root in changes(recorder, event):
+            age[root] += 1
+        events.append(event)
+    return events, same
+
+
+def changes(recorder: Recorder, event: Event) -> Iterable[int]:
+    """The roots that an event may change."""
+    if isinstance(event, Operation):
+        return event.written
+    return {place.root for place in places_of(event) if isinstance(event, Launch) and recorder.roots[place.root].filled}
+
+
+def spelt(value: Any) -> object:
+    """Arguments so that equal ones have equal types."""
+    if isinstance(value, (list, tuple)):
+        return tuple(spelt(one) for one in value)
+    return (type(value), repr(value)) if isinstance(value, float) else (type(value), value)
+
+
+def needed(recorder: Recorder, events: Sequence[Event], places: Sequence[Place]) -> list[Event]:
     """The events whose outcome varies and that results, launches or reads follow from, in order."""
     roots = recorder.roots
     wanted = {place.root for place in places}
     kept: list[Event] = []
-    for event in reversed(recorder.events):
+    for event in reversed(events):
         if isinstance(event, Operation):
             touched = {*event.made.values(), *event.written}
             if not touched & wanted or not any(roots[root].varies for root in touched):
