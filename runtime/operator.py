@@ -210,8 +210,8 @@ def _forward(
     with torch.no_grad():
         made = run(prepared.composition, prepared.frame(), engine)
     statistics = torch.float64 if q.dtype == torch.float64 else torch.float32
-    lse = made.saved[-1] if prepared.program.is_one_softmax else q.new_empty(0, dtype=statistics)
-    return [_own(made.out.to(q.dtype), [q, k, v, *inputs, *made.saved]), lse.clone(), *made.saved]
+    lse = made.saved[-1].clone() if prepared.program.is_one_softmax else q.new_empty(0, dtype=statistics)
+    return [_own(made.out.to(q.dtype), [q, k, v, *inputs, *made.saved]), lse, *made.saved]
 
 
 def _own(out: Tensor, others: Sequence[Tensor | None]) -> Tensor:
