@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from attnc.runtime.direct_launch import Direct, Interpreted, tensors_of, without_tensor
 from attnc.runtime.tape import current
 
 REMEMBERED = 256  # compiled kernels of one function
@@ -58,34 +59,36 @@ class Launcher:
     def first(self, grid: Grid, values: Sequence[Any], constants: dict[str, Any]) -> Any:
         """A launch by Triton's own dispatch."""
         compiled = self.function[grid](*values, **constants)
-        if recorder := current():
-            recorder.launch(self.start(compiled, grid, len(values), constants), values)
+        self.note(compiled, grid, values, constants)
         return compiled
 
     def again(self, compiled: Any, grid: Grid, values: Sequence[Any], constants: dict[str, Any]) -> None:
         """A launch of what Triton chose for arguments of these kinds before."""
-        start = self.start(compiled, grid, len(values), constants)
-        start(*values)
-        if recorder := current():
-            recorder.launch(start, values)
-
-    def start(self, compiled: Any, grid: Grid, count: int, constants: dict[str, Any]) -> Callable[..., None]:
-        """The launch as a function of the arguments that are no constants."""
-        if compiled is None:
-            return partial(_interpret, self.function, grid, constants)
-        names = self.arg_names[count:]
-        last = tuple(constants[name] for name in names) if all(name in constants for name in names) else None
+        last = self.last(len(values), constants)
         if last is None:
-            return partial(_interpret, self.function, grid, constants)
-        return partial(_start, compiled[(*grid, *(1,) * (3 - len(grid)))], last)
+            self.function[grid](*values, **constants)
+        else:
+            compiled[(*grid, *(1,) * (3 - len(grid)))](*values, *last)
+        self.note(compiled, grid, values, constants)
 
+    def note(self, compiled: Any, grid: Grid, values: Sequence[Any], constants: dict[str, Any]) -> None:
+        """Tells the recording that is under way, if there is one."""
+        recorder = current()
+        if recorder is None:
+            return
+        last = None if compiled is None else self.last(len(values), constants)
+        plain = [without_tensor(value) for value in values]
+        start = (
+            Interpreted(self.function, grid, plain, constants)
+            if last is None
+            else Direct(compiled, grid, [*values, *last])
+        )
+        recorder.launch(start, tensors_of(values))
 
-def _interpret(function: Any, grid: Grid, constants: dict[str, Any], *values: Any) -> None:
-    function[grid](*values, **constants)
-
-
-def _start(runner: Callable[..., None], last: tuple[Any, ...], *values: Any) -> None:
-    runner(*values, *last)
+    def last(self, count: int, constants: dict[str, Any]) -> tuple[Any, ...] | None:
+        """The constants in the order of the kernel's arguments, of which `count` come before; None where some lack."""
+        names = self.arg_names[count:]
+        return tuple(constants[name] for name in names) if all(name in constants for name in names) else None
 
 
 def kind_of(value: Any) -> object:

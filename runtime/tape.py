@@ -68,18 +68,10 @@ class Operation:
 
 @dataclass(frozen=True)
 class Launch:
-    """A kernel. `start(*values)` launches it as it was; `values` hold places and `Described`."""
+    """A kernel. `start(*tensors)` launches it as it was, with the tensors at `places`."""
 
     start: Any
-    values: tuple[Any, ...]
-
-
-@dataclass(frozen=True)
-class Described:
-    """A tensor descriptor but for its tensor."""
-
-    template: Any
-    place: Place
+    places: tuple[Place, ...]
 
 
 @dataclass(frozen=True)
@@ -151,24 +143,18 @@ class Recorder(TorchDispatchMode):
         self.roots.clear()
         self._places.clear()
 
-    def launch(self, start: Any, values: Sequence[Any]) -> None:
-        """Notes the launch of a kernel, which may write what was made to be written."""
+    def launch(self, start: Any, tensors: Sequence[Tensor]) -> None:
+        """Notes the launch of a kernel, `start(*tensors)`, which may write what was made to be written."""
         if self.failed():
             return
-        held = []
-        for value in values:
-            tensor = value if isinstance(value, Tensor) else getattr(value, "base", None)
-            if not isinstance(tensor, Tensor):
-                held.append(value)
-                continue
-            place = self.place(tensor)
-            if self.failed():
-                return
+        places = [self.place(tensor) for tensor in tensors]
+        if self.failed():
+            return
+        for place in places:
             self.roots[place.root].blank = False
             if self.roots[place.root].filled:
                 self._vary(place.root)
-            held.append(place if tensor is value else Described(value, place))
-        self.events.append(Launch(start, tuple(held)))
+        self.events.append(Launch(start, tuple(places)))
 
     def _root(self, tensor: Tensor, *, varies: bool, **more: Any) -> Place:
         shown = geometry(tensor)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from copy import copy
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from attnc.runtime.tape import Described, Event, Geometry, Launch, Operation, Place, Read, Recorder
+from attnc.runtime.tape import Event, Geometry, Launch, Operation, Place, Read, Recorder
 
 PLAIN = (int, float, bool, str, type(None))
 
@@ -40,8 +39,6 @@ def merged(recorder: Recorder) -> tuple[list[Event], dict[int, int]]:
     def renamed(value: Any) -> Any:
         if isinstance(value, Place):
             return replace(value, root=same.get(value.root, value.root))
-        if isinstance(value, Described):
-            return replace(value, place=renamed(value.place))
         return type(value)(renamed(one) for one in value) if type(value) in (list, tuple) else value
 
     for event in recorder.events:
@@ -55,7 +52,7 @@ def merged(recorder: Recorder) -> tuple[list[Event], dict[int, int]]:
                     same |= {root: before.made[at] for at, root in event.made.items()}
                     continue
         elif isinstance(event, Launch):
-            event = replace(event, values=renamed(event.values))
+            event = replace(event, places=renamed(event.places))
         else:
             event = replace(event, place=renamed(event.place))
         for root in changes(recorder, event):
@@ -99,7 +96,7 @@ def places_of(event: Event) -> list[Place]:
     stack: list[Any] = (
         [*event.args, *event.kwargs.values()]
         if isinstance(event, Operation)
-        else [*event.values]
+        else [*event.places]
         if isinstance(event, Launch)
         else [event.place]
     )
@@ -107,8 +104,6 @@ def places_of(event: Event) -> list[Place]:
         one = stack.pop()
         if isinstance(one, Place):
             found.append(one)
-        elif isinstance(one, Described):
-            found.append(one.place)
         elif isinstance(one, (list, tuple)):
             stack += one
     return found
@@ -121,7 +116,7 @@ class Tape:
     """
 
     def __init__(self, text: str, names: dict[str, Any], held: list[Tensor], reads: bool) -> None:
-        self.text = text
+        self.text, self.names = text, names
         self.bytes = sum(tensor.untyped_storage().nbytes() for tensor in held)
         self.reads = reads
         exec(compile(text, "<recorded call>", "exec"), names)
@@ -135,7 +130,6 @@ class _Writer:
         self.lines: list[str] = []
         self.names: dict[str, Any] = {
             "as_strided": torch.as_strided,
-            "described": described,
             "ChangedError": ChangedError,
         }
         self.known: dict[tuple[int, Geometry], str] = {}  # views at hand
@@ -174,7 +168,7 @@ class _Writer:
                     f"{names[0] if len(names) == 1 and not self.listed(event) else ', '.join(names) + ','} = {call}"
                 )
         elif isinstance(event, Launch):
-            self.lines.append(self.call(event.start, event.values, {}))
+            self.lines.append(self.call(event.start, event.places, {}))
         else:
             self.lines.append(f"if {self.of(event.place)}.item() != {self.spelt(event.value)}: raise ChangedError")
 
@@ -192,8 +186,6 @@ class _Writer:
         """An argument as text."""
         if isinstance(value, Place):
             return self.of(value)
-        if isinstance(value, Described):
-            return f"described({self.constant(value.template)}, {self.of(value.place)})"
         if isinstance(value, (list, tuple)) and places_of(Launch(None, tuple(value))):
             return f"[{', '.join(self.spelt(one) for one in value)}]"
         if type(value) in PLAIN and value == value and value not in (float("inf"), float("-inf")):
@@ -252,10 +244,3 @@ class _Writer:
         if root.given is not None or place in places[:at]:
             return self.view(place)
         return self.name(place.root) if place.geometry == root.geometry else self.view(place)
-
-
-def described(template: Any, tensor: Tensor) -> Any:
-    """The descriptor of a tensor."""
-    made = copy(template)
-    made.base = tensor
-    return made
