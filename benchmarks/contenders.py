@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from benchmarks.by_hand import by_hand
 from benchmarks.libraries import fla, natten
 from benchmarks.ready import Ready, UnavailableError, first_line
 from benchmarks.timing import seconds_of
 from benchmarks.work import Problem, no_inputs
+from benchmarks.written import causal_cudnn, compiled, eager
 
 
 def attnc(problem: Problem) -> Ready:
@@ -106,20 +108,28 @@ def flex(problem: Problem) -> Ready:
 
 CONTENDERS: dict[str, Callable[[Problem], Ready]] = {
     "attnc": attnc,
+    "eager": eager,
+    "compiled": compiled,
+    "causal_cudnn": causal_cudnn,
     "cudnn": cudnn,
     "flash": flash,
     "dense": dense,
     "flex": flex,
     "fla": fla,
     "natten": natten,
+    "by_hand": by_hand,
 }
 LABELS = {
     "attnc": "attnc",
+    "eager": "eager torch",
+    "compiled": "torch.compile",
+    "causal_cudnn": "causal cuDNN",
     "cudnn": "cuDNN",
     "flash": "flash SDPA",
     "dense": "dense SDPA",
     "flex": "FlexAttention",
     "fla": "fla",
     "natten": "NATTEN",
+    "by_hand": "by hand",
 }
 GROUPS = {"sdpa": ("dense", "flash", "cudnn")}  # names for several of them

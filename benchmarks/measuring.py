@@ -13,7 +13,7 @@ from torch import Tensor
 from attnc.runtime.measure import elements_of_a_pair, rows_stand_alone
 from attnc.runtime.tolerance import error, tolerance
 from benchmarks.contenders import CONTENDERS
-from benchmarks.ready import Ready, UnavailableError, first_line
+from benchmarks.ready import PREPARING, Ready, UnavailableError, first_line, within
 from benchmarks.timing import Times, median_seconds, peak_bytes, side_by_side
 from benchmarks.work import Problem, Work
 
@@ -105,10 +105,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Effort:
-    """Samples of each contender at least, and seconds that a row's samples may take beyond those."""
+    """Samples of each contender at least, and seconds that a row's samples may take beyond those.
+
+    `preparing`: seconds that a peer may take to its first result; 0: as long as it takes.
+    """
 
     samples: int = 20
     seconds: float = 1.5
+    preparing: float = PREPARING
 
 
 def measure(
@@ -170,7 +174,8 @@ def compare_timed(row: Row, device: str, effort: Effort, small_seconds: float, c
     ready: dict[str, Ready] = {}
     for name in ("attnc", *row.work.peers):
         try:
-            ready[name] = CONTENDERS[name](problem)
+            with within(0.0 if name == "attnc" else effort.preparing):
+                ready[name] = CONTENDERS[name](problem)
         except UnavailableError as reason:
             row.absent[name] = str(reason)
     allowed = tolerance(row.dtype, problem.k.shape[2])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from benchmarks.timing import Call
@@ -26,6 +29,28 @@ class Ready:
     build: Callable[[], object] | None = None
     built_bytes: int = 0
     note: str = ""
+
+
+PREPARING = 60.0  # seconds that a contender may take to its first result: some try kernels out for minutes
+
+
+@contextlib.contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """Leaves what takes longer with UnavailableError. Only in the main thread, and not inside of one call into C."""
+
+    def over(signal_number: int, frame: object) -> None:
+        raise UnavailableError(f"not ready within {seconds:g} s")
+
+    if seconds <= 0 or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, over)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def first_line(error: BaseException) -> str:

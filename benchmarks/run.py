@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace, works: Sequence[Work], device: str) -> in
     from benchmarks.measuring import Effort, Row, measure
 
     dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
-    effort = Effort(3, 0.0) if arguments.quick else Effort(arguments.samples, arguments.seconds)
+    effort = Effort(3, 0.0) if arguments.quick else Effort(arguments.samples, arguments.seconds, arguments.preparing)
     started = time.perf_counter()
     compiled = compile_beside(arguments.suite, device, arguments.quick, works, arguments.jobs)
     warm_up(device)
@@ -120,6 +120,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="small sizes and few samples, to see that all works")
     parser.add_argument("--samples", type=int, default=20, help="samples of each contender, at least")
     parser.add_argument("--seconds", type=float, default=1.5, help="samples beyond that, for so long a row")
+    parser.add_argument("--preparing", type=float, default=60.0, help="seconds to a peer's first result; 0: any")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes that compile FlexAttention")
     parser.add_argument("--remark", action="append", default=[], help="a line for the Markdown file; repeatable")
 

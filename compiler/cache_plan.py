@@ -32,6 +32,7 @@ class Kept:
 
     `parts`: arrays that are the first columns of another one of them, and take no memory. `given`: arrays of nothing
     but numbers that the caller gave, kept in their element type; what is computed is kept in the type of sums.
+    `operands`: arrays that are nothing but keys and values of softmaxes, of which products may round what is computed.
     """
 
     index: str
@@ -39,6 +40,7 @@ class Kept:
     retention: Retention
     parts: Mapping[str, str] = field(default_factory=dict)
     given: frozenset[str] = frozenset()
+    operands: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,7 @@ class _Deriving:
     arrays: dict[str, dict[str, None]] = field(default_factory=dict)
     trailing: list[Trailing] = field(default_factory=list)
     states: list[Carry | Recur] = field(default_factory=list)
+    others: set[str] = field(default_factory=set)  # arrays that more than products of a softmax read
 
     def plan(self) -> CachePlan:
         for step in self.composition.steps:
@@ -146,7 +149,8 @@ class _Deriving:
         parts = {str(first.attribute): name for name, node in whole.items() if (first := node.args[0]).op == "input"}
         parts = {name: of for name, of in parts.items() if name in arrays and name not in parts.values()}
         given = frozenset(name for name in arrays if name not in made or is_given(made[name]))
-        return Kept(index, arrays, retention, parts, given)
+        operands = frozenset(arrays) - self.others
+        return Kept(index, arrays, retention, parts, given, operands)
 
     def step(self, step: Step) -> None:
         if isinstance(step, Compute):
@@ -159,6 +163,7 @@ class _Deriving:
         elif isinstance(step, Recur):
             self.states.append(step)
         elif isinstance(step, Choose | Regroup):
+            self.others |= set(arrays_read(step))
             what = "a choice may fall on any of them" if isinstance(step, Choose) else "any may be of a query's group"
             for index in ("j", *self.axis_names()):
                 self.keep(index, arrays_read(step), Retention(reasons=(what,)))
@@ -188,7 +193,9 @@ class _Deriving:
         beside = side_inputs(step, "j")
         if obstacle(step.plan, places=False) is not None:
             beside += side_inputs(step, "i")  # rows read them where they lie among the kept ones
-        self.keep(step.keys, [step.key, step.value, *beside], found)
+        self.others |= set(beside)
+        self.keep(step.keys, [step.key, step.value], found)
+        self.keep(step.keys, beside, found)
 
     def keep(self, index: str, arrays: Sequence[str], retention: Retention) -> None:
         along = ("j", "t") if index == "j" else (index,)
@@ -218,7 +225,9 @@ class _Deriving:
             graph = self.composition.graph
             assert graph is not None
             window = graph.make("add", graph.make("maximum", extent.amount, graph.literal(0)), graph.literal(1))
-            self.keep("j", [step.key, step.value, *([step.decay] if step.decay else [])], Retention(window=window))
+            names = [step.key, step.value, *([step.decay] if step.decay else [])]
+            self.others |= set(names)
+            self.keep("j", names, Retention(window=window))
 
     # Values over the sequence
 

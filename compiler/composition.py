@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from attnc.compiler.absorb import Projection
 from attnc.compiler.ir import Graph, Node
-from attnc.compiler.plan import Plan, Requirement
+from attnc.compiler.plan import Bounds, Plan, Requirement
 from attnc.dsl.source import Source
 from attnc.dsl.terms import Axis, Input, Parameter
 
@@ -164,13 +164,40 @@ class Recur:
 
 
 @dataclass(frozen=True)
+class Scores:
+    """The scores of a selection as a kernel computes them: for line i and member j (see `compiler.selecting`)
+
+    sum over the heads h of a lane, sum over the places p of member j, of body(q_hi @ k_hp, ..)
+
+    `query` (b, h, i; d) and `key` (b, h, j or p; d) are the vectors, None where the body has no product. `head` names
+    what a lane's heads are: query heads of a group (h), a vector axis, or nothing (one head a lane). `places`: the
+    axis, or j, whose places overlap a member; None: the member itself. `body`, `live` (which places count),
+    `condition`, `force` and `bounds` (members that hold every candidate of line i) are pointwise over i, j and the
+    `arrays`, each a value of lines, places or members alone. `plan` has no branch: it names the arrays' layouts.
+    """
+
+    plan: Plan
+    body: Node
+    live: Node | None
+    condition: Node
+    force: Node | None
+    bounds: Bounds | None
+    query: Node | None
+    key: Node | None
+    head: str | None
+    places: str | None
+    arrays: Mapping[str, Node]
+
+
+@dataclass(frozen=True)
 class Choose:
     """A selection by scores: which members of `axis` each row takes (see `runtime.choices`).
 
     `form` is topk, threshold or mass; `amount` its count, bound or share. `score`, `condition` (which are candidates)
     and `force` (which of them come first; None: none) are over b, h, `rows` and `axis`: i, a declared axis of i or
-    nothing (empty), and a declared axis of j, or j. They are evaluated for some rows at a time: memory is that of a
-    chunk of rows times the members. Nothing of it has a gradient.
+    nothing (empty), and a declared axis of j, or j. Torch evaluates them for some rows at a time: memory is that of a
+    chunk of rows times the members. `scores`: how a kernel does, whose memory does not grow with either; None where it
+    takes no such selection, which `reason` tells. Nothing of it has a gradient.
 
     Leaves `name` (b, heads, lines; entries), int32: each row's members, ascending, -1 at the end. `heads` are all query
     heads (`each`), the first of each key head (`group`), or 1 (`one`); lines are the rows, or the members of the axis
@@ -187,6 +214,8 @@ class Choose:
     amount: Node | None
     condition: Node
     force: Node | None
+    scores: Scores | None = None
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -233,3 +262,9 @@ class Composition:
     def is_one_softmax(self) -> bool:
         """Whether the result is one softmax over keys, or a merge: its rows have a log-sum-exp."""
         return isinstance(self.steps[-1], Attend | Regroup) and self.output_axes == ("b", "h", "i", "e")
+
+    def widest(self, sizes: Mapping[str, int]) -> int:
+        """The longest query, key or value of a step that attends, for these lengths of axes."""
+        attends = [step for step in self.steps if isinstance(step, Attend)]
+        axes = [self.arrays[name].axes[-1] for step in attends for name in (step.query, step.key, step.value)]
+        return max((sum(sizes[part] for part in axis.split("+")) for axis in axes), default=0)

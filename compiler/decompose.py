@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from attnc.compiler.build import build_term, unlowered
 from attnc.compiler.composition import Compute, Step
-from attnc.compiler.ir import Graph, Node
+from attnc.compiler.ir import Graph, Node, substitute
 from attnc.compiler.needs import needs
 from attnc.compiler.ops import OPS
 from attnc.compiler.plan import Blocks, Selected
@@ -19,6 +19,7 @@ from attnc.dsl.terms import Axis, Input, Pattern, Term
 from attnc.dsl.types import Base, Type
 
 SEQUENCES = frozenset("ijt")
+SHARED = frozenset({"mean", "sum", "max", "min", "cumsum", "dot", "matmul", "softmax", "normalize", "repeat"})
 BUILT_IN = {"q": ("b", "h", "i", "d"), "k": ("b", "h", "j", "d"), "v": ("b", "h", "j", "e")}
 
 
@@ -48,7 +49,7 @@ class Decomposer:
         last = self.steps[-1] if self.steps else None
         if lowered.op == "input" and last is not None and lowered.attribute == last.name:
             return
-        self.steps.append(Compute(self.fresh("out"), lowered))
+        self.steps.append(Compute(self.fresh("out"), self.shared(lowered)))
 
     def lower(self, node: Node) -> Node:
         """The node over inputs and steps only: nothing in it is over pairs of positions."""
@@ -68,6 +69,10 @@ class Decomposer:
     def need(self, node: Node) -> Node:
         """Where a value of the text matters: a bool over some of its indices (see `compiler.needs`)."""
         return self._needs.get(node) or self.graph.literal(True)
+
+    def nodes(self) -> tuple[Node, ...]:
+        """Every node of the text's result."""
+        return tuple(self._needs)
 
     def refused(self, node: Node) -> Exception:
         """The error for a value over pairs; the place is the reduction or product that asks for it."""
@@ -115,10 +120,15 @@ class Decomposer:
             return str(lowered.attribute)
         if lowered not in self._arrays:
             name = self.fresh()
+            self.steps.append(Compute(name, self.shared(lowered)))
             self._arrays[lowered] = name
-            self.steps.append(Compute(name, lowered))
             self.declare(name, lowered.type)
         return self._arrays[lowered]
+
+    def shared(self, lowered: Node) -> Node:
+        """The node with what earlier steps left read from there, where making it again takes more than a pass."""
+        made = {node: self.read(name) for node, name in self._arrays.items() if node.op in SHARED}
+        return substitute(self.graph, lowered, made) if made else lowered
 
     def copied(self, name: str) -> str:
         """A step's array that is another one, under a name of its own."""

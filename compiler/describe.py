@@ -20,6 +20,7 @@ from attnc.compiler.composition import (
 from attnc.compiler.ir import Node, text, walk
 from attnc.compiler.plan import Branch, Diagonals, Domain, Grid, KeySet, Listed, Rows, Stepped
 from attnc.compiler.schedule import SHARED_ROWS, WIDE_ENTRY
+from attnc.compiler.schedule_selecting import HELD
 
 SIZES = {"b": "B", "h": "H", "i": "N", "j": "M", "t": "M", "d": "D", "e": "E", "offset": "offset"}
 INFIX = {
@@ -224,9 +225,22 @@ def describe_choice(step: Choose) -> str:
     amount = "" if step.amount is None else f", {formula(step.amount)}"
     force = "" if step.force is None else f", first {formula(step.force)}"
     return (
-        f"{step.name}: {step.form} of {step.axis}{amount} for {rows}, {HEADS[step.heads]}, by chunks of rows "
-        f"with torch; candidates {formula(step.condition)}{force}; score {text(step.score).removeprefix('return ')}"
+        f"{step.name}: {step.form} of {step.axis}{amount} for {rows}, {HEADS[step.heads]}, {describe_choosing(step)}; "
+        f"candidates {formula(step.condition)}{force}; score {text(step.score).removeprefix('return ')}"
     )
+
+
+def describe_choosing(step: Choose) -> str:
+    """What makes a selection, and what it holds meanwhile."""
+    if step.scores is None or step.amount is None:
+        return f"by chunks of rows with torch ({step.reason})"
+    most = f"4 * {_factor(step.amount)} + {HELD}"
+    return f"by a kernel (holds at most {most} members of each row at work), on a CPU by chunks of rows with torch"
+
+
+def _factor(node: Node) -> str:
+    """A formula as a factor."""
+    return formula(node) if not node.args else f"({formula(node)})"
 
 
 def describe_regroup(step: Regroup) -> str:

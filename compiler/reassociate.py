@@ -23,6 +23,11 @@ def _turned(graph: Graph, node: Node) -> Node:
     if node.op not in ("dot", "matmul") or len(node.args) != 2:
         return node
     left, right = node.args
+    if _attends(left) and right.type.axes[:1] == left.type.axes == (node.attribute,):
+        weights, values = left.args  # sum over keys of weights * values, times a matrix: the values times it
+        type = Type(Base.REAL, values.type.indices | right.type.indices, right.type.axes[1:])
+        few = graph.make("dot", values, right, type=type, attribute=node.attribute, span=node.span)
+        return graph.make("dot", weights, few, type=node.type, attribute=left.attribute, span=node.span)
     if left.op in ("dot", "matmul") and _begins_with_weights(left) and len(right.type.axes) == 2:
         inner = _product(graph, left.args[1], right, node)
         whole = _product(graph, left.args[0], inner, node) if inner is not None else None
@@ -39,6 +44,14 @@ def _turned(graph: Graph, node: Node) -> Node:
                 span=node.span,
             )
     return node
+
+
+def _attends(node: Node) -> bool:
+    """Whether a node is weights over few keys with the sum of the keys' vectors, made here out of matrices."""
+    if node.op != "dot" or len(node.args) != 2 or len(node.type.axes) != 1:
+        return False
+    weights, values = node.args
+    return weights.op == "softmax" and weights.attribute == (node.attribute, None) and values.op == "unmatrix"
 
 
 def _begins_with_weights(node: Node) -> bool:

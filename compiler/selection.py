@@ -46,23 +46,16 @@ def _choose(at: Decomposer, selection: Node) -> Node:
             raise unlowered(selection, f"a selection of members of `{axis}` that steers which keys are seen")
         if declared.stride is not None:
             raise unlowered(selection, "a selection of blocks with a stride of their own, which may overlap,")
+    from attnc.compiler.selecting import attend_first, with_scores  # it reads attention, which chooses
+
+    attend_first(at, selection)
     rows, row_block, selection = by_row_blocks(at, selection)
     score, amount, condition, *force = (one_at_a_time(at, fold_diagonals(at, arg), rows, {}) for arg in selection.args)
     parts = (score, amount, condition, *force)
     heads = heads_of(parts)
-    made = Choose(
-        at.fresh("choice"),
-        selection.op,
-        axis,
-        rows,
-        heads,
-        score,
-        amount,
-        condition,
-        force[0] if force else None,
-    )
+    name, forced = at.fresh("choice"), force[0] if force else None
+    made = with_scores(at, Choose(name, selection.op, axis, rows, heads, score, amount, condition, forced))
     at.steps.append(made)
-    name = made.name
     width = None if axis == "j" else at.term(at.axes[axis].size)
     at.selected[name] = Selected(name, width, row_block)
     axes = ("b", "h", f"{name}.lines", f"{name}.entries")

@@ -15,6 +15,7 @@ from torch import Tensor
 from attnc.compiler.ir import Node
 from attnc.dsl.types import Base
 from attnc.runtime.arrays import RULES, Arrays, Members, arranged, layout
+from attnc.runtime.settling import settled
 
 
 @dataclass(frozen=True)
@@ -45,18 +46,18 @@ class Reduced:
         return self.live.expand(torch.broadcast_shapes(self.live.shape, self.body.shape)).any(self.dim)
 
 
-def reduced(at: Arrays, node: Node) -> Reduced:
-    """Body and condition of a reduction."""
+def reduced(at: Arrays, node: Node, read: Callable[[Node], Tensor] | None = None) -> Reduced:
+    """Body and condition of a reduction. `read`: the body by `held`, for rules that widen what they leave, not it."""
     assert isinstance(node.attribute, tuple)
     axis, within = node.attribute
     body, condition, *options = node.args
     axis = str(axis)
     nodes = [body, condition, *options]
     indices = layout(name for one in nodes for name in one.type.indices)
-    always = condition.op == "literal" and condition.attribute is True
     rank = max(len(body.type.axes), len(condition.type.axes))
-    tensors = at.same_heads(indices, [at.over(one, indices, rank) for one in (body, condition)])
-    live = None if always else tensors[1]
+    nodes = [body] if settled(at, condition) else [body, condition]
+    tensors = at.same_heads(indices, [at.over(one, indices, rank, read) for one in nodes])
+    live = None if len(nodes) == 1 else tensors[1]
     if axis not in indices:
         axes = body.type.axes if axis in body.type.axes else condition.type.axes
         dim = len(indices) + axes.index(axis)
@@ -153,13 +154,18 @@ def _overlapping(at: Arrays, axis: str, members: Members) -> tuple[Tensor, Tenso
 
 
 def _sum(at: Arrays, node: Node) -> Tensor:
-    part = reduced(at, node)
-    return part.finish(part.filled(0).sum(part.dim))
+    part = reduced(at, node, at.held)
+    return part.finish(_total(at, node, part))
+
+
+def _total(at: Arrays, node: Node, part: Reduced) -> Tensor:
+    """Sums of real values in the type of sums, whatever they are held in."""
+    return part.filled(0).sum(part.dim, dtype=at.frame.real if node.type.base is Base.REAL else None)
 
 
 def _mean(at: Arrays, node: Node) -> Tensor:
-    part = reduced(at, node)
-    total = part.filled(0).sum(part.dim)
+    part = reduced(at, node, at.held)
+    total = _total(at, node, part)
     if part.live is None:
         return part.finish(total / max(part.body.shape[part.dim], 1))
     count = part.live.expand(part.body.shape).sum(part.dim).clamp(min=1)
@@ -170,7 +176,7 @@ def _extremum(largest: bool) -> Callable[[Arrays, Node], Tensor]:
     """Maximum or minimum; equal extrema share the gradient."""
 
     def rule(at: Arrays, node: Node) -> Tensor:
-        part = reduced(at, node)
+        part = reduced(at, node, at.held)
         if part.body.shape[part.dim] == 0:
             return part.finish(part.body.sum(part.dim))
         if node.type.base is Base.REAL:

@@ -11,6 +11,7 @@ from attnc.compiler.ir import Node
 from attnc.runtime.arrays import RULES, Arrays, arranged
 from attnc.runtime.gaussian import orthogonal_gaussian
 from attnc.runtime.hashing import uniform
+from attnc.runtime.products import Spelling, kept_short, product
 
 
 def _contract(at: Arrays, node: Node, left: list[str], right: list[str], kept: list[str]) -> Tensor:
@@ -18,12 +19,15 @@ def _contract(at: Arrays, node: Node, left: list[str], right: list[str], kept: l
     x, y = node.args
     mine, yours = x.type.ordered_indices(), y.type.ordered_indices()
     letters = dict(zip(dict.fromkeys([*mine, *yours, *left, *right]), ascii_letters, strict=False))
-    both = [at.value(x), at.value(y)]
+    both = [at.held(x), at.held(y)]
     if "h" in mine and "h" in yours:
         places = mine.index("h"), yours.index("h")
         most = max(tensor.shape[place] for tensor, place in zip(both, places, strict=True))
         both = [at.heads(tensor, place, most) for tensor, place in zip(both, places, strict=True)]
     out = [*node.type.ordered_indices(), *kept]
+    if node.op != "outer" and kept_short(*both) and not at.frame.tracing:
+        spelling = Spelling((*mine, *left), (*yours, *right), tuple(out))
+        return product(both[0], both[1], spelling, both[0].dtype if node in at.rounding else at.frame.real)
     spelt = ["".join(letters[name] for name in part) for part in ([*mine, *left], [*yours, *right], out)]
     return torch.einsum(f"{spelt[0]},{spelt[1]}->{spelt[2]}", *(one.to(at.frame.real) for one in both))
 
@@ -60,7 +64,7 @@ def _outer(at: Arrays, node: Node) -> Tensor:
 
 
 def _concat(at: Arrays, node: Node) -> Tensor:
-    parts = at.aligned(node.args)
+    parts = at.aligned(node.args, at.held)
     shape = torch.broadcast_shapes(*(part.shape[:-1] for part in parts))
     return torch.cat([part.expand(*shape, part.shape[-1]) for part in parts], -1)
 
@@ -70,7 +74,7 @@ def _matrix(at: Arrays, node: Node) -> Tensor:
     (arg,) = node.args
     assert isinstance(node.attribute, tuple)
     own, moved = list(arg.type.ordered_indices()), [str(name) for name in node.attribute]
-    tensor = at.value(arg)
+    tensor = at.held(arg)
     for name in moved:
         tensor = at.full(tensor, own.index(name), name)
     order = [own.index(name) for name in (*node.type.ordered_indices(), *moved)]
@@ -80,11 +84,11 @@ def _matrix(at: Arrays, node: Node) -> Tensor:
 def _unmatrix(at: Arrays, node: Node) -> Tensor:
     """The first vector axis made an index."""
     (arg,) = node.args
-    return arranged(at.value(arg), [*arg.type.ordered_indices(), str(node.attribute)], len(node.type.axes))
+    return arranged(at.held(arg), [*arg.type.ordered_indices(), str(node.attribute)], len(node.type.axes))
 
 
 def _transpose(at: Arrays, node: Node) -> Tensor:
-    return at.value(node.args[0]).transpose(-1, -2)
+    return at.held(node.args[0]).transpose(-1, -2)
 
 
 def _identity(at: Arrays, node: Node) -> Tensor:

@@ -7,10 +7,10 @@ positions: `compiler.decompose` sees to that.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -65,6 +65,7 @@ class Frame:
     members: dict[str, Members] = field(default_factory=dict)
     totals: Mapping[str, int] = field(default_factory=dict)  # lengths as the text has them, where these are a part's
     tracing: bool = False  # only shapes and types are asked for
+    rounded: frozenset[str] = frozenset()  # steps whose arrays every reader rounds to the type of q
 
     def axis(self, name: str) -> Members:
         """The members of a declared axis."""
@@ -110,20 +111,36 @@ def is_index(name: str, frame: Frame) -> bool:
 
 
 class Arrays:
-    """Evaluates nodes in one frame; every node once. `rows`: only these places of the index i (for work by chunks)."""
+    """Evaluates nodes in one frame; every node once.
 
-    def __init__(self, frame: Frame, rows: slice | None = None) -> None:
+    `rows`: only these places of the index i (for work by chunks). `rounding`: products whose readers round them to q's
+    type anyway. What is only moved stays in the type that it came in (`held`); maths is done in the type of sums.
+    """
+
+    def __init__(self, frame: Frame, rows: slice | None = None, rounding: Collection[Node] = ()) -> None:
         self.frame = frame
         self.rows = rows
+        self.rounding = rounding
         self.known: dict[Node, Tensor] = {}
+        self.widened: dict[Node, Tensor] = {}
         self.names: dict[str, Tensor] = {}  # states and locals of the enclosing block
 
     def value(self, root: Node) -> Tensor:
-        """The value of a node, in its layout."""
+        """The value of a node, in its layout; a real one in the type of sums."""
+        held = self.held(root)
+        if root.type.base is not Base.REAL or held.dtype == self.frame.real:
+            return held
+        if root not in self.widened:
+            self.widened[root] = held.to(self.frame.real)
+        return self.widened[root]
+
+    def held(self, root: Node) -> Tensor:
+        """The same, exact, in whatever real type it is at hand."""
         stack = [root]
         while stack:
             node = stack[-1]
-            missing = [] if node in self.known else [arg for arg in node.args if arg not in self.known]
+            needed = (node.args[:1] + node.args[2:]) if node.op in CONDITIONED else node.args
+            missing = [] if node in self.known else [arg for arg in needed if arg not in self.known]
             if missing:
                 stack += missing
                 continue
@@ -148,15 +165,24 @@ class Arrays:
 
     # Layout
 
-    def aligned(self, nodes: Sequence[Node]) -> list[Tensor]:
+    def aligned(self, nodes: Sequence[Node], read: Callable[[Node], Tensor] | None = None) -> list[Tensor]:
         """The values of nodes, broadcastable: dimensions of all their indices, then of the most vector axes."""
         indices = layout(name for node in nodes for name in node.type.indices)
         rank = max(len(node.type.axes) for node in nodes)
-        return self.same_heads(indices, [self.over(node, indices, rank) for node in nodes])
+        return self.same_heads(indices, [self.over(node, indices, rank, read) for node in nodes])
 
-    def over(self, node: Node, indices: Sequence[str], rank: int | None = None) -> Tensor:
-        """A node's value with a dimension for each of `indices` (its own among them) and `rank` vector axes."""
-        tensor, own = self.value(node), node.type.ordered_indices()
+    def over(
+        self,
+        node: Node,
+        indices: Sequence[str],
+        rank: int | None = None,
+        read: Callable[[Node], Tensor] | None = None,
+    ) -> Tensor:
+        """A node's value with a dimension for each of `indices` (its own among them) and `rank` vector axes.
+
+        `read`: `value`, or `held` by who can use that.
+        """
+        tensor, own = (read or self.value)(node), node.type.ordered_indices()
         for at, name in enumerate(indices):
             if name not in own:
                 tensor = tensor.unsqueeze(at)
@@ -208,8 +234,9 @@ class Arrays:
             return self.frame.axis(name).numbers(self.frame.device)
         return self.row_positions if name == "i" else torch.arange(self.length(name), device=self.frame.device)
 
-    def scalar(self, node: Node, value: object) -> Tensor:
-        return torch.tensor(value, dtype=self.frame.dtype(node.type.base), device=self.frame.device)
+    def scalar(self, node: Node, value: Any) -> Tensor:
+        dtype = self.frame.dtype(node.type.base)
+        return torch.full((), value, dtype=dtype, device=self.frame.device)  # a copy from the host would be waited for
 
     def integer(self, node: Node) -> int:
         """An int of parameters and sizes."""
@@ -259,7 +286,7 @@ def _input(at: Arrays, node: Node) -> Tensor:
         along = wanted.index("i")
         start, stop, _ = at.rows.indices(tensor.shape[along])
         tensor = tensor.narrow(along, start, stop - start)
-    return tensor.to(at.frame.dtype(node.type.base))
+    return tensor if node.type.base is Base.REAL else tensor.to(at.frame.dtype(node.type.base))
 
 
 # Reads
@@ -269,7 +296,7 @@ def _rename(at: Arrays, node: Node) -> Tensor:
     """An array over tokens read at the keys or at the queries, which are the last ones; queries that are none are 0."""
     assert isinstance(node.attribute, tuple)
     source, target = (str(name) for name in node.attribute)
-    tensor, own = at.value(node.args[0]), node.args[0].type.ordered_indices()
+    tensor, own = at.held(node.args[0]), node.args[0].type.ordered_indices()
     place = own.index(source)
     if tensor.shape[place] != 1 or at.length(source) == 1:
         if target == "i":
@@ -341,6 +368,9 @@ def gathered(at: Arrays, node: Node, tensor: Tensor, rest: Sequence[str], positi
 
 
 Rule = Callable[[Arrays, Node], Tensor]
+
+CONDITIONED = {"sum", "mean", "max", "min", "softmax"}
+"""Ops whose rules read their condition (the second operand) themselves, since sizes alone may decide it."""
 
 RULES: dict[str, Rule] = {
     "literal": _literal,

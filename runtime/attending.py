@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from attnc.compiler.composition import Attend
+from attnc.dsl.terms import Axis
 from attnc.dsl.types import Base
 from attnc.runtime.arrays import Frame
 from attnc.runtime.backward import Engine, Gradients, differentiable, recording
@@ -84,9 +85,15 @@ def operands(step: Attend, frame: Frame) -> dict[str, Tensor]:
     shared = max(k.shape[1], v.shape[1])
     q = spread(q, heads)
     k, v = spread(k, shared), spread(v, shared)
-    landmarks = any(name in frame.axes and frame.axes[name].kind == "segments" for name in (step.rows, step.keys))
-    element = max_dtype(q, k, v) if landmarks or frame.device.type != "cuda" else frame.tensors["q"].dtype
+    rounds = rounded_operands(step, frame.axes, frame.device)
+    element = frame.tensors["q"].dtype if rounds else max_dtype(q, k, v)
     return {name: x.to(element).expand(batch, *x.shape[1:]) for name, x in (("q", q), ("k", k), ("v", v))}
+
+
+def rounded_operands(step: Attend, axes: Mapping[str, Axis], device: torch.device) -> bool:
+    """Whether query, key and value of a step are rounded to the element type of the call's q: see `operands`."""
+    landmarks = any(name in axes and axes[name].kind == "segments" for name in (step.rows, step.keys))
+    return device.type == "cuda" and not landmarks
 
 
 def max_dtype(*tensors: Tensor) -> torch.dtype:

@@ -19,6 +19,7 @@ from attnc.runtime.refusal import extra_inputs, layouts, listed, refuse
 from attnc.runtime.scalars import of_term
 
 WIDEST = 256  # largest D and E that the kernels hold in registers
+WIDEST_LATENT = 4096  # of what is projected to them
 REALS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 INTS = (torch.int64, torch.int32)
 TOKENS = {"i": "i", "j": "j", "t": "j"}
@@ -201,8 +202,9 @@ def _attention_sizes(pattern: Pattern, given: Mapping[str, Any]) -> dict[str, in
             if value.shape[at] != expected:
                 origin = "k" if at == 2 else "q"
                 _conflict(pattern, axes[name][at], (origin, expected), (name, value.shape[at]), given)
-        if value.shape[3] > WIDEST:
-            message = f"axis {axes[name][3]} is {value.shape[3]} long in `{name}`, more than {WIDEST}"
+        most = WIDEST if axes[name][3] in ("d", "e") else WIDEST_LATENT
+        if value.shape[3] > most:
+            message = f"axis {axes[name][3]} is {value.shape[3]} long in `{name}`, more than {most}"
             refuse(pattern, "shape", message, given=given)
     return sizes
 

@@ -41,7 +41,8 @@ class Choosing:
 
     def forward(self, step: Choose, frame: Frame, engine: Engine) -> list[Tensor]:
         with torch.no_grad():
-            return [choose(step, frame)]
+            lists = selected(step, frame) if engine.chunked else None
+            return [choose(step, frame) if lists is None else lists]
 
     def backward(
         self,
@@ -58,6 +59,17 @@ class Choosing:
 def ragged(step: Choose) -> bool:
     """Whether the tensors decide how many members the longest line has, so that lists are made again and not saved."""
     return step.form != "topk" or bool(step.amount is not None and step.amount.type.indices)
+
+
+def selected(step: Choose, frame: Frame) -> Tensor | None:
+    """The lists of a step by its kernel; None where it has none that fits."""
+    if step.scores is None:
+        return None
+    from attnc.runtime.launch_selecting import select
+
+    ((shape, _),) = CHOOSE.shapes(step, frame)
+    lists = select(step, frame, shape[0], shape[3])
+    return None if lists is None else lists[:, :, lists.shape[2] - shape[2] :]
 
 
 def choose(step: Choose, frame: Frame) -> Tensor:

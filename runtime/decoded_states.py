@@ -24,6 +24,14 @@ class States:
 
     last: dict[str, Tensor] = field(default_factory=dict)
     whole: dict[str, Tensor] = field(default_factory=dict)
+    stay: bool = False  # whether they stay where they are: graphs know their places
+
+    def keep(self, name: str, state: Tensor) -> None:
+        """The state of a step behind the last token."""
+        if self.stay and name in self.last:
+            self.last[name].copy_(state)
+        else:
+            self.last[name] = state
 
     @property
     def nbytes(self) -> int:
@@ -59,9 +67,10 @@ class States:
             out, state = carried.advance(
                 one[0], one[1], one[2], None if decay is None else by_heads(decay, state, 2), state
             )
-            self.last[step.name] = state
+            self.keep(step.name, state)
             return out.unsqueeze(2)
-        out, self.last[step.name] = carry(query, key, value, decay, Reach(), state)
+        out, state = carry(query, key, value, decay, Reach(), state)
+        self.keep(step.name, state)
         return out
 
     def behind(self, step: Carry, frame: Frame, reader: Reader, amount: int) -> Tensor:
@@ -111,9 +120,11 @@ class States:
             query, key, value, decay, left, right = (None if x is None else by_heads(x, state, 2) for x in operands)
             if query is None or key is None or value is None or left is None or right is None:
                 raise InternalError("an operand of a recurrence is missing")
-            out, self.last[step.name] = recurrent.advance(query, key, value, decay, left, right, state)
+            out, state = recurrent.advance(query, key, value, decay, left, right, state)
+            self.keep(step.name, state)
             return out.unsqueeze(2)
-        out, self.last[step.name] = recur(*operands, offset=0, state=state)  # type: ignore[arg-type]
+        out, state = recur(*operands, offset=0, state=state)  # type: ignore[arg-type]
+        self.keep(step.name, state)
         return out
 
 

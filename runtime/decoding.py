@@ -26,6 +26,7 @@ from attnc.runtime.kv_cache import Held, Pages
 from attnc.runtime.new_tokens import NewTokens, Stretch, Trail, framed, whole
 from attnc.runtime.slots import Slots
 from attnc.runtime.steps import KINDS, arranged, with_arrays
+from attnc.runtime.turn import Counter, Turn, refusal
 
 ROWS = 256  # of a chunk at a time: each sees the kept keys and those of its part of the chunk
 
@@ -48,6 +49,20 @@ class Memory:
     held: dict[str, Held] = field(default_factory=dict)
     trail: Trail = field(default_factory=Trail)
     states: States = field(default_factory=States)
+    counter: Counter | None = None  # once a turn has run
+    turn: Turn | None = None
+    no_turn: str | None = None  # why there is none
+
+    def recount(self) -> None:
+        """The host's count of tokens where turns went on: a captured graph counts on the device alone."""
+        if self.counter is not None:
+            self.tokens = self.counter.told = int(self.counter.tokens.max())
+
+    def counted(self) -> None:
+        """A turn has run."""
+        assert self.counter is not None
+        self.tokens += 1
+        self.counter.told = self.tokens
 
     @property
     def nbytes(self) -> int:
@@ -92,6 +107,11 @@ def run(memory: Memory, frame: Frame, engine: Engine, counts: Tensor | None = No
     """
     if not memory.held:
         memory.prepare(frame)
+    if engine.chunked and frame.sizes["i"] == 1 and memory.tokens:
+        turn = turn_of(memory, frame)
+        if turn is not None:
+            return taken(memory, turn, frame, counts)
+    memory.recount()
     if counts is not None and memory.lengths is None:
         memory.lengths = torch.full((frame.sizes["b"],), memory.tokens, device=frame.device)
     count = frame.sizes["i"]
@@ -109,6 +129,45 @@ def run(memory: Memory, frame: Frame, engine: Engine, counts: Tensor | None = No
         shape[0], shape[along] = padding.shape
         out = out.masked_fill(padding.view(shape), 0)
     return out
+
+
+def turn_of(memory: Memory, frame: Frame) -> Turn | None:
+    """The turn of a memory, made at its first lone token; None where its composition has none."""
+    if memory.turn is None and memory.no_turn is None:
+        memory.no_turn = refusal(memory, frame)
+        if memory.no_turn is None:
+            tokens = memory.lengths
+            if tokens is None:
+                tokens = torch.full((frame.sizes["b"],), memory.tokens, device=frame.device)
+            memory.counter = Counter(tokens, torch.zeros_like(tokens), memory.tokens)
+            memory.states.stay = True
+            memory.turn = Turn(memory, frame, memory.counter)
+    return memory.turn
+
+
+def taken(memory: Memory, turn: Turn, frame: Frame, counts: Tensor | None) -> Tensor:
+    """One token by a turn; 0 where a row has none."""
+    ahead(memory)
+    if counts is not None:
+        memory.lengths = turn.counter.tokens
+    out = turn.run(frame, counts)
+    memory.counted()
+    if counts is None:
+        return out
+    shape = [1] * out.dim()
+    shape[0] = len(counts)
+    return out.masked_fill((counts < 1).view(shape), 0)
+
+
+def ahead(memory: Memory) -> None:
+    """The device's count of tokens where others than turns went on."""
+    counter = memory.counter
+    assert counter is not None
+    if memory.lengths is None and memory.tokens != counter.told:
+        counter.tokens.fill_(memory.tokens)
+    elif memory.lengths is not None and memory.lengths is not counter.tokens:
+        counter.tokens.copy_(memory.lengths)
+        memory.lengths = counter.tokens
 
 
 def tokens_of(frame: Frame, first: int, count: int) -> Frame:

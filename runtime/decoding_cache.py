@@ -3,22 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from attnc.compiler.cache_plan import CachePlan, cache_of, describe_cache
+from attnc.compiler.cache_plan import TOKENS, CachePlan, cache_of, describe_cache
 from attnc.compiler.composition import Composition
 from attnc.dsl.diagnostics import AttnError
 from attnc.dsl.terms import Pattern
+from attnc.runtime.arrays import Frame
 from attnc.runtime.binding import bind, flat, parameter_values
-from attnc.runtime.decoding import Memory, ragged_refusal, run, tokens_of
+from attnc.runtime.decoding import Memory, ahead, ragged_refusal, run, tokens_of
 from attnc.runtime.kv_cache import Pages
 from attnc.runtime.operator import Prepared, choose_engine, require, sizes_of
 from attnc.runtime.program import Program
 from attnc.runtime.refusal import refuse
+from attnc.runtime.replay import WARM, Replay
 from attnc.runtime.steps import frame_of
+from attnc.runtime.turn import Turn
+
+
+@dataclass
+class Planned:
+    """A lone token that was checked: what it was like, its frame, and its graph once it has one.
+
+    `seen`: how many ran by themselves; `captures`: how many graphs may be made, where what is read in place moves.
+    """
+
+    form: tuple[object, ...]
+    frame: Frame
+    replay: Replay | None = None
+    seen: int = 0
+    captures: int = 3
+
+
+def form_of(
+    pattern: Pattern, q: Tensor, k: Tensor, v: Tensor | None, inputs: Mapping[str, Any]
+) -> tuple[object, ...] | None:
+    """All that checks look at; None where something is no tensor."""
+    named = [("q", q), ("k", k), ("v", v), *inputs.items()]
+    if any(not isinstance(one, Tensor) for name, one in named if name != "v" or one is not None):
+        return None
+    return (id(pattern), *[name if one is None else (name, one.shape, one.dtype, one.device) for name, one in named])
 
 
 class DecodingCache:
@@ -44,6 +72,8 @@ class DecodingCache:
         self.memory: Memory | None = None
         self.backend = "auto"  # as for `CompiledPattern.outputs`
         self._form: tuple[object, ...] | None = None
+        self._planned: Planned | None = None
+        self.graphs = True  # whether lone tokens on a GPU are replayed as a CUDA graph, once they repeat
 
     @property
     def composition(self) -> Composition:
@@ -52,8 +82,11 @@ class DecodingCache:
 
     @property
     def tokens(self) -> int:
-        """Tokens seen; where rows differ, at most so many."""
-        return 0 if self.memory is None else self.memory.tokens
+        """Tokens seen; where rows differ, at most so many. On a GPU it waits for what runs."""
+        if self.memory is None:
+            return 0
+        self.memory.recount()
+        return self.memory.tokens
 
     @property
     def lengths(self) -> Tensor | None:
@@ -63,8 +96,10 @@ class DecodingCache:
     @property
     def longest(self) -> int:
         """Tokens of the longest row; on a GPU, where reading it would wait, a bound: padding counts."""
+        if self.memory is None:
+            return 0
         lengths = self.lengths
-        return self.tokens if lengths is None or lengths.device.type != "cpu" else int(lengths.max())
+        return self.memory.tokens if lengths is None or lengths.device.type != "cpu" else int(lengths.max())
 
     @property
     def nbytes(self) -> int:
@@ -79,6 +114,12 @@ class DecodingCache:
         self, pattern: Pattern, q: Tensor, k: Tensor, v: Tensor | None, counts: Tensor | None, inputs: Mapping[str, Any]
     ) -> Tensor:
         """See `CompiledPattern.decode`."""
+        form = form_of(pattern, q, k, v, inputs) if counts is None else None
+        planned = self._planned
+        if planned is not None and form == planned.form:
+            out = self._again(planned, q, k, v, inputs)
+            if out is not None:
+                return out
         program = self.program
         if pattern.span != program.pattern.span:
             refuse(pattern, "decoding", f"the cache is one of {program.pattern.name}")
@@ -98,7 +139,46 @@ class DecodingCache:
             counts = counts.to(device=q.device, dtype=torch.int64)
         with torch.no_grad():
             out = run(self.memory, frame, choose_engine(self.backend, q.device), counts)
+        if self.memory.turn is not None and form is not None and sizes["i"] == 1:
+            self._planned = Planned(form, frame)
         return out.to(q.dtype)
+
+    def _again(
+        self, planned: Planned, q: Tensor, k: Tensor, v: Tensor | None, inputs: Mapping[str, Tensor]
+    ) -> Tensor | None:
+        """One more token of the form that was checked before, by a turn; None where the cache is full."""
+        memory, given = self.memory, {"q": q, "k": k, **inputs}
+        if memory is None or memory.turn is None or memory.tokens >= self.max_length:
+            return None
+        if v is not None:
+            given["v"] = v
+        tensors = {**planned.frame.tensors, **given}
+        with torch.no_grad():
+            replay = self._replay(planned, memory.turn, tensors)
+            ahead(memory)
+            out = memory.turn.run(replace(planned.frame, tensors=tensors)) if replay is None else replay.run(tensors)
+            memory.counted()
+        return out.to(q.dtype)
+
+    def _replay(self, planned: Planned, turn: Turn, tensors: Mapping[str, Tensor]) -> Replay | None:
+        """The graph of a token, captured once some have run; None where it runs by itself, or in the caller's graph."""
+        q = tensors["q"]
+        if not (self.graphs and q.is_cuda and planned.captures) or torch.cuda.is_current_stream_capturing():
+            return None
+        if planned.replay is not None and planned.replay.fits(tensors):
+            return planned.replay
+        planned.replay = None
+        planned.seen += 1
+        if planned.seen <= WARM:
+            return None
+        planned.seen, planned.captures = 0, planned.captures - 1
+        frame, layouts = planned.frame, planned.frame.layouts
+        fresh = [name for name in tensors if set(layouts[name]) & TOKENS]
+        if turn.uncapturable():
+            planned.captures = 0
+            return None
+        planned.replay = Replay.of(lambda given: turn.run(replace(frame, tensors=given)), tensors, fresh)
+        return planned.replay
 
     def _check(self, pattern: Pattern, tensors: Mapping[str, Tensor], counts: Tensor | None) -> None:
         """The call fits what is kept."""

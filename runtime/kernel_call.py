@@ -19,6 +19,7 @@ from attnc.compiler.emit.rows import row_nodes, row_tiles
 from attnc.compiler.ir import Node
 from attnc.compiler.plan import Domain, Listed, Plan
 from attnc.compiler.schedule import TileShape
+from attnc.runtime.binding import WIDEST
 from attnc.runtime.cache import cached_module
 from attnc.runtime.call import Call
 from attnc.runtime.launcher import Launcher, Launchers
@@ -236,3 +237,6 @@ def refuse_unfit(call: Call) -> None:
         raise RuntimeError("the Triton back end needs CUDA tensors, or TRITON_INTERPRET=1 before triton is imported")
     if call.q.dtype == torch.float64:
         raise TypeError("the CUDA kernels accumulate in float32 and take float32, bfloat16 or float16, not float64")
+    width = max(call.q.shape[3], call.k.shape[3] if call.v is None else call.v.shape[3])
+    if width > WIDEST:
+        raise ValueError(f"the CUDA kernels hold vectors of at most {WIDEST}, and a step attends with {width}")

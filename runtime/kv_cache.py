@@ -104,7 +104,8 @@ class Held:
         if name in self.kept.parts:
             self.forms[name] = tuple(rows.shape[2:])
             return
-        if name in self.kept.given and rows.is_floating_point():
+        narrow = name in self.kept.given or (name in self.kept.operands and rows.is_cuda)  # where kernels round them
+        if narrow and rows.is_floating_point():
             rows = rows.to(self.element)
         if name not in self.buffers:
             counts = (self.batch, self.slots.count) if self.pages is None else (self.pages.count, self.pages.size)

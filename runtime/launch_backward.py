@@ -29,7 +29,7 @@ from attnc.runtime.kernel_call import (
     refuse_unfit,
     stride,
 )
-from attnc.runtime.launch_listed import listed_gradients
+from attnc.runtime.launch_listed_backward import listed_gradients
 from attnc.runtime.work import ProgramList, program_list
 
 PRODUCT_ROWS = 64

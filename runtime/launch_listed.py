@@ -1,137 +1,173 @@
-"""Listed branches on CUDA: turns the lists around and runs the kernels of `compiler.emit.listed`."""
+"""Listed branches on CUDA, forward: turns the lists around and runs the kernels of `compiler.emit.listed`."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from attnc.compiler.build import unlowered
-from attnc.compiler.differentiate import Leaf, differentiate
 from attnc.compiler.plan import Branch, Plan
-from attnc.compiler.schedule import TileShape, backward_shape, tile_shape
-from attnc.runtime.backward import BranchGradients, table_shape
+from attnc.compiler.schedule import TileShape
+from attnc.compiler.schedule_listed import listed_shape
 from attnc.runtime.call import Call
-from attnc.runtime.kernel_call import INTERPRETED, KernelCall, Kernels, interpreting, padded
-from attnc.runtime.listed_tiles import Lines, lines_of, turned
+from attnc.runtime.kernel_call import INTERPRETED, KernelCall, Kernels, device_of, interpreting, padded, stride
+from attnc.runtime.listed_tiles import lines_of
+from attnc.runtime.listed_work import Sorted, cut, sorted_entries
 
 PARTS = 2**27  # numbers of the parts that are held at a time
+JOINED_ROWS = 16
 
 
 @dataclass
 class Launch:
-    """One listed branch of one call."""
+    """One listed branch of one call.
 
-    branch: Branch
+    A lane is a batch row and `per_lane` query heads of one key head. members: (lanes, lists, lines, entries), int32;
+    `shared` heads have one list. `block`: rows of a line; `skipped`: rows before row 0 in the first line.
+    """
+
     call: Call
-    lines: Lines
+    members: Tensor
+    shared: int
+    width: int
+    block: int
+    skipped: int
+    rows_stay: bool
+    order: dict[tuple[int, int], Sorted] = field(default_factory=dict)
 
     @classmethod
     def of(cls, plan: Plan, branch: Branch, call: Call) -> Launch:
         assert branch.selected is not None
-        return cls(branch, call, lines_of(plan, call, branch.selected))
+        lines = lines_of(plan, call, branch.selected)
+        members = torch.stack(lines.members, 1)
+        return cls(call, members, lines.shared, lines.width, lines.block, lines.skipped, lines.rows_stay)
+
+    def by_head(self) -> Launch:
+        """The same with lanes of one query head."""
+        if self.per_lane == 1:
+            return self
+        members = self.members.repeat_interleave(self.shared, 1).flatten(0, 1).unsqueeze(1)
+        return replace(self, members=members, shared=1, order={})
+
+    @property
+    def per_lane(self) -> int:
+        return self.shared * self.members.shape[1]
+
+    @property
+    def lane_heads(self) -> int:
+        return self.call.sizes["h"] // self.per_lane
 
     @property
     def blocks(self) -> int:
-        return max(-(-self.call.sizes["j"] // self.lines.width), 1)
+        return max(-(-self.call.sizes["j"] // self.width), 1)
 
-    def by_head(self) -> Launch:
-        """The same with a tile's rows all of one head, as sums of tables want it; rows stay."""
-        lines = self.lines
-        members = lines.members * lines.shared
-        return replace(self, lines=replace(lines, members=members, shared=1, rows_stay=True))
-
-    def fitted(self, shape: TileShape) -> TileShape:
-        """The shape with no more rows than share a line, where rows stay."""
-        rows = padded(self.lines.shared * self.lines.block)
-        return replace(shape, block_m=min(shape.block_m, rows)) if self.lines.rows_stay else shape
+    @property
+    def line_rows(self) -> int:
+        """Rows that share a line, of all heads."""
+        return self.shared * self.block
 
     def empty(self) -> bool:
-        call = self.call
-        return not (self.lines.members[0].numel() and call.q.numel() and call.k.numel())
+        return not (self.members.numel() and self.call.q.numel() and self.call.k.numel())
 
-    def shape(self, *width: int, first: int, last: int) -> tuple[int, ...]:
-        """(lanes, heads, lines, rows of a line, entries, ..): the slots of a chunk's rows."""
-        lanes, _, entries = self.lines.members[0].shape
-        return (lanes, self.lines.shared, last - first, self.lines.block, entries, *width)
+    def shape(self, kernel: str, v: Tensor) -> TileShape:
+        """Tile shape of a kernel."""
+        rows = self.line_rows if self.rows_stay else 0
+        if interpreting():
+            shape, most = INTERPRETED, self.width if kernel == "keys" else rows or INTERPRETED.block_m
+            return replace(shape, block_m=min(shape.block_m, padded(most)))
+        widest = max(padded(self.call.sizes["d"]), padded(v.shape[3]))
+        return listed_shape(kernel, widest, self.call.q.element_size(), rows, self.width)
 
-    def set_sizes(self, run: KernelCall, member: int, first: int, last: int) -> None:
-        """What the kernels are told of the lists."""
-        lines = self.lines
-        run.sizes |= {
-            "ENTRIES": lines.members[0].shape[-1],
+    def chunks(self, width: int) -> Iterator[tuple[int, int]]:
+        """Ranges of lines: those whose parts, of `width` numbers each, are PARTS together at most.
+
+        Where rows stay there are no parts, and one chunk is all lines.
+        """
+        lanes, lists, count, entries = self.members.shape
+        line = lanes * lists * entries * self.line_rows * padded(width)
+        step = max(count, 1) if self.rows_stay else max(1, PARTS // max(line, 1))
+        for first in range(0, count, step):
+            yield first, min(first + step, count)
+
+    def sorted(self, first: int, last: int) -> Sorted:
+        """The lists of a chunk, turned around; a later kernel of the call finds them made."""
+        if (first, last) not in self.order:
+            self.order[first, last] = sorted_entries(self.members[:, :, first:last].flatten(1, 2), self.blocks)
+        return self.order[first, last]
+
+    def constants(self) -> dict[str, int]:
+        """What kernels are compiled for."""
+        lists = self.members.shape[1]
+        return {"WIDTH": self.width, "ROW_BLOCK": self.block, "SHARED": self.shared, "LISTS": lists}
+
+    def sizes(self, first: int, last: int) -> dict[str, int]:
+        """What kernels are told of the lists of a chunk."""
+        return {
+            "ENTRIES": self.members.shape[-1],
             "LINES": last - first,
             "FIRST_LINE": first,
             "BLOCKS": self.blocks,
-            "WIDTH": lines.width,
-            "ROW_BLOCK": lines.block,
-            "SKIPPED": lines.skipped,
-            "SHARED": lines.shared,
-            "MEMBER": member,
-            "KEY_HEADS": self.call.k.shape[1],
+            "SKIPPED": self.skipped,
+            "LANE_HEADS": self.lane_heads,
+            "PER_LANE": self.per_lane,
         }
 
-    def row_grid(self, run: KernelCall, member: int, first: int, last: int, *, parts: bool) -> int:
-        """Fills in the lists of the kernels that keep rows; the number of programs."""
-        self.set_sizes(run, member, first, last)
-        members = self.lines.members[member][:, first:last].contiguous()
-        rows = self.lines.shared * self.lines.block
-        run.tensors |= {"members": members, "counts": (members >= 0).sum(-1, dtype=torch.int32)}
-        for name in ("order", "starts", "tile_group", "tile_first"):
-            run.tensors[name] = members
-        if not parts:
-            return members.shape[0] * (last - first) * -(-rows // run.shape.block_m)
-        order, starts = listed_order(members, self.blocks)
-        tiles = -(-starts.diff() * rows // run.shape.block_m)
-        # How many tiles there are is known on the device only: as many programs as there may be, some with nothing.
-        programs = -(-members.numel() * rows // run.shape.block_m) + members.shape[0] * self.blocks
-        ends = tiles.cumsum(0)
-        program = torch.arange(programs, device=members.device)
-        group = torch.searchsorted(ends, program, right=True).clamp(max=len(tiles) - 1)
-        before = ends[group] - tiles[group]
-        run.tensors |= {"order": order, "starts": starts, "tile_group": group.to(torch.int32)}
-        run.tensors["tile_first"] = ((program - before) * run.shape.block_m).to(torch.int32)
-        return programs
+    def run_rows(
+        self, run: KernelCall, kernels: Kernels, number: int, first: int, last: int, tables: dict[str, Tensor]
+    ) -> None:
+        """A kernel that keeps rows, over a chunk; `tables`: leaves summed by program, made as wide as WIDTH_n says."""
+        run.sizes |= self.sizes(first, last)
+        members = self.members[:, :, first:last].flatten(1, 2).contiguous()
+        programs = members.shape[0] * members.shape[1] * -(-self.line_rows // run.shape.block_m)
+        run.tensors |= dict.fromkeys(("members", "order", "starts", "tile_group", "tile_first"), members)
+        if self.rows_stay:
+            run.tensors["counts"] = (members >= 0).sum(-1, dtype=torch.int32)
+        else:
+            turned = self.sorted(first, last)
+            run.tensors["counts"] = members
+            programs = -(-members.numel() * self.line_rows // run.shape.block_m) + len(turned.starts) - 1
+            pieces = cut(turned.starts.diff() * self.line_rows, run.shape.block_m, programs, least=0)
+            run.tensors |= {"order": turned.order, "starts": turned.starts}
+            run.tensors |= {"tile_group": pieces.group, "tile_first": pieces.first}
+        widths: dict[str, int] = {}
+        for name, table in tables.items():
+            width = padded(table.shape[-1])
+            widths[f"WIDTH_{name.removeprefix('leaf_')}"] = width
+            run.tensors[name] = torch.zeros(programs, width, dtype=torch.float32, device=members.device)
+        run.run(kernels, kernels.kernels[number], (programs, 1), PARTS=not self.rows_stay, **self.constants(), **widths)
 
-    def key_lists(self, run: KernelCall) -> None:
-        """Fills in the lists of the kernel that keeps keys: of every set of heads."""
-        count = self.lines.members[0].shape[1]
-        self.set_sizes(run, 0, 0, count)
-        made = [listed_order(members.contiguous(), self.blocks) for members in self.lines.members]
-        length = len(made[0][0])
-        run.tensors["order"] = torch.cat([order for order, _ in made])
-        run.tensors["starts"] = torch.cat([starts + number * length for number, (_, starts) in enumerate(made)])
-        for name in ("members", "counts", "tile_group", "tile_first"):
-            run.tensors[name] = run.tensors["order"]
+    def slots(self, first: int, last: int, *width: int) -> Tensor:
+        """A place for the part of every row and entry of a chunk, float32; only those of entries are filled."""
+        lanes, lists, _, entries = self.members.shape
+        shape = (lanes, lists * (last - first), entries, self.line_rows, *width)
+        return torch.empty(shape, dtype=torch.float32, device=self.members.device)
 
-    def chunks(self, width: int) -> Iterator[tuple[int, int, int]]:
-        yield from self.lines.chunks(width, PARTS)
-
-    def rows_of(self, first: int, last: int) -> tuple[slice, slice]:
-        """The rows of a chunk: among all places of its lines, and among the N rows."""
-        block, skipped = self.lines.block, self.lines.skipped
-        before = max(skipped - first * block, 0)
-        after = min(last * block, self.call.sizes["i"] + skipped) - first * block
-        start = first * block - skipped + before
-        return slice(before, after), slice(start, start + after - before)
-
-    def store(self, target: Tensor, member: int, first: int, last: int, value: Tensor) -> None:
-        """Writes joined rows (lanes, heads, lines, rows of a line, ..) to (B, H, N, ..)."""
-        lanes, shared, *_ = value.shape
-        inside, rows = self.rows_of(first, last)
-        held = value.flatten(2, 3)[:, :, inside]
-        whole = target.view(lanes, -1, *target.shape[2:])
-        whole[:, member : member + shared, rows] = held.to(target.dtype)
-
-
-def listed_order(members: Tensor, blocks: int) -> tuple[Tensor, Tensor]:
-    """`turned` as the kernels read it: entries as places of their lane, and a last group that is empty."""
-    order, starts = turned(members, blocks)
-    _, lines, entries = members.shape
-    return (order % max(lines * entries, 1)).to(torch.int32), torch.cat([starts, starts[-1:]])
+    def join(self, run: KernelCall, kernels: Kernels, name: str, tensors: list[Tensor], first: int, last: int) -> None:
+        """One of the kernels that join the parts of a chunk's rows: `tensors` are parts, then results (B, H, N, X)."""
+        lists, out = self.members.shape[1], tensors[-1] if name == "add_entries" else tensors[-2]
+        units = self.members.shape[0] * lists * (last - first) * self.line_rows
+        sizes, wide = self.sizes(first, last), name == "join_entries"
+        told = [sizes[one] for one in ("ENTRIES", "LINES", "FIRST_LINE", "SKIPPED", "LANE_HEADS", "PER_LANE")]
+        parts, results = (tensors[:2], tensors[2:]) if wide else (tensors[:1], tensors[1:])
+        numbers = [units, *told, *([run.sizes["H"]] if wide else []), run.sizes["N"], out.shape[3]]
+        width = {"BLOCK_E" if wide else "BLOCK_D": parts[0].shape[-1]}
+        with device_of(out):
+            getattr(kernels.module, name)[(-(-units // JOINED_ROWS),)](
+                *parts,
+                run.tensors["members"],
+                *results,
+                *(stride(out, slot) for slot in range(4)),
+                *numbers,
+                LISTS=lists,
+                SHARED=self.shared,
+                ROW_BLOCK=self.block,
+                BLOCK_M=JOINED_ROWS,
+                **width,
+                num_warps=4,
+            )
 
 
 def listed_outputs(
@@ -140,111 +176,19 @@ def listed_outputs(
     """(out in `dtype`, lse) of a listed branch."""
     q, v = call.q, call.v if call.v is not None else call.k
     launch = Launch.of(plan, branch, call)
-    out = torch.zeros((*q.shape[:3], v.shape[-1]), dtype=dtype, device=q.device)
-    lse = torch.full(q.shape[:3], -math.inf, dtype=torch.float32, device=q.device)
     if launch.empty():
-        return out, lse
-    widest = max(padded(q.shape[-1]), padded(v.shape[-1]))
-    parts = not launch.lines.rows_stay
-    shape = launch.fitted(INTERPRETED if interpreting() else tile_shape(widest, q.element_size(), "sparse"))
-    run = KernelCall(call, {"q": q, "k": call.k, "v": v, "o": out, "lse": lse, "part_out": lse, "part_lse": lse}, shape)
-    for member, first, last in launch.chunks(v.shape[-1]):
-        programs = launch.row_grid(run, member, first, last, parts=parts)
-        if parts:
-            slots = launch.shape(first=first, last=last)
-            run.tensors["part_out"] = torch.zeros((*slots, v.shape[-1]), dtype=torch.float32, device=q.device)
-            run.tensors["part_lse"] = torch.full(slots, -math.inf, dtype=torch.float32, device=q.device)
-        run.run(kernels, kernels.kernels[number], (programs, 1), PARTS=parts)
-        if parts:
-            joined, total = join_parts(run.tensors["part_out"], run.tensors["part_lse"])
-            launch.store(out, member, first, last, joined)
-            launch.store(lse, member, first, last, total)
+        out = torch.zeros((*q.shape[:3], v.shape[-1]), dtype=dtype, device=q.device)
+        return out, torch.full(q.shape[:3], -math.inf, dtype=torch.float32, device=q.device)
+    out = torch.empty((*q.shape[:3], v.shape[-1]), dtype=dtype, device=q.device)
+    lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
+    tensors = {"q": q, "k": call.k, "v": v, "o": out, "lse": lse, "part_out": lse, "part_lse": lse}
+    run = KernelCall(call, tensors, launch.shape("forward", v))
+    for first, last in launch.chunks(v.shape[-1]):
+        if not launch.rows_stay:
+            run.tensors["part_out"] = launch.slots(first, last, padded(v.shape[-1]))
+            run.tensors["part_lse"] = launch.slots(first, last)
+        launch.run_rows(run, kernels, number, first, last, {})
+        if not launch.rows_stay:
+            parts = [run.tensors["part_out"], run.tensors["part_lse"]]
+            launch.join(run, kernels, "join_entries", [*parts, out, lse], first, last)
     return out, lse
-
-
-def join_parts(parts: Tensor, statistics: Tensor) -> tuple[Tensor, Tensor]:
-    """The softmax of parts (.., S, E) with their log-sum-exps (.., S): (.., E) and (..)."""
-    total = statistics.logsumexp(-1)
-    weights = torch.exp(statistics - total.masked_fill(total == -math.inf, 0).unsqueeze(-1))
-    return (weights.unsqueeze(-2) @ parts).squeeze(-2), total
-
-
-def listed_gradients(
-    branch: Branch, plan: Plan, kernels: Kernels, call: Call, grad_out: Tensor, lse: Tensor, delta: Tensor
-) -> BranchGradients:
-    """The gradients of a listed branch; see `backward.Engine`."""
-    launch = Launch.of(plan, branch, call)
-    leaves = differentiate(branch.score).leaves
-    for leaf in leaves:
-        if leaf.side == "pair" and {"i", "j"} & leaf.value.args[0].type.indices:
-            raise unlowered(leaf.value, "the gradient of a table over positions that listed pairs read, on a GPU,")
-    v = call.v if call.v is not None else call.k
-    shared = {"q": call.q, "k": call.k, "v": v, "do": grad_out.to(call.q.dtype)}
-    shared |= {"lse": lse.contiguous().float(), "delta": delta.contiguous().float()}
-    results = row_gradients(launch, kernels, shared, leaves)
-    dk = torch.zeros(call.k.shape, dtype=call.k.dtype, device=call.q.device)
-    dv = torch.zeros(v.shape, dtype=v.dtype, device=call.q.device)
-    keyed = {"dk": dk, "dv": dv}
-    for number, leaf in enumerate(leaves):
-        if leaf.side == "key":
-            by_key = (call.sizes["b"], call.sizes["h"], call.sizes["j"])
-            results[number] = keyed[f"leaf_{number}"] = torch.zeros(by_key, dtype=torch.float32, device=call.q.device)
-    if not launch.empty():
-        shape = gradient_shape(call, v, "keys")
-        shape = replace(shape, block_m=min(shape.block_m, padded(launch.lines.width)))
-        run = KernelCall(call, shared | keyed, shape)
-        launch.key_lists(run)
-        tiles = -(-launch.lines.width // run.shape.block_m)
-        groups = call.sizes["b"] * call.k.shape[1] * launch.blocks
-        run.run(kernels, kernels.kernels[1], (tiles * groups, 1), PARTS=True)
-    return BranchGradients(results[-1], dk, dv, tuple(results[number] for number in range(len(leaves))))
-
-
-def gradient_shape(call: Call, v: Tensor, side: str) -> TileShape:
-    """Tile shape of a gradient kernel."""
-    widest = max(padded(call.sizes["d"]), padded(v.shape[3]))
-    return INTERPRETED if interpreting() else backward_shape(widest, call.q.element_size(), side, "sparse")
-
-
-def row_gradients(
-    launch: Launch, kernels: Kernels, shared: dict[str, Tensor], leaves: tuple[Leaf, ...]
-) -> dict[int, Tensor]:
-    """The kernel that keeps rows: {-1: dq, leaf: its gradient}."""
-    call = launch.call
-    q, device = call.q, call.q.device
-    tables = {number: leaf for number, leaf in enumerate(leaves) if leaf.side == "pair"}
-    launch = launch.by_head() if tables else launch
-    results = {-1: torch.zeros_like(q, memory_format=torch.contiguous_format)}
-    for number, leaf in enumerate(leaves):
-        if leaf.side == "row":
-            results[number] = torch.zeros(q.shape[:3], dtype=torch.float32, device=device)
-    for number, leaf in tables.items():
-        results[number] = torch.zeros(table_shape(leaf, call), dtype=torch.float32, device=device)
-    run = KernelCall(call, shared | {"dq": results[-1]}, launch.fitted(gradient_shape(call, shared["v"], "rows")))
-    if launch.empty():
-        return results
-    parts = not launch.lines.rows_stay
-    for member, first, last in launch.chunks(q.shape[-1]):
-        programs = launch.row_grid(run, member, first, last, parts=parts)
-        slots = launch.shape(first=first, last=last)
-        held = {-1: run.tensors["dq"]}
-        if parts:
-            held[-1] = torch.zeros((*slots, q.shape[-1]), dtype=torch.float32, device=device)
-        run.tensors["part_dq"] = held[-1]
-        for number in (number for number, leaf in enumerate(leaves) if leaf.side == "row"):
-            held[number] = torch.zeros(slots, dtype=torch.float32, device=device) if parts else results[number]
-            run.tensors |= {f"leaf_{number}": results[number], f"part_leaf_{number}": held[number]}
-        widths = {}
-        for number, result in ((number, results[number]) for number in tables):
-            widths[f"WIDTH_{number}"] = width = padded(result.shape[-1])
-            sums = torch.zeros(programs, width, dtype=torch.float32, device=device)
-            run.tensors |= {f"leaf_{number}": sums, f"part_leaf_{number}": sums}
-        run.run(kernels, kernels.kernels[0], (programs, 1), PARTS=parts, **widths)
-        for number in tables:
-            sums = run.tensors[f"leaf_{number}"].unflatten(0, (launch.lines.members[0].shape[0], -1)).sum(1)
-            by_member = results[number].view(len(sums), -1, results[number].shape[-1])
-            by_member[:, member] = sums[:, : results[number].shape[-1]]
-        if parts:
-            for number, part in held.items():
-                launch.store(results[number], member, first, last, part.sum(4))
-    return results

@@ -14,7 +14,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from attnc.compiler.cache_plan import Trailing
+from attnc.compiler.cache_plan import TOKENS, Trailing
 from attnc.compiler.ir import Node
 from attnc.runtime.arrays import RULES, Arrays, Frame, Members
 from attnc.runtime.scalars import of_node
@@ -32,7 +32,11 @@ class Trail:
         return sum(value.nbytes for value in self.values.values())
 
     def keep(self, node: Node, values: Tensor, place: int, most: int) -> None:
-        """Keeps a copy of values, at most so many along dimension `place` in any call."""
+        """Keeps a copy of values, at most so many along dimension `place` in any call: where they were, if they fit."""
+        before = self.values.get(node)
+        if before is not None and before.shape == values.shape and before.dtype == values.dtype:
+            before.copy_(values)
+            return
         self.values[node] = values.clone()
         shape = list(values.shape)
         shape[place] = most
@@ -79,10 +83,19 @@ def framed(frame: Frame, stretch: Stretch) -> Frame:
 
 
 class NewTokens(Arrays):
-    """Evaluates nodes at the new tokens. `frame`: see `framed`."""
+    """Evaluates nodes at the new tokens. `frame`: see `framed`. `begin` (b,): where the first one stands, for all rows
+    alike, if the device counts."""
 
-    def __init__(self, frame: Frame, stretch: Stretch, trailing: Mapping[Node, Trailing], trail: Trail) -> None:
+    def __init__(
+        self,
+        frame: Frame,
+        stretch: Stretch,
+        trailing: Mapping[Node, Trailing],
+        trail: Trail,
+        begin: Tensor | None = None,
+    ) -> None:
         super().__init__(frame)
+        self.begin = begin
         self.stretch = stretch
         self.trailing = trailing
         self.trail = trail
@@ -93,7 +106,9 @@ class NewTokens(Arrays):
         return torch.arange(self.stretch.count, device=self.frame.device)
 
     def positions(self, name: str) -> Tensor:
-        start = self.stretch.first.get(name, 0 if name in ("b", "h") else self.stretch.start)
+        start: int | Tensor = self.stretch.first.get(name, 0 if name in ("b", "h") else self.stretch.start)
+        if self.begin is not None and name in TOKENS:
+            start = self.begin[0]
         return torch.arange(self.length(name), device=self.frame.device) + start
 
     def _compute(self, node: Node) -> Tensor:

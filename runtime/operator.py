@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from attnc.dsl.types import Base
-from attnc.runtime.binding import fixed_sizes
+from attnc.runtime.binding import WIDEST, fixed_sizes
 from attnc.runtime.program import Program, program
 from attnc.runtime.refusal import extra_inputs, refuse
 from attnc.runtime.repeated import repeated
@@ -150,7 +150,8 @@ class Prepared:
 
     @property
     def composition(self) -> Composition:
-        return self.program.composition_for(self.sizes)
+        q = self.tensors["q"]
+        return self.program.composition_for(self.sizes, WIDEST if q is not None and q.is_cuda else None)
 
     def call(self, plan: Plan) -> Call:
         """The call of a plan over q, k and v as they are given."""

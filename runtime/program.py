@@ -51,12 +51,15 @@ class Program:
 
         return compose(self.pattern, absorbed=True)
 
-    def composition_for(self, sizes: Mapping[str, int]) -> Composition:
-        """The cheaper composition for a call of these lengths."""
+    def composition_for(self, sizes: Mapping[str, int], widest: int | None = None) -> Composition:
+        """The cheaper composition for a call of these lengths; `widest`: vectors that what executes it can take."""
         from attnc.compiler.absorb import saves
 
         projections = self.composition.projections
-        return self.absorbed if projections and saves(projections, sizes) else self.composition
+        if not projections or not saves(projections, sizes):
+            return self.composition
+        fits = widest is None or self.absorbed.widest(sizes) <= widest
+        return self.absorbed if fits else self.composition
 
     @property
     def plans(self) -> list[Plan]:

@@ -38,6 +38,7 @@ from attnc.runtime.backward import Engine, recording
 from attnc.runtime.call import Call
 from attnc.runtime.carrying import CARRY, RECUR
 from attnc.runtime.choose import CHOOSE, ragged
+from attnc.runtime.computing import computed, rounded_arrays
 from attnc.runtime.extremes import EXTREME
 from attnc.runtime.regrouping import REGROUP, Slots, inside, move_all, slots_of
 from attnc.runtime.sequential import RUN
@@ -105,6 +106,7 @@ def frame_of(
         axes={axis.name: axis for axis in composition.axes},
         real=torch.float64 if q.dtype == torch.float64 else torch.float32,
         device=q.device,
+        rounded=rounded_arrays(composition, q),
     )
 
 
@@ -128,7 +130,7 @@ def run(composition: Composition, frame: Frame, engine: Engine | None) -> Result
     frame = replace(frame, tracing=engine is None)
     for step in composition.steps:
         if isinstance(step, Compute):
-            out = Arrays(frame).value(step.node)
+            out = computed(step, frame)
             frame = with_arrays(frame, {step.name: out})
             continue
         kind = KINDS[type(step)]
@@ -147,7 +149,7 @@ def stepped(composition: Composition, frame: Frame, engine: Engine) -> Iterator[
     """Every step that is more than torch on whole arrays, with the arrays that it finds; the steps run along."""
     for step in composition.steps:
         if isinstance(step, Compute):
-            frame = with_arrays(frame, {step.name: Arrays(frame).value(step.node)})
+            frame = with_arrays(frame, {step.name: computed(step, frame)})
             continue
         yield step, frame
         kind = KINDS[type(step)]
@@ -242,7 +244,7 @@ def _replay(composition: Composition, frame: Frame, engine: Engine, saved: list[
     last: Tensor | None = None
     for step in composition.steps:
         if isinstance(step, Compute):
-            out = Arrays(frame).value(step.node)
+            out = computed(step, frame)
             frame = with_arrays(frame, {step.name: out})
             continue
         kind = KINDS[type(step)]

@@ -16,9 +16,10 @@ from __future__ import annotations
 from attnc.compiler.build import unlowered
 from attnc.compiler.differentiate import Leaf, ScoreGradient, differentiate
 from attnc.compiler.emit.arguments import Signature
+from attnc.compiler.emit.bounds import Loop
 from attnc.compiler.emit.expressions import PAIRS, TILE, TURNED, View, array_name
 from attnc.compiler.emit.kernel import Kernel, StreamedKernel
-from attnc.compiler.emit.ranges import Loop, table_line
+from attnc.compiler.emit.listed_ranges import table_line
 from attnc.compiler.emit.rows import emit_rows
 from attnc.compiler.emit.streamed import emit_heads
 from attnc.compiler.ir import Graph, Node, walk
@@ -349,7 +350,7 @@ class BackwardKeys(BackwardKernel):
 def backward_kernels(plan: Plan, branch: Branch, number: int) -> list[Kernel]:
     """The kernels of one branch of a transposed plan: rows first, then a kernel for each pass over the keys."""
     if branch.selected is not None:
-        from attnc.compiler.emit.listed import listed_backward  # it extends these kernels
+        from attnc.compiler.emit.listed_backward import listed_backward  # it extends these kernels
 
         return listed_backward(plan, branch, number)
     leaves = differentiate(branch.score).leaves

@@ -68,13 +68,15 @@ class Expressions:
     """Writes the expressions of one kernel.
 
     `arrays`: layout of every input and table by its node attribute. `streamed`: the index that the loops run over.
-    `head_rows`: rows of a tile may be of several heads, so that h is a vector as i is.
+    `head_rows`: rows of a tile may be of several heads, so that h is a vector as i is, and streams where i does.
+    `paged`: arrays whose key j of row b is at `place` of the page `page`, vectors over the keys.
     """
 
     writer: Writer
     arrays: dict[str, Array]
     streamed: str = "j"
     head_rows: bool = False
+    paged: frozenset[str] = frozenset()
     hoisted: dict[Node, str] = field(default_factory=dict)
     local: dict[Node, str] = field(default_factory=dict)
     numbers: Iterator[int] = field(default_factory=count)
@@ -100,13 +102,17 @@ class Expressions:
         stack = [root]
         while stack:
             node = stack.pop()
-            if not node.depends_on(self.streamed) and not node.type.axes:
+            if not self.streams(node) and not node.type.axes:
                 found[node] = None
             elif node not in seen:
                 seen.add(node)
                 read = node.op in ("take", "rename")  # what is read stays with its place
                 stack.extend(reversed(node.args[1 if read else 0 :]))
         return list(found)
+
+    def streams(self, node: Node) -> bool:
+        """Whether a value differs along the streamed side: rows that stream may be of several heads."""
+        return node.depends_on(self.streamed) or (self.streamed == "i" and self.head_rows and node.depends_on("h"))
 
     def _repeated(self, root: Node) -> list[Node]:
         """What the text of an expression would spell more than once, operands first."""
@@ -132,7 +138,7 @@ class Expressions:
         times = spellings(roots)
         for node in walk(*roots):
             loaded = node.op == "take" or (node.op in ("rename", "input", "derived") and not node.type.axes)
-            if node in self.hoisted or node in self.local or not node.depends_on(self.streamed) or node.op == "dot":
+            if node in self.hoisted or node in self.local or not self.streams(node) or node.op == "dot":
                 continue
             if (times[node] > 1 and node.args) or loaded:
                 text = self.text(node, view)
@@ -183,6 +189,7 @@ class Expressions:
                 renamed[str(node.attribute[0])] = str(node.attribute[1])
             node = node.args[0]
         array = self.arrays[str(node.attribute)]
+        in_pages = str(node.attribute) in self.paged and node.op == "input"
         name = array_name(node)
         offsets, masks = [], dict[str, None]()
         for slot, axis in enumerate(array.axes):
@@ -199,12 +206,12 @@ class Expressions:
                 if axis == "t":
                     place = f"tl.minimum({place}, {name}_n{slot} - 1)"
             elif index == "j":
-                place = f"j{view.j}"
+                place = f"place{view.j}" if in_pages else f"j{view.j}"
                 masks[f"j_ok{view.j}"] = None
             elif index == "h":
                 place = f"{self.head(view)} // {name}_group"
             else:
-                place = index
+                place = f"page{view.j}" if in_pages and index == "b" else index
             offsets.append(f"({place}) * {name}_s{slot}")
         pointer = f"{name} + {' + '.join(offsets)}" if offsets else name
         guard = f", mask={' & '.join(masks)}, other=0" if masks else ""

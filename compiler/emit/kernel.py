@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from attnc.compiler.emit.arguments import Argument, Signature, kernel_arguments, view_constant
+from attnc.compiler.emit.bounds import Exact, Loop
 from attnc.compiler.emit.expressions import ROWS, Array, Expressions, View
-from attnc.compiler.emit.ranges import Exact, Loop, emit_ranges
+from attnc.compiler.emit.ranges import emit_ranges
 from attnc.compiler.emit.rows import row_nodes
 from attnc.compiler.emit.writer import Writer
 from attnc.compiler.ir import Node

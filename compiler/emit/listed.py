@@ -1,13 +1,13 @@
-"""Kernels of listed branches: rows with the keys that a selection lists for them (see `plan.Selected`).
+"""Kernels of listed branches, forward: rows with the keys that a selection lists for them (see `plan.Selected`).
 
-Rows stay in two of them, forward and for the gradient of q. With PARTS a tile is rows whose lines name one block of
-keys, found in the turned lists (`order`, `starts`: the entries of a lane, sorted by block), and each row leaves its
-part of the softmax in the slot of its entry. Without, a tile is the rows of one line, of all heads that share it, and
-visits every entry of the line. Keys stay in the third, for the gradients of k and v: a tile of one block streams the
-rows whose lines name it. No sum has two owners, so there are no atomics.
+With PARTS a tile is rows whose lines name one block of keys, found in the turned lists (`order`, `starts`: the entries
+of a lane, sorted by block), and each row leaves its part of the softmax in the slot of its entry. Without, a tile is
+rows of one line, of all heads that share it, and visits every entry of the line.
 
-A lane is a batch row and key head. `members` (lanes, LINES, ENTRIES), `counts` (lanes, LINES), `order` and `starts`
-(lanes * BLOCKS + 2) are int buffers. An entry of `order` is line * ENTRIES + place in the line; a last group is empty.
+A lane is a batch row and PER_LANE query heads of one key head, with LISTS lists of LINES lines each; SHARED heads read
+one list (PER_LANE = LISTS * SHARED). `members` (lanes, LISTS * LINES, ENTRIES) and `counts` (lanes, LISTS * LINES) are
+int32. An entry of `order` is list line * ENTRIES + place in the line. A tile's key block and first row come from the
+program list: `tile_group` (lane * BLOCKS + block), `tile_first`; programs past the last tile of a group leave at once.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from attnc.compiler.differentiate import differentiate
 from attnc.compiler.emit.arguments import Argument, Signature
-from attnc.compiler.emit.backward import BackwardKernel, BackwardKeys, BackwardRows
+from attnc.compiler.emit.bounds import Loop
+from attnc.compiler.emit.certain import certain
+from attnc.compiler.emit.expressions import Expressions
 from attnc.compiler.emit.kernel import Kernel, StreamedKernel
-from attnc.compiler.emit.ranges import Loop
 from attnc.compiler.emit.streamed import StreamedForward
 from attnc.compiler.plan import Branch, Domain, KeySet, Plan, Rows
 
 NOTHING = Domain((), Rows())
 LISTS = ("members", "counts", "order", "starts", "tile_group", "tile_first")
-SIZES = ("ENTRIES", "LINES", "FIRST_LINE", "BLOCKS", "WIDTH", "ROW_BLOCK", "SKIPPED", "SHARED", "MEMBER", "KEY_HEADS")
-TURN = Loop("0", "turns", lambda writer: None)
+SIZES = ("ENTRIES", "LINES", "FIRST_LINE", "BLOCKS", "SKIPPED", "LANE_HEADS", "PER_LANE")
+CONSTANTS = ("PARTS", "WIDTH", "ROW_BLOCK", "SHARED", "LISTS")
 
 
 def bare(branch: Branch) -> Branch:
@@ -36,98 +36,166 @@ def bare(branch: Branch) -> Branch:
 
 
 class Gathered(StreamedKernel):
-    """What these kernels share: lists as arguments, tiles through pointers."""
+    """What these kernels share: lists as arguments, rows that are gathered."""
 
-    def prepare(self, buffers: Sequence[str], *, head_rows: bool) -> None:
-        """Adds the lists and their sizes to the arguments. `head_rows`: whether rows of a tile differ in their head."""
-        self.constants = (*self.constants, "PARTS")
-        plain = [one for one in self.arguments if one.role != "view"]
-        lists = [Argument(name, "tensor", name, specialised=True) for name in (*buffers, *LISTS)]
-        self.arguments = (*lists, *plain, *(Argument(name, "size", name) for name in SIZES))
-        self.expressions.head_rows = head_rows
+    def prepare(self, buffers: Sequence[str], lists: Sequence[str] = LISTS, sizes: Sequence[str] = SIZES) -> None:
+        """Adds the lists and their sizes to the arguments."""
+        self.constants = (*self.constants, *CONSTANTS)
+        made = [Argument(name, "tensor", name, specialised=True) for name in (*buffers, *lists)]
+        self.arguments = (*made, *self.arguments, *(Argument(name, "size", name) for name in sizes))
         self.key_set = self.domain.key_sets[0]
+        scalars = Expressions(self.writer, self.expressions.arrays, self.streamed)
+        self.certain = certain(self.key_set.mask, scalars)
 
     def kernel(self) -> Kernel:
         return replace(super().kernel(), domain=NOTHING)
 
-    def lane_of(self, lane: str) -> None:
+    def lane_heads(self) -> None:
+        """Batch row, first query head and key head of `lane`."""
         writer = self.writer
-        writer.let("b", f"{lane} // KEY_HEADS")
-        writer.let("key_head", f"{lane} % KEY_HEADS")
+        writer.let("b", "lane // LANE_HEADS")
+        writer.let("first_head", "lane % LANE_HEADS * PER_LANE")
+        writer.let("key_head", "first_head // GROUP")
         writer.let("b64", "b.to(tl.int64)")
 
-    def rows_of_tile(self) -> None:
-        """`row`, `h`, `i` and what they belong to: vectors over the tile."""
+    def rows_of(self, line: str, share: str, ok: str) -> None:
+        """`h`, `head`, `row`, `row_ok`, `i`: vectors over gathered rows, of list lines and their shares of them."""
+        writer = self.writer
+        writer.let("member", f"{share} // ROW_BLOCK")
+        writer.let("row", f"{line}")
+        with writer.block("if LISTS > 1:"):
+            writer.let("member", "member + row // LINES * SHARED")
+            writer.let("row", "row % LINES")
+        writer.let("row", f"(FIRST_LINE + row) * ROW_BLOCK + {share} % ROW_BLOCK - SKIPPED")
+        heads = "tl.minimum(first_head + member, H - 1)" if self.expressions.head_rows else "first_head"
+        writer.let("h", heads)
+        writer.let("head", "b * H + h")
+        writer.let("row_ok", ok)
+        with writer.block("if ROW_BLOCK > 1:"):
+            writer.let("row_ok", "row_ok & (row >= 0) & (row < N)")
+        writer.let("i", "row + OFFSET")
+
+    def tile_of_rows(self) -> None:
+        """The tile's rows, and how many `turns` its keys take."""
         writer = self.writer
         writer.let("lane_m", "tl.arange(0, BLOCK_M)")
         with writer.block("if PARTS:"):
             writer.let("group", "tl.load(tile_group + tl.program_id(0))")
-            writer.let("lane", "group // BLOCKS")
+            writer.let("first", "tl.load(tile_first + tl.program_id(0))")
             writer.let("begin", "tl.load(starts + group)")
             writer.let("named", "(tl.load(starts + group + 1) - begin) * (SHARED * ROW_BLOCK)")
-            writer.let("place", "tl.load(tile_first + tl.program_id(0)) + lane_m")
-            writer.let("row_ok", "place < named")
-            writer.let("spot", "tl.load(order + begin + place // (SHARED * ROW_BLOCK), mask=row_ok, other=0)")
-            writer.let("line", "spot // ENTRIES")
+            with writer.block("if first >= named:"):
+                writer.line("return")
+            writer.let("lane", "group // BLOCKS")
+            writer.let("place", "first + lane_m")
             writer.let("share", "place % (SHARED * ROW_BLOCK)")
-            writer.let("reach", "tl.where(named > 0, WIDTH, 0)")
+            writer.let("place_ok", "place < named")
+            writer.let("spot", "tl.load(order + begin + place // (SHARED * ROW_BLOCK), mask=place_ok, other=0)")
+            writer.let("turns", "(WIDTH + BLOCK_N - 1) // BLOCK_N")
         with writer.block("else:"):
             writer.let("tiles", "(SHARED * ROW_BLOCK + BLOCK_M - 1) // BLOCK_M")
             writer.let("group", "tl.program_id(0) // tiles")
-            writer.let("lane", "group // LINES")
+            writer.let("lane", "group // (LISTS * LINES)")
             writer.let("share", "tl.program_id(0) % tiles * BLOCK_M + lane_m")
-            writer.let("row_ok", "share < SHARED * ROW_BLOCK")
-            writer.let("line", "group % LINES + tl.zeros([BLOCK_M], tl.int32)")
-            writer.let("spot", "line * ENTRIES")
+            writer.let("place_ok", "share < SHARED * ROW_BLOCK")
+            writer.let("spot", "group % (LISTS * LINES) * ENTRIES + tl.zeros([BLOCK_M], tl.int32)")
             writer.let("reach", "tl.load(counts + group) * WIDTH")
-        self.lane_of("lane")
-        writer.let("h", "tl.minimum(key_head * GROUP + MEMBER + share // ROW_BLOCK, H - 1)")
-        writer.let("row", "(FIRST_LINE + line) * ROW_BLOCK + share % ROW_BLOCK - SKIPPED")
-        writer.let("row_ok", "row_ok & (row >= 0) & (row < N)")
-        writer.let("head", "b * H + h")
-        writer.let("i", "row + OFFSET")
+            writer.let("turns", "(reach + BLOCK_N - 1) // BLOCK_N")
+        self.lane_heads()
+        self.rows_of("spot // ENTRIES", "share", "place_ok")
         writer.let("i_ok", "row_ok")
-        writer.let("turns", "(reach + BLOCK_N - 1) // BLOCK_N")
+        self.rows_end()
 
     def keys_of_turn(self) -> None:
-        """The n-th tile of the line's keys: `j`, `j_ok`."""
+        """The n-th tile of the line's keys: `j`, `j_ok`; `start` where they are consecutive."""
         writer = self.writer
-        writer.let("along", "n * BLOCK_N + lanes_n")
         with writer.block("if PARTS:"):
-            writer.let("j", "group % BLOCKS * WIDTH + along")
-            writer.let("j_ok", "(along < WIDTH) & (j < M)")
+            writer.let("start", "group % BLOCKS * WIDTH + n * BLOCK_N")
+            writer.let("j", "start + lanes_n")
+            writer.let("j_ok", "j < M")
+            with writer.block("if WIDTH % BLOCK_N != 0:"):
+                writer.let("j_ok", "j_ok & (n * BLOCK_N + lanes_n < WIDTH)")
+            self.keys_may_be_dead()
+        with writer.block("elif WIDTH % BLOCK_N == 0:"):
+            writer.let("entry", "group.to(tl.int64) * ENTRIES + n // (WIDTH // BLOCK_N)")
+            writer.let("start", "tl.load(members + entry) * WIDTH + n % (WIDTH // BLOCK_N) * BLOCK_N")
+            writer.let("j", "start + lanes_n")
+            writer.let("j_ok", "j < M")
+            self.keys_may_be_dead()
         with writer.block("else:"):
-            writer.let("entry_n", "group.to(tl.int64) * ENTRIES + along // WIDTH")
-            writer.let("member", "tl.load(members + entry_n, mask=along < reach, other=-1)")
-            writer.let("j", "member * WIDTH + along % WIDTH")
-            writer.let("j_ok", "(member >= 0) & (j < M)")
+            writer.let("along", "n * BLOCK_N + lanes_n")
+            writer.let("entry", "group.to(tl.int64) * ENTRIES + along // WIDTH")
+            writer.let("named_key", "tl.load(members + entry, mask=along < reach, other=-1)")
+            writer.let("j", "named_key * WIDTH + along % WIDTH")
+            writer.let("j_ok", "(named_key >= 0) & (j < M)")
+            if self.certain is not None:
+                writer.let("partial", "n >= 0")
 
-    def part_rows(self) -> None:
-        """`part_row`: the slot of a row's entry, among (lanes, SHARED, LINES, ROW_BLOCK, ENTRIES)."""
+    def keys_may_be_dead(self) -> None:
+        """`partial`: whether a tile of consecutive keys may have a dead pair."""
+        if self.certain is None:
+            return
         writer = self.writer
-        writer.let("shared_line", "(lane.to(tl.int64) * SHARED + share // ROW_BLOCK) * LINES + line")
-        writer.let("part_row", "(shared_line * ROW_BLOCK + share % ROW_BLOCK) * ENTRIES + spot % ENTRIES")
+        writer.let("j_low", "start")
+        writer.let("j_high", "start + BLOCK_N - 1")
+        writer.let("partial", "n >= 0")
+        with writer.block("if WIDTH % BLOCK_N == 0:"):
+            writer.let("partial", f"((j_high < M) & ({self.certain})) == 0")
 
-    def of_rows(self, tensor: str, axis: str) -> str:
-        """Pointers of the tile's rows, whose heads differ."""
+    def rows_end(self) -> None:
+        """`i_low` and `i_high`: the least and the largest position of the tile's rows."""
+        if self.certain is not None:
+            self.writer.let("i_low", "tl.min(tl.where(row_ok, i, FAR), 0)")
+            self.writer.let("i_high", "tl.max(tl.where(row_ok, i, 0), 0)")
+
+    def turn(self) -> Loop:
+        """What a step is told of its tile."""
+        return Loop("0", "turns", lambda writer: None, partial=None if self.certain is None else "partial")
+
+    def load_streamed(self, name: str, tensor: str, axis: str, loop: Loop) -> None:
+        """A tile of keys: through its descriptor where keys are consecutive and there is one."""
+        writer, guards = self.writer, f"{axis} < {axis.upper()}, True, not EVEN_{axis.upper()}"
+        with writer.block("if VIEW and (PARTS or WIDTH % BLOCK_N == 0):"):
+            view = f"{tensor}_view.load([b, key_head, start, 0]).reshape(BLOCK_N, BLOCK_{axis.upper()})"
+            writer.let(name, view)
+        with writer.block("else:"):
+            rows = f"{tensor}_head + j.to(tl.int64)[:, None] * {tensor}_sn + {axis}[None, :] * {tensor}_s{axis}"
+            writer.let(name, f"_load_tile({rows}, j_ok, {guards})")
+
+    def stretch(self) -> None:
+        """A step for every tile of keys."""
+        with self.writer.block("for n in range(0, turns):"):
+            self.keys_of_turn()
+            self.step(self.key_set, self.turn())
+
+    def gathered(self, tensor: str, axis: str) -> str:
+        """Pointers of gathered rows."""
         return (
-            f"{tensor} + b64 * {tensor}_sb + h.to(tl.int64)[:, None] * {tensor}_sh"
-            f" + row.to(tl.int64)[:, None] * {tensor}_sn + {axis}[None, :] * {tensor}_s{axis}"
+            f"{tensor} + b64 * {tensor}_sb + (h.to(tl.int64) * {tensor}_sh + row.to(tl.int64) * {tensor}_sn)[:, None]"
+            f" + {axis}[None, :] * {tensor}_s{axis}"
         )
 
     def load_rows(self, name: str, tensor: str, axis: str) -> None:
-        pointers = self.of_rows(tensor, axis)
-        self.writer.let(name, f"_load_tile({pointers}, row_ok, {axis} < {axis.upper()}, True, not EVEN_{axis.upper()})")
+        guards = f"row_ok, {axis} < {axis.upper()}, True, not EVEN_{axis.upper()}"
+        self.writer.let(name, f"_load_tile({self.gathered(tensor, axis)}, {guards})")
+
+    def slots(self) -> None:
+        """`part_row`: the slot of a row's entry, among (lanes, LISTS * LINES, ENTRIES, SHARED, ROW_BLOCK)."""
+        writer = self.writer
+        with writer.block("if PARTS:"):
+            writer.let("slot", "lane.to(tl.int64) * (LISTS * LINES * ENTRIES) + spot")
+            writer.let("part_row", "slot * (SHARED * ROW_BLOCK) + share")
 
     def store_rows(self, tensor: str, axis: str, value: str, part: str) -> None:
         """A vector a row, into its slot or its place."""
-        writer, limit = self.writer, f"({axis} < {axis.upper()})[None, :]"
+        writer = self.writer
         with writer.block("if PARTS:"):
-            pointers = f"{part} + part_row[:, None] * {axis.upper()} + {axis}[None, :]"
-            writer.line(f"tl.store({pointers}, {value}, mask=row_ok[:, None] & {limit})")
+            pointers = f"{part} + part_row[:, None] * BLOCK_{axis.upper()} + {axis}[None, :]"
+            writer.line(f"tl.store({pointers}, {value}, mask=row_ok[:, None])")
         with writer.block("else:"):
-            pointers = self.of_rows(tensor, axis)
-            writer.line(f"tl.store({pointers}, {value}.to({tensor}.dtype.element_ty), mask=row_ok[:, None] & {limit})")
+            mask = f"row_ok[:, None] & ({axis} < {axis.upper()})[None, :]"
+            cast = f"{value}.to({tensor}.dtype.element_ty)"
+            writer.line(f"tl.store({self.gathered(tensor, axis)}, {cast}, mask={mask})")
 
     def store_scalars(self, tensor: str, value: str, part: str) -> None:
         """A number a row, the same way."""
@@ -140,24 +208,23 @@ class Gathered(StreamedKernel):
 class ListedForward(Gathered, StreamedForward):
     """Rows stay: outputs and log-sum-exps, whole or in parts."""
 
-    signature = Signature(("q", "k", "v", "o"), ("lse", "part_out", "part_lse"), (), ())
+    signature = Signature(("q", "k", "v", "o"), ("lse", "part_out", "part_lse"), (), ("k", "v"))
 
     def __init__(self, plan: Plan, branch: Branch, name: str) -> None:
         branch = bare(branch)
         super().__init__(plan, branch, branch.domain, name)
-        self.prepare((), head_rows=True)
+        self.prepare(())
+        self.expressions.head_rows = True
 
     def body(self) -> None:
-        self.rows_of_tile()
+        self.tile_of_rows()
         self.expressions.hoist([self.branch.score, self.key_set.mask])
         self.lanes()
         for tensor in ("k", "v"):
             self.base(tensor)
         self.load_rows("query", "q", "d")
         self.start()
-        with self.writer.block("for n in range(0, turns):"):
-            self.keys_of_turn()
-            self.step(self.key_set, TURN)
+        self.stretch()
         self.finish()
 
     def finish(self) -> None:
@@ -167,133 +234,11 @@ class ListedForward(Gathered, StreamedForward):
         writer.let("whole", "tl.where(seen, total, 1.0)")
         writer.let("result", "acc / whole[:, None]")
         writer.let("statistic", f"tl.where(seen, (largest + tl.log2(whole)) / LOG2E, {empty})")
-        self.part_rows()
+        self.slots()
         self.store_rows("o", "e", "result", "part_out")
         self.store_scalars("lse", "statistic", "part_lse")
-
-
-class ListedBackwardRows(Gathered, BackwardRows):
-    """Rows stay: the gradients of q, of leaves without j and of tables read at pairs."""
-
-    row_tensors = ()
-    streams = ("k", "v")
-    parts = ()
-
-    def __init__(self, plan: Plan, branch: Branch, name: str, leaves: tuple[int, ...]) -> None:
-        branch = bare(branch)
-        BackwardKernel.__init__(self, plan, branch, branch.domain, name, leaves)
-        self.prepare(("part_dq", *(f"part_leaf_{number}" for number in self.numbers)), head_rows=True)
-
-    def body(self) -> None:
-        writer = self.writer
-        self.rows_of_tile()
-        self.hoist()
-        self.lanes()
-        for tensor in ("k", "v"):
-            self.base(tensor)
-        self.load_rows("query", "q", "d")
-        self.load_rows("cotangent", "do", "e")
-        self.load_statistics("row", "row_ok")
-        writer.let("dq_rows", "tl.zeros([BLOCK_M, BLOCK_D], tl.float32)")
-        for number, leaf in zip(self.numbers, self.leaves, strict=True):
-            shape = f"[WIDTH_{number}]" if leaf.side == "pair" else "[BLOCK_M]"
-            writer.let(f"sum_{number}", f"tl.zeros({shape}, tl.float32)")
-        with writer.block("for n in range(0, turns):"):
-            self.keys_of_turn()
-            self.step(self.key_set, TURN)
-        self.finish()
-
-    def finish(self) -> None:
-        writer = self.writer
-        self.scaled("dq_rows")
-        self.part_rows()
-        self.store_rows("dq", "d", "dq_rows", "part_dq")
-        for number, leaf in zip(self.numbers, self.leaves, strict=True):
-            if leaf.side == "row":
-                self.store_scalars(f"leaf_{number}", f"sum_{number}", f"part_leaf_{number}")
-            else:  # a program has one head: see `runtime/launch_listed.py`
-                writer.let("program", "tl.program_id(0).to(tl.int64)")
-                width = f"WIDTH_{number}"
-                writer.line(f"tl.store(leaf_{number} + program * {width} + tl.arange(0, {width}), sum_{number})")
-
-
-class ListedBackwardKeys(Gathered, BackwardKeys):
-    """Keys stay: the gradients of k, v and of leaves without i, one query head of the key head after the other."""
-
-    row_tensors = ()
-    streams = ("q", "do")
-    parts = ()
-    constants = ()
-
-    def __init__(self, plan: Plan, branch: Branch, name: str, leaves: tuple[int, ...]) -> None:
-        branch = bare(branch)
-        BackwardKernel.__init__(self, plan, branch, branch.domain, name, leaves)
-        self.prepare((), head_rows=False)
-
-    def body(self) -> None:
-        writer = self.writer
-        writer.let("tiles", "(WIDTH + BLOCK_M - 1) // BLOCK_M")
-        writer.let("group", "tl.program_id(0) // tiles")
-        writer.let("lane", "group // BLOCKS")
-        self.lane_of("lane")
-        writer.let("along", "tl.program_id(0) % tiles * BLOCK_M + tl.arange(0, BLOCK_M)")
-        writer.let("j", "group % BLOCKS * WIDTH + along")
-        writer.let("row_ok", "(along < WIDTH) & (j < M)")
-        writer.let("j_ok", "row_ok")
-        self.lanes()
-        for tensor in ("k", "v", "dk", "dv"):
-            self.base(tensor)
-        self.load_keys("keys", "k", "d")
-        self.load_keys("values", "v", "e")
-        writer.let("dk_rows", "tl.zeros([BLOCK_M, BLOCK_D], tl.float32)")
-        writer.let("dv_rows", "tl.zeros([BLOCK_M, BLOCK_E], tl.float32)")
-        writer.let("list_of", "group")
-        writer.let("listed", "KEY_HEADS * B * BLOCKS + 2")
-        with writer.block("for member in range(0, GROUP):"):
-            writer.comment("heads with lines of their own (SHARED is 1) have lists of their own")
-            writer.let("which", "tl.where(SHARED == 1, member, 0)")
-            writer.let("begin", "tl.load(starts + which * listed + group)")
-            writer.let("named", "(tl.load(starts + which * listed + group + 1) - begin) * ROW_BLOCK")
-            writer.let("turns", "(named + BLOCK_N - 1) // BLOCK_N")
-            self.member()
-        self.finish()
-
-    def load_keys(self, name: str, tensor: str, axis: str) -> None:
-        pointer = f"{tensor}_head + j.to(tl.int64)[:, None] * {tensor}_sn + {axis}[None, :] * {tensor}_s{axis}"
-        self.writer.let(name, f"_load_tile({pointer}, row_ok, {axis} < {axis.upper()}, True, not EVEN_{axis.upper()})")
-
-    def member(self) -> None:
-        writer = self.writer
-        writer.let("h", "key_head * GROUP + member")
-        writer.let("head", "b * H + h")
-        self.hoist()
-        for tensor in self.streams:
-            self.base(tensor)
-        for number in self.numbers:
-            writer.let(f"sum_{number}", "tl.zeros([BLOCK_M], tl.float32)")
-        with writer.block("for n in range(0, turns):"):
-            writer.let("place", "n * BLOCK_N + lanes_n")
-            writer.let("spot", "tl.load(order + begin + place // ROW_BLOCK, mask=place < named, other=0)")
-            writer.let("row", "spot // ENTRIES * ROW_BLOCK + place % ROW_BLOCK - SKIPPED")
-            writer.let("i_ok", "(place < named) & (row >= 0) & (row < N)")
-            writer.let("i", "row + OFFSET")
-            self.step(self.key_set, TURN)
-        for number in self.numbers:
-            writer.let("leaf_rows", f"leaf_{number} + head.to(tl.int64) * M + j")
-            writer.line(f"tl.store(leaf_rows, sum_{number}, mask=row_ok)")
 
 
 def listed_forward(plan: Plan, branch: Branch, number: int) -> Kernel:
     """The forward kernel of a listed branch."""
     return ListedForward(plan, branch, f"forward_{number}").kernel()
-
-
-def listed_backward(plan: Plan, branch: Branch, number: int) -> list[Kernel]:
-    """The gradient kernels of a listed branch: rows, then keys."""
-    leaves = differentiate(branch.score).leaves
-    by_row = tuple(n for n, leaf in enumerate(leaves) if leaf.side != "key")
-    by_key = tuple(n for n, leaf in enumerate(leaves) if leaf.side == "key")
-    return [
-        ListedBackwardRows(plan, branch, f"backward_rows_{number}", by_row).kernel(),
-        ListedBackwardKeys(plan, branch, f"backward_keys_{number}", by_key).kernel(),
-    ]

@@ -6,6 +6,7 @@ import ast
 from collections.abc import Sequence
 
 from attnc.compiler.emit.kernel import Kernel
+from attnc.compiler.emit.listed_joins import LISTED_JOINS
 from attnc.compiler.emit.writer import Writer
 from attnc.compiler.plan import Plan
 
@@ -148,6 +149,8 @@ def emit_module(plan: Plan, kernels: Sequence[Kernel]) -> str:
     for line in plan.source.text.splitlines():
         writer.comment("".join(character if character.isprintable() else "?" for character in line))
     writer.line(PRELUDE.rstrip("\n"))
+    if any(branch.selected is not None for branch in plan.branches):
+        writer.line(LISTED_JOINS.rstrip("\n"))
     for kernel in kernels:
         writer.line()
         writer.line()

@@ -9,9 +9,9 @@ Gimelshein 2018, arXiv 1805.02867, for the running softmax; Dao et al. 2022, arX
 from __future__ import annotations
 
 from attnc.compiler.emit.arguments import Signature
+from attnc.compiler.emit.bounds import Loop
 from attnc.compiler.emit.expressions import PAIRS, ROWS, TILE, View
 from attnc.compiler.emit.kernel import Kernel, StreamedKernel
-from attnc.compiler.emit.ranges import Loop
 from attnc.compiler.emit.rows import emit_rows
 from attnc.compiler.emit.writer import Writer
 from attnc.compiler.plan import Diagonals, KeySet, Plan

@@ -13,7 +13,8 @@ import torch
 from attnc.compiler import algebra, conditions, domains, schedule, tabulate
 from attnc.compiler import simplify as simplification
 from attnc.compiler.domains import DomainBuilder, Keys
-from attnc.compiler.emit import ranges
+from attnc.compiler.emit import bounds
+from attnc.compiler.emit.bounds import TileBounds
 from attnc.compiler.emit.kernel import Kernel
 from attnc.compiler.emit.ranges import Ranges
 from attnc.compiler.emit.streamed import StreamedForward
@@ -142,7 +143,12 @@ def no_guard(keys: Any, _: DomainBuilder) -> Any:
     return keys
 
 
-def always(exact: Any, _: Ranges) -> Any:
+def undivided(ends: Any, _: TileBounds) -> Any:
+    """Every part runs from the start."""
+    return "0", ends[1]
+
+
+def always(exact: Any, _: TileBounds) -> Any:
     return exact and replace(exact, when=None)
 
 
@@ -241,19 +247,19 @@ MUTATIONS = [
     Mutation("the maximum stands still", "causal", kernels, written(r"\n( +)largest = peak", r"\n\1largest = largest")),
     Mutation("dead scores stay", "window", kernels, written(r's = tl\.where\(.*, s, float\("-inf"\)\)', "s = s")),
     Mutation("keys past a bound count", "local", kernels, written(r"\(j\[None, :\] < hi", "(j[None, :] <= hi")),
-    Mutation("a condition is not asked", "documents", kernels, returns(Ranges, "exact", always)),
+    Mutation("a condition is not asked", "documents", kernels, returns(TileBounds, "exact", always)),
     # emit: which tiles
     Mutation("tiles are visited twice", "streaming", kernels, instead(Ranges, "sweep", lambda *_: None)),
     Mutation("no first tile", "window", kernels, written(r"(tile0_0 = .*) // BLOCK_N", r"\1 // BLOCK_N + 1")),
     Mutation("no last tile", "causal", kernels, written(r"tl\.cdiv\((last0_0), BLOCK_N\)", r"\1 // BLOCK_N")),
     Mutation("full too early", "wide", kernels, written(r"tl\.cdiv\((full_first0_0), BLOCK_N\)", r"\1 // BLOCK_N")),
     Mutation("full too long", "causal", kernels, written(r"(full_last0_0) // BLOCK_N", r"tl.cdiv(\1, BLOCK_N)")),
-    Mutation("extremes at the wrong end", "window", kernels, instead(ranges, "trend", lambda *_: DOWN)),
+    Mutation("extremes at the wrong end", "window", kernels, instead(bounds, "trend", lambda *_: DOWN)),
     Mutation("all tiles are full", "window", kernels, written(r"if \(\(tile_n .*:", "if tile_n < 0:")),
     Mutation("steps begin beside", "strided", kernels, written(r"(origin_1 = .*)", r"\1 + 1")),
     Mutation("digits of the grid beside", "swin", kernels, written(r"(low_from_0 = .*)", r"\1 + 1")),
     Mutation("another line", "bigbird", kernels, written(r"(line_1 = tl\.minimum\(line_1), ", r"\1 + 1, ")),
-    Mutation("parts overlap", "causal", kernels, split_and(returns(Ranges, "share", lambda ends, _: ("0", ends[1])))),
+    Mutation("parts overlap", "causal", kernels, split_and(returns(TileBounds, "share", undivided))),
     Mutation("every part has the sink", "sink", kernels, split_and(written(r"if part == 0:", "if part >= 0:"))),
     # the CPU back end
     Mutation("tiles are never masked", "window", batched, instead(pieces, "gaps", lambda *_: ())),

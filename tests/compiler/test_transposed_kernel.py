@@ -15,7 +15,8 @@ import attnc
 from attnc.compiler.emit.arguments import Signature
 from attnc.compiler.emit.expressions import PAIRS, TURNED, View
 from attnc.compiler.emit.kernel import StreamedKernel
-from attnc.compiler.emit.ranges import emit_ranges, table_line
+from attnc.compiler.emit.listed_ranges import table_line
+from attnc.compiler.emit.ranges import emit_ranges
 from attnc.compiler.emit.rows import emit_rows
 from attnc.compiler.pipeline import transpose
 from attnc.compiler.plan import Diagonals

@@ -1,5 +1,7 @@
 """Compiles every kernel of examples for a Hopper GPU, without one: `python -m tests.runtime.hopper_kernels NAME ..`.
 
+`decode:NAME` compiles those of one token's decoding.
+
 Triton's interpreter runs kernels in numpy and so misses what its compiler refuses: a loop variable whose type changes,
 a product of two types. Launches are compiled up to machine code and dropped, so results mean nothing.
 """
@@ -7,6 +9,7 @@ a product of two types. Launches are compiled up to machine code and dropped, so
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ from attnc.runtime.settings import Setting, settings
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SHAPE = Shape(1, 4, 2, 192, 192, 64, 64)
+LONG = {"dsa": Shape(1, 4, 2, 320, 320, 64, 64)}  # more tokens than a selection takes from one tile
 
 
 class Hopper:
@@ -67,7 +71,7 @@ def compile_example(name: str) -> None:
     parameters = filled(pattern) | setting.parameters
     made = made_inputs(
         pattern.pattern,
-        SHAPE.updated(setting.sizes),
+        LONG.get(name, SHAPE).updated(setting.sizes),
         defaults(pattern) | parameters,
         dtype=torch.bfloat16,
         ranges=setting.ranges,
@@ -77,13 +81,30 @@ def compile_example(name: str) -> None:
     torch.autograd.grad(out, leaves, torch.zeros_like(out), allow_unused=True)
 
 
+def compile_decoding(name: str) -> None:
+    """One token behind a prompt, bfloat16."""
+    pattern = attnc.load(EXAMPLES / f"{name}.attn").patterns[name]
+    setting = next(iter(settings(pattern.pattern, "check", pattern.known)), Setting())
+    parameters = filled(pattern) | setting.parameters
+    values = defaults(pattern) | parameters
+    cache = pattern.cache(192, pages=None, **parameters)
+    for count in (3, 1):
+        shape = replace(SHAPE, queries=count, keys=count).updated(setting.sizes)
+        made = made_inputs(pattern.pattern, shape, values, dtype=torch.bfloat16, ranges=setting.ranges)
+        pattern.decode(made.q, cache, made.k, made.v, **made.inputs)
+        cache.backend = "triton"  # the prompt needs none
+    if cache.memory is None or cache.memory.turn is None:
+        raise LookupError("it has no turns")
+
+
 def main(names: list[str]) -> int:
     """The number of examples with a kernel that does not compile, each told."""
     prepare()
     failed = 0
     for name in names:
         try:
-            compile_example(name)
+            one, _, other = name.partition(":")
+            compile_decoding(other) if one == "decode" else compile_example(name)
         except Exception as failure:
             failed += 1
             print(f"{name}: {type(failure).__name__}: {str(failure)[-600:]}", flush=True)

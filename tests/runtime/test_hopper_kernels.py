@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-QUICK = ["prefix_lm"]  # whose loops begin and end at what is read from 64 bits
+QUICK = ["prefix_lm", "dsa"]  # loops that begin and end at what is read from 64 bits; a selection of several tiles
 NAMES = sorted(path.stem for path in (ROOT / "examples").glob("*.attn"))
 
 

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from attnc.compiler import schedule_listed
 from attnc.compiler.plan import Plan
 from attnc.compiler.schedule import rows_stay
-from attnc.runtime import launch, launch_backward, launch_listed, listed_executor, listed_tiles
+from attnc.runtime import launch, launch_backward, launch_listed, listed_executor, listed_tiles, listed_work
 from attnc.runtime.backward import Engine, Gradients, differentiable
 from attnc.runtime.call import Call
 from attnc.runtime.executor import execute
@@ -121,6 +122,25 @@ def test_kernels(name: str, text: str) -> None:
 def test_kernels_in_small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch_listed, "PARTS", 500)
     check(made("wide_rows", "union"), launch.execute, KERNELS, torch.float32)
+
+
+@pytest.mark.parametrize(("name", "text"), [("wide_group", "leaves"), ("row_blocks", "union"), ("group", "plain")])
+def test_kernels_with_blocks_cut_into_pieces(name: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedule_listed, "SHORTEST_PIECE", 1)
+    monkeypatch.setattr(schedule_listed, "PIECES_PER_PROCESSOR", 1000)
+    check(made(name, text), launch.execute, KERNELS, torch.float32)
+
+
+@given(st.data())
+def test_pieces_cover_every_group_once(data: st.DataObject) -> None:
+    lengths = data.draw(st.lists(st.integers(0, 40), min_size=1, max_size=8))
+    piece, least, spare = data.draw(st.integers(1, 9)), data.draw(st.integers(0, 1)), data.draw(st.integers(0, 3))
+    programs = sum(lengths) // piece + len(lengths) + spare
+    pieces = listed_work.cut(torch.tensor(lengths, dtype=torch.int32), piece, programs, least=least)
+    found = [(g, f) for g, f in zip(pieces.group.tolist(), pieces.first.tolist(), strict=True)]
+    expected = [(group, first) for group, length in enumerate(lengths) for first in range(0, max(length, least), piece)]
+    assert found[: len(expected)] == expected
+    assert all(first >= lengths[group] and (first > 0 or not least) for group, first in found[len(expected) :])
 
 
 @given(st.data())

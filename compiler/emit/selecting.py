@@ -1,0 +1,262 @@
+"""Kernels of selections: a tile of lines stays, members stream by, and each line's best so far are held.
+
+Scores of a tile of members are sums over loops of one product (see `composition.Scores`). Where all members fit in one
+tile (RESIDENT) the best are taken from registers. Else a line holds up to CAPACITY members that exceed the last of its
+best in a buffer of its program, and takes the best of these whenever another tile may not fit. Programs are as many as
+run at once, and each works on one tile of lines after the other: buffers do not grow with the sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from attnc.compiler.composition import Scores
+from attnc.compiler.emit.arguments import LAYOUTS, Argument, Signature, kernel_arguments
+from attnc.compiler.emit.expressions import ROWS, TILE, Array, Expressions
+from attnc.compiler.emit.kernel import CONSTANTS, Kernel
+from attnc.compiler.emit.listed import NOTHING
+from attnc.compiler.emit.selecting_text import SELECTING
+from attnc.compiler.emit.writer import Writer
+from attnc.compiler.ir import Node
+
+SIGNATURE = Signature(
+    ("q", "k"), ("lists", "held_ranks", "held_members", "held_used", "held_last"), rows=(), streamed=()
+)
+# Sizes beside those of every kernel: lanes of a batch row, heads of a lane, entries of a list; and where a score sums
+# over places: their number, width and stride, those of a member, the tokens that there are, the most of a member
+SIZES = ("LANES", "HEADS", "WANTED", "WIDTH")
+PLACE_SIZES = ("PLACES", "PLACE_WIDTH", "PLACE_STRIDE", "MEMBER_WIDTH", "LENGTH", "SPAN")
+SWITCHES = ("PARTS", "RESIDENT", "CAPACITY", "AT_ONCE", "PADDED", "FORCED", "FEW")
+
+
+class SelectingKernel:
+    """Writes the kernel of one selection."""
+
+    def __init__(self, scores: Scores, name: str) -> None:
+        self.scores = scores
+        self.name = name
+        self.writer = Writer()
+        given = kernel_arguments(scores.plan, self.nodes(), NOTHING, SIGNATURE)
+        low = [Argument("k_low", "tensor", "k_low", specialised=True)]
+        low += [
+            Argument(f"k_low_s{axis}", "stride", "k_low", slot, specialised=True)
+            for slot, axis in enumerate(LAYOUTS["k"])
+        ]
+        sizes = SIZES if scores.places is None else (*SIZES, *PLACE_SIZES)
+        self.arguments = (*low, *given, *(Argument(size, "size", size) for size in sizes))
+        arrays = {one.attribute: Array(one.name, one.axes) for one in self.arguments if one.role == "array"}
+        self.expressions = Expressions(self.writer, arrays)
+
+    def nodes(self) -> list[Node]:
+        """Every expression that the kernel evaluates."""
+        scores = self.scores
+        bounds = [scores.bounds.lo, scores.bounds.hi] if scores.bounds else []
+        return [node for node in (*self.score_nodes(), scores.condition, scores.force, *bounds) if node is not None]
+
+    def score_nodes(self) -> list[Node]:
+        return [self.scores.body, *([self.scores.live] if self.scores.live else [])]
+
+    def kernel(self) -> Kernel:
+        """Write it."""
+        writer = self.writer
+        plain = [argument.name for argument in self.arguments if not argument.specialised]
+        writer.line(f"@triton.jit(do_not_specialize={plain!r})")
+        constants = [f"{constant}: tl.constexpr" for constant in (*CONSTANTS, *SWITCHES)]
+        with writer.block(f"def {self.name}({', '.join([*(one.name for one in self.arguments), *constants])}):"):
+            self.body()
+        text = f"{SELECTING}\n\n\n{writer.text()}"
+        return Kernel(self.name, text, self.arguments, None, NOTHING, splits=False)
+
+    def lets(self, pairs: Sequence[tuple[str, str]]) -> None:
+        for name, value in pairs:
+            self.writer.let(name, value)
+
+    def body(self) -> None:
+        writer = self.writer
+        self.lets(
+            [
+                ("lane_m", "tl.arange(0, BLOCK_M)"),
+                ("lanes_n", "tl.arange(0, BLOCK_N)"),
+                ("d", "tl.arange(0, BLOCK_D)"),
+                ("tiles", "tl.cdiv(N, BLOCK_M)"),
+                ("first_line", "tl.program_id(0) * BLOCK_M"),
+                ("held", "(first_line + lane_m) * CAPACITY"),
+            ]
+        )
+        writer.comment("later lines first: under a causal condition they have most members")
+        with writer.block("for work in range(tl.program_id(0), tiles * LANES * B, tl.num_programs(0)):"):
+            self.tile()
+
+    def tile(self) -> None:
+        """One tile of lines."""
+        writer = self.writer
+        self.lets(
+            [
+                ("lane", "work % (LANES * B)"),
+                ("b", "lane // LANES"),
+                ("b64", "b.to(tl.int64)"),
+                ("h", "lane % LANES * HEADS"),
+                ("row", "(tiles - 1 - work // (LANES * B)) * BLOCK_M + lane_m"),
+                ("row_ok", "row < N"),
+                ("i", "row + OFFSET"),
+                ("i_ok", "row_ok"),
+                ("lines", "lists + (lane.to(tl.int64) * N + row) * WIDTH"),
+            ]
+        )
+        scores = self.scores
+        self.expressions.hoist([node for node in (scores.condition, scores.force) if node is not None])
+        if scores.head is None:
+            self.expressions.hoist(self.score_nodes())
+            self.load_query()
+        self.range()
+        with writer.block("for n in range(first_tile, last_tile):"):
+            self.lets([("member", "n * BLOCK_N + lanes_n"), ("member_ok", "member < M")])
+            self.score()
+            self.candidates()
+            if scores.force is None:
+                few = "_write_few(lines, row_ok, member, ranks, WIDTH, PADDED, FEW)"
+                with writer.block("if RESIDENT and FEW > 0:"):
+                    writer.line(few)
+            with writer.block(f"{'if' if scores.force is not None else 'elif'} RESIDENT:"):
+                writer.line("_write(lines, row_ok, member, ranks, must, WANTED, WIDTH, PADDED, FORCED, FEW)")
+            with writer.block("else:"):
+                held = "held_ranks, held_members"
+                writer.let("used", f"_append({held}, held, member, ranks, must, last, used)")
+                with writer.block("if tl.max(used, 0) > CAPACITY - BLOCK_N:"):
+                    self.compact()
+        with writer.block("if not RESIDENT:"):
+            with writer.block("if tl.max(used, 0) > WANTED:"):
+                self.compact()
+            writer.line("tl.debug_barrier()")
+            writer.line("_unload(lines, row_ok, held_members, held, used, WIDTH, PADDED)")
+            writer.line("tl.debug_barrier()")
+
+    def compact(self) -> None:
+        held = "held_ranks, held_members, held_used, held_last, first_line, used, WANTED"
+        self.writer.line(f"used, last = _compact({held}, BLOCK_M, CAPACITY, AT_ONCE, FORCED, FEW)")
+
+    def range(self) -> None:
+        """The tiles of members that hold the candidates; nothing is held yet."""
+        writer, bounds = self.writer, self.scores.bounds
+        with writer.block("if RESIDENT:"):
+            self.lets([("first_tile", "0"), ("last_tile", "1")])
+        with writer.block("else:"):
+            if bounds is None:
+                self.lets([("first_tile", "0"), ("last_tile", "tl.cdiv(M, BLOCK_N)")])
+            else:
+                low, high = (self.expressions.text(bound, ROWS) for bound in (bounds.lo, bounds.hi))
+                writer.let("low", f"_int32(tl.min(tl.where(row_ok, {low}, M), 0))", bounds.lo.span)
+                writer.let("high", f"_int32(tl.max(tl.where(row_ok, {high}, 0), 0))", bounds.hi.span)
+                writer.let("first_tile", "tl.maximum(low, 0) // BLOCK_N")
+                writer.let("last_tile", "tl.cdiv(tl.minimum(high, M), BLOCK_N)")
+            writer.let("last", "tl.full([BLOCK_M], NOTHING, tl.int32)")
+            writer.let("used", "tl.zeros([BLOCK_M], tl.int32)")
+
+    # Scores
+
+    def load_query(self) -> None:
+        """The lines' vectors of one head."""
+        if self.scores.query is None:
+            return
+        pointers = "q + b64 * q_sb + h.to(tl.int64) * q_sh + row.to(tl.int64)[:, None] * q_sn + d[None, :] * q_sd"
+        self.writer.let("query", f"_load_tile({pointers}, row_ok, d < D, True, not EVEN_D)")
+
+    def load_keys(self) -> None:
+        """The places' vectors; in two parts where these are of more bits than the lines' are."""
+        if self.scores.key is None:
+            return
+        writer = self.writer
+        writer.let("place64", "j.to(tl.int64)[:, None]")
+
+        def load(name: str, tensor: str) -> None:
+            base = f"{tensor} + b64 * {tensor}_sb + (h // GROUP).to(tl.int64) * {tensor}_sh"
+            pointers = f"{base} + place64 * {tensor}_sn + d[None, :] * {tensor}_sd"
+            writer.let(name, f"tl.trans(_load_tile({pointers}, j_ok, d < D, True, not EVEN_D))")
+
+        load("keys", "k")
+        with writer.block("if PARTS == 2:"):
+            load("keys_low", "k_low")
+
+    def score(self) -> None:
+        """`score` of a tile of members."""
+        writer, scores = self.writer, self.scores
+        if scores.places is None and scores.head is None:
+            self.lets([("j", "member"), ("j_ok", "member_ok")])
+            self.load_keys()
+            self.product()
+            self.expressions.share(self.score_nodes(), TILE)
+            text = self.expressions.text(scores.body, TILE)
+            writer.let("score", f"tl.zeros([BLOCK_M, BLOCK_N], tl.float32) + {text}", scores.body.span)
+            self.expressions.local = {}
+            return
+        writer.let("score", "tl.zeros([BLOCK_M, BLOCK_N], tl.float32)")
+        if scores.places is None:
+            self.lets([("j", "member"), ("j_ok", "member_ok")])
+            self.heads()
+            return
+        start = "member * MEMBER_WIDTH"
+        writer.let("place", f"tl.maximum(({start} - PLACE_WIDTH + PLACE_STRIDE) // PLACE_STRIDE, 0)")
+        writer.let("stop", f"tl.minimum({start} + MEMBER_WIDTH, LENGTH)")
+        writer.let("stop", "tl.minimum(tl.cdiv(stop, PLACE_STRIDE), PLACES)")
+        with writer.block("for turn in range(0, SPAN):"):
+            self.lets([("j", "place + turn"), ("j_ok", "member_ok & (j < stop)")])
+            self.heads()
+
+    def heads(self) -> None:
+        """Adds the scores at `j` of all heads of the lane."""
+        self.load_keys()
+        if self.scores.head is None:
+            self.add()
+            return
+        writer = self.writer
+        writer.let("first_head", "h")
+        with writer.block("for turn_h in range(0, HEADS):"):
+            writer.let("h", "first_head + turn_h")
+            self.expressions.hoist(self.score_nodes())
+            self.load_query()
+            self.add()
+        writer.let("h", "first_head")
+
+    def product(self) -> None:
+        if self.scores.query is None:
+            return
+        writer, precision = self.writer, "input_precision=PRECISION"
+        writer.let("s", f"tl.dot(query, keys, {precision})")
+        with writer.block("if PARTS == 2:"):
+            writer.let("s", f"tl.dot(query, keys_low, s, {precision})")
+
+    def add(self) -> None:
+        """Adds the score of one head at `j`."""
+        writer, scores = self.writer, self.scores
+        self.product()
+        self.expressions.share(self.score_nodes(), TILE)
+        text = self.expressions.text(scores.body, TILE)
+        if scores.places is not None:
+            live = "j_ok[None, :]"
+            if scores.live is not None and scores.live.op != "literal":
+                live += f" & {self.expressions.text(scores.live, TILE)}"
+            text = f"tl.where({live}, {text}, 0.0)"
+        writer.let("score", f"score + {text}", scores.body.span)
+        self.expressions.local = {}
+
+    def candidates(self) -> None:
+        """`ranks` of a tile's members, and which `must` be taken."""
+        writer, scores = self.writer, self.scores
+        self.lets([("j", "member"), ("j_ok", "member_ok")])
+        parts = [node for node in (scores.condition, scores.force) if node is not None]
+        self.expressions.share(parts, TILE)
+        live = "i_ok[:, None] & j_ok[None, :]"
+        if scores.condition.op != "literal":
+            live += f" & {self.expressions.text(scores.condition, TILE)}"
+        elif not scores.condition.attribute:
+            live += " & False"
+        writer.let("live", live, scores.condition.span)
+        writer.let("ranks", "_ranking(score, live)")
+        must = "live" if scores.force is None else f"live & {self.expressions.text(scores.force, TILE)}"
+        writer.let("must", must if scores.force is not None else "live & (live == 0)")
+        self.expressions.local = {}
+
+
+def selecting_kernel(scores: Scores) -> Kernel:
+    """The kernel of a selection."""
+    return SelectingKernel(scores, "select").kernel()

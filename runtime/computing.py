@@ -1,0 +1,81 @@
+"""A `Compute` step at run time: its array by torch, in the type that its readers need."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from attnc.compiler.composition import Attend, Composition, Compute
+from attnc.compiler.ir import Node, walk
+from attnc.compiler.plan import Plan
+from attnc.runtime.arrays import Arrays, Frame
+from attnc.runtime.attending import rounded_operands
+from attnc.runtime.products import SHORT_TYPES
+
+MOVED = ("concat", "matrix", "unmatrix", "transpose")  # rounding what they move is rounding what they give
+
+
+def computed(step: Compute, frame: Frame) -> Tensor:
+    """What the step leaves: exact up to float32 sums, or rounded to the type of q where all of its readers round it."""
+    if step.name not in frame.rounded:
+        return Arrays(frame).held(step.node)
+    found = Arrays(frame, rounding=roundable(step.node)).held(step.node)
+    return found.to(frame.tensors["q"].dtype)
+
+
+@lru_cache(maxsize=1024)
+def roundable(root: Node) -> frozenset[Node]:
+    """The parts of a value that may be rounded where the value is: those that are only moved on the way to it."""
+    users = Counter(arg for node in walk(root) for arg in node.args)
+    found, stack = {root}, [root]
+    while stack:
+        node = stack.pop()
+        inner = [arg for arg in node.args if users[arg] == 1] if node.op in MOVED else []
+        found |= set(inner)
+        stack += inner
+    return frozenset(found)
+
+
+def rounded_arrays(composition: Composition, q: Tensor) -> frozenset[str]:
+    """Steps whose arrays are only read by what rounds them to the type of q; the result is rounded to it anyway."""
+    if q.dtype not in SHORT_TYPES or q.device.type != "cuda":
+        return frozenset()
+    names = {step.name for step in composition.steps if isinstance(step, Compute)}
+    for step in composition.steps:
+        names -= _exact_reads(step, composition, q.device)
+    return frozenset(names)
+
+
+def _exact_reads(step: object, composition: Composition, device: torch.device) -> set[str]:
+    """Arrays that a step needs as they are."""
+    if isinstance(step, Compute):
+        return set(_names(step.node))
+    if isinstance(step, Attend):
+        axes = {axis.name: axis for axis in composition.axes}
+        rounds = rounded_operands(step, axes, device)
+        return {entry.name for entry in step.plan.inputs} | (set() if rounds else {step.query, step.key, step.value})
+    return set(_names(step))
+
+
+def _names(part: object) -> Iterator[str]:
+    """Every name that a step holds, and every array that its nodes read."""
+    if isinstance(part, str):
+        yield part
+    elif isinstance(part, Node):
+        yield from (str(node.attribute) for node in walk(part) if node.op == "input")
+    elif isinstance(part, Plan):
+        yield from (entry.name for entry in part.inputs)
+    elif isinstance(part, Mapping):
+        for name, value in part.items():
+            yield from (*_names(name), *_names(value))
+    elif isinstance(part, tuple | list | set | frozenset):
+        for value in part:
+            yield from _names(value)
+    elif is_dataclass(part) and not isinstance(part, type):
+        for field in fields(part):
+            yield from _names(getattr(part, field.name))

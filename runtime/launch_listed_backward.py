@@ -1,0 +1,165 @@
+"""Listed branches on CUDA, backward: runs the kernels of `compiler.emit.listed_backward`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from attnc.compiler.build import unlowered
+from attnc.compiler.differentiate import Leaf, differentiate
+from attnc.compiler.plan import Branch, Plan
+from attnc.compiler.schedule_listed import piece_rows
+from attnc.runtime.backward import BranchGradients, table_shape
+from attnc.runtime.call import Call
+from attnc.runtime.kernel_call import KernelCall, Kernels, device_of, padded, processors, stride
+from attnc.runtime.launch_listed import Launch
+from attnc.runtime.listed_work import cut
+
+JOINED_KEYS = 32
+
+
+def listed_gradients(
+    branch: Branch, plan: Plan, kernels: Kernels, call: Call, grad_out: Tensor, lse: Tensor, delta: Tensor
+) -> BranchGradients:
+    """The gradients of a listed branch; see `backward.Engine`."""
+    launch = Launch.of(plan, branch, call)
+    leaves = differentiate(branch.score).leaves
+    for leaf in leaves:
+        if leaf.side == "pair" and {"i", "j"} & leaf.value.args[0].type.indices:
+            raise unlowered(leaf.value, "the gradient of a table over positions that listed pairs read, on a GPU,")
+    v = call.v if call.v is not None else call.k
+    shared = {"q": call.q, "k": call.k, "v": v, "do": grad_out.to(call.q.dtype)}
+    shared |= {"lse": lse.contiguous().float(), "delta": delta.contiguous().float()}
+    results = row_gradients(launch, kernels, shared, leaves)
+    dk, dv, by_key = key_gradients(launch, kernels, shared, leaves)
+    results |= by_key
+    return BranchGradients(results[-1], dk, dv, tuple(results[number] for number in range(len(leaves))))
+
+
+def row_gradients(
+    launch: Launch, kernels: Kernels, shared: dict[str, Tensor], leaves: tuple[Leaf, ...]
+) -> dict[int, Tensor]:
+    """The kernel that keeps rows: {-1: dq, leaf: its gradient}. Sums of a table want a program to have one head."""
+    call = launch.call
+    q, device = call.q, call.q.device
+    results = {-1: torch.zeros_like(q, memory_format=torch.contiguous_format)}
+    tables: dict[str, Tensor] = {}
+    for number, leaf in enumerate(leaves):
+        if leaf.side == "row":
+            results[number] = torch.zeros(q.shape[:3], dtype=torch.float32, device=device)
+        elif leaf.side == "pair":
+            results[number] = torch.zeros(table_shape(leaf, call), dtype=torch.float32, device=device)
+            tables[f"leaf_{number}"] = results[number]
+    if launch.empty():
+        return results
+    launch = launch.by_head() if tables else launch
+    run = KernelCall(call, shared | {"dq": results[-1]}, launch.shape("rows", shared["v"]))
+    by_row = [number for number, leaf in enumerate(leaves) if leaf.side == "row"]
+    for number in (number for number, leaf in enumerate(leaves) if leaf.side != "key"):
+        run.tensors |= {f"leaf_{number}": results[number], f"part_leaf_{number}": results[number]}
+    run.tensors["part_dq"] = results[-1]
+    for first, last in launch.chunks(q.shape[-1]):
+        if not launch.rows_stay:
+            run.tensors["part_dq"] = launch.slots(first, last, padded(q.shape[-1]))
+            run.tensors |= {f"part_leaf_{number}": launch.slots(first, last, 1) for number in by_row}
+        launch.run_rows(run, kernels, 0, first, last, tables)
+        for name, table in tables.items():
+            add_programs(launch, run, run.tensors[name], table)
+        if not launch.rows_stay:
+            launch.join(run, kernels, "add_entries", [run.tensors["part_dq"], results[-1]], first, last)
+            for number in by_row:
+                parts = [run.tensors[f"part_leaf_{number}"], results[number].unsqueeze(-1)]
+                launch.join(run, kernels, "add_entries", parts, first, last)
+    return results
+
+
+def add_programs(launch: Launch, run: KernelCall, sums: Tensor, table: Tensor) -> None:
+    """Adds the sums (programs, cells) of a table to it, (B, heads, .., cells) of one head a lane."""
+    lanes = launch.members.shape[0]
+    if launch.rows_stay:
+        by_lane = sums.view(lanes, -1, sums.shape[-1]).sum(1)
+    else:  # programs lie in the order of their lanes; those past the end have none, and zeros
+        lane = (run.tensors["tile_group"] // launch.blocks).long()
+        of_lane = torch.arange(lanes, device=sums.device).unsqueeze(1) == lane
+        by_lane = of_lane.to(sums.dtype) @ sums
+    table += by_lane[:, : table.shape[-1]].view(table.shape)
+
+
+def key_gradients(
+    launch: Launch, kernels: Kernels, shared: dict[str, Tensor], leaves: tuple[Leaf, ...]
+) -> tuple[Tensor, Tensor, dict[int, Tensor]]:
+    """The kernel that keeps keys: dk, dv and {leaf: its gradient}. Such leaves want a lane to have one head."""
+    call, v = launch.call, shared["v"]
+    by_key = [number for number, leaf in enumerate(leaves) if leaf.side == "key"]
+    sizes, device = call.sizes, call.q.device
+    shape = (sizes["b"], sizes["h"], sizes["j"])
+    results = {number: torch.zeros(shape, dtype=torch.float32, device=device) for number in by_key}
+    if launch.empty():
+        return torch.zeros_like(call.k), torch.zeros_like(v), results
+    launch = launch.by_head() if by_key else launch
+    whole = launch.lane_heads == call.k.shape[1]
+    made = {}
+    for name, one in (("dk", call.k), ("dv", v)):
+        of_lanes = (one.shape[0], launch.lane_heads, *one.shape[2:])
+        made[name] = torch.empty(of_lanes, dtype=one.dtype if whole else torch.float32, device=device)
+    outputs = made | {f"leaf_{number}": results[number] for number in by_key}
+    run_keys(launch, KernelCall(call, shared | outputs, launch.shape("keys", v)), kernels, outputs)
+    if whole:
+        return made["dk"], made["dv"], results
+    dk, dv = (
+        made[name].unflatten(1, (call.k.shape[1], -1)).sum(2).to(one.dtype) for name, one in (("dk", call.k), ("dv", v))
+    )
+    return dk, dv, results
+
+
+def run_keys(launch: Launch, run: KernelCall, kernels: Kernels, outputs: dict[str, Tensor]) -> None:
+    """Every block of keys with the rows whose lines name it, in pieces; then the sums of the blocks that were cut."""
+    count = launch.members.shape[2]
+    turned = launch.sorted(0, count)
+    run.sizes |= launch.sizes(0, count)
+    rows = launch.members.numel() * launch.line_rows
+    tiles = -(-launch.width // run.shape.block_m)
+    piece = piece_rows(rows, tiles, processors(run.call.q), run.shape.block_n)
+    groups = len(turned.starts) - 1
+    programs = rows // piece + groups
+    pieces = cut(turned.starts.diff() * launch.line_rows, piece, programs, least=1)
+    # A group that is cut has no more than twice as many pieces as its rows fill.
+    slots = max(min(2 * rows // piece, programs), 1)
+    held = torch.where(pieces.number > 1, pieces.number, 0).to(torch.int32)
+    before = held.cumsum(0, dtype=torch.int32) - held
+    slot = torch.where(held[pieces.group] > 0, before[pieces.group] + pieces.first // piece, -1).to(torch.int32)
+    run.sizes["PIECE"] = piece
+    run.tensors |= {"order_line": turned.lines, "starts": turned.starts}
+    run.tensors |= {"piece_group": pieces.group, "piece_first": pieces.first, "piece_slot": slot}
+    widths = {"dk": padded(run.sizes["D"]), "dv": padded(run.sizes["E"])}
+    for name in outputs:
+        shape = (slots, launch.width, widths.get(name, 1))
+        run.tensors[f"part_{name}"] = torch.empty(shape, dtype=torch.float32, device=slot.device)
+    run.run(kernels, kernels.kernels[1], (tiles * programs, 1), PARTS=True, **launch.constants())
+    if rows <= piece:
+        return
+    for name, out in outputs.items():
+        add_pieces(
+            launch, kernels, run.tensors[f"part_{name}"], before, held, out if out.dim() == 4 else out[..., None]
+        )
+
+
+def add_pieces(launch: Launch, kernels: Kernels, parts: Tensor, first: Tensor, number: Tensor, out: Tensor) -> None:
+    """Adds the slots of each group that has some: `first` and `number` of them; out: (B, heads, M, X)."""
+    block = min(JOINED_KEYS, padded(launch.width))
+    with device_of(out):
+        kernels.module.add_pieces[(len(first) * -(-launch.width // block),)](
+            parts,
+            first,
+            number,
+            out,
+            *(stride(out, slot) for slot in range(4)),
+            launch.blocks,
+            launch.lane_heads,
+            out.shape[2],
+            out.shape[3],
+            WIDTH=launch.width,
+            BLOCK_M=block,
+            BLOCK_D=parts.shape[-1],
+            num_warps=4,
+        )

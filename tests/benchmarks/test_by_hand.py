@@ -1,0 +1,57 @@
+"""Hybrids written by hand against the reference, put together from dense torch where a GPU has libraries."""
+
+import time
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from attnc.runtime.tolerance import error
+from benchmarks.by_hand import HYBRIDS
+from benchmarks.ready import UnavailableError, within
+from benchmarks.suites import hybrids
+from benchmarks.work import Mask, Problem, Work
+
+
+class Plain:
+    """What `benchmarks.by_hand` is put together from, by dense torch."""
+
+    def glue(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return function
+
+    def masked(self, mask: Mask, problem: Problem) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        return partial(self.chosen, mask)
+
+    def chosen(self, mask: Mask, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        group = q.shape[1] // k.shape[1]
+        k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+        b, h, i, j = (torch.arange(size) for size in (*q.shape[:3], k.shape[2]))
+        live = mask(b[:, None, None, None], h[:, None, None], i[:, None], j)
+        score = q @ k.mT * float(q.shape[-1] ** -0.5)
+        return score.masked_fill(~live, float("-inf")).softmax(-1) @ v
+
+    def linear(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        weights = (q.transpose(1, 2) @ k.transpose(1, 2).mT).tril()
+        return (weights / weights.sum(-1, keepdim=True) @ v.transpose(1, 2)).transpose(1, 2)
+
+    def gated(self, q: Tensor, k: Tensor, v: Tensor, g: Tensor, scale: float) -> Tensor:
+        sums = g.transpose(1, 2).cumsum(-1)
+        decay = (sums[..., :, None] - sums[..., None, :]).tril().exp()
+        weights = (q.transpose(1, 2) @ k.transpose(1, 2).mT * scale * decay).tril()
+        return (weights @ v.transpose(1, 2)).transpose(1, 2)
+
+
+@pytest.mark.parametrize(
+    "work", [work for work in hybrids.works("cpu") if work.pattern in HYBRIDS], ids=lambda work: work.name
+)
+def test_a_hybrid_by_hand_is_the_pattern(work: Work) -> None:
+    problem = Problem(work, work.small, "cpu", torch.float64)
+    expected = problem.pattern.reference(problem.q, problem.k, problem.v, **problem.settings)
+    assert error(HYBRIDS[work.pattern](problem, Plain())(), expected) <= 1e-6  # inside, float32
+
+
+def test_a_peer_that_takes_too_long_is_left() -> None:
+    with pytest.raises(UnavailableError, match=r"not ready within 0.1 s"), within(0.1):
+        time.sleep(5)

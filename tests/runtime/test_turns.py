@@ -1,0 +1,211 @@
+"""Lone tokens on generated kernels (`runtime.turn`) against the float64 reference, interpreted and on a GPU."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import attnc
+from attnc.runtime import decoding_launch
+from attnc.runtime.decoding_cache import DecodingCache
+from attnc.runtime.kv_cache import Pages
+from attnc.runtime.tolerance import error, tolerance
+from tests.runtime.test_decoding import LENGTH, RAGGED, ROOM, Sequences, pages
+
+PROMPT = 13
+TURNS = [
+    "alibi",
+    "based",
+    "causal",
+    "dilated_window",
+    "documents",
+    "duo",
+    "gated_delta",
+    "gla",
+    "half_and_half",
+    "hymba",
+    "infini",
+    "linear",
+    "mla",
+    "retention",
+    "rwkv7",
+    "sink_logit",
+    "sparse_fixed",
+    "strided",
+    "streaming",
+]
+
+
+def prompted(sequences: Sequences, length: int = PROMPT, **more: object) -> tuple[DecodingCache, Tensor]:
+    """A cache that the executor filled, whose tokens come on kernels."""
+    cache = sequences.cache(**more)  # type: ignore[arg-type]
+    out = sequences.pattern.decode(cache=cache, **sequences.part(0, length))
+    cache.backend = "triton"
+    return cache, out
+
+
+@pytest.mark.parametrize("name", [name for name in TURNS if name not in ("linear", "hymba", "rwkv7", "based")])
+def test_tokens_behind_a_prompt(name: str) -> None:
+    sequences = Sequences.of(name)
+    cache, first = prompted(sequences)
+    found = [first] + [sequences.pattern.decode(cache=cache, **sequences.part(at, at + 1)) for at in range(PROMPT, 16)]
+    assert cache.memory is not None
+    assert cache.memory.no_turn is None
+    assert cache.tokens == 16
+    assert error(torch.cat(found, 2), sequences.reference()[:, :, :16]) <= tolerance(torch.float32, LENGTH)
+
+
+def test_chunks_and_tokens_take_turns() -> None:
+    for name in ("streaming", "gated_delta"):
+        sequences = Sequences.of(name)
+        cache, first = prompted(sequences)
+        found = [first]
+        for start, stop in ((13, 14), (14, 17), (17, 18), (18, 19), (19, 22), (22, 23)):
+            cache.backend = "triton" if stop == start + 1 else "auto"
+            found.append(sequences.pattern.decode(cache=cache, **sequences.part(start, stop)))
+        assert error(torch.cat(found, 2), sequences.reference()[:, :, :23]) <= tolerance(torch.float32, LENGTH)
+
+
+@pytest.mark.parametrize(
+    ("name", "paged"), [("causal", True), ("streaming", True), ("strided", False), ("duo", True), ("mla", True)]
+)
+def test_rows_of_unequal_lengths(name: str, paged: bool) -> None:
+    """Prompts of three lengths, then tokens of some rows."""
+    sequences = Sequences.of(name, batch=3)
+    expected = sequences.reference()
+    cache = sequences.cache(pages=pages() if paged else None)
+    starts = torch.zeros(3, dtype=torch.int64)
+    for counts in ([3, 12, 7], [1, 1, 1], [1, 0, 1], [1, 1, 1], [0, 1, 1]):
+        most = max(counts)
+        given = {}
+        for name_, tensor in sequences.tensors.items():
+            for at, axis in enumerate(sequences.axes(name_)):
+                if axis in "ijt":
+                    places = (starts[:, None] + torch.arange(most)).clamp(max=LENGTH - 1)
+                    tensor = torch.stack([row.index_select(at - 1, to) for row, to in zip(tensor, places, strict=True)])
+            given[name_] = tensor
+        own = None if counts == [1, 1, 1] else torch.tensor(counts)
+        found = sequences.pattern.decode(cache=cache, counts=own, **given)
+        cache.backend = "triton"
+        for row, count in enumerate(counts):
+            wanted = expected[row, :, starts[row] : starts[row] + count]
+            off = error(found[row, :, :count], wanted, float(expected.abs().max()))
+            assert off <= tolerance(torch.float32, LENGTH)
+            assert not found[row, :, count:].any()
+        starts += torch.tensor(counts)
+        assert cache.lengths is not None
+        assert cache.lengths.tolist() == starts.tolist()
+    assert cache.memory is not None
+    assert cache.memory.turn is not None
+
+
+@pytest.mark.parametrize(("parts", "heads", "key_heads"), [(5, 3, 3), (2, 4, 1), (2, 40, 2)])
+def test_keys_are_shared_out(parts: int, heads: int, key_heads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several parts of a row, some without a key; heads that fill more than a tile; D != E, strided tensors."""
+    monkeypatch.setattr(decoding_launch, "parts_of", lambda *_: parts)
+    text = """pattern p(w: int = 30):
+    input bias: real[h]
+    out = softmax[j]((q @ k * scale + bias * (i - j)) where j <= i and (i - j < w or j % 3 == 1)) @ v
+"""
+    pattern = attnc.compile(text).p
+    length = 100
+    q = torch.randn(length, 2, heads, 9).permute(1, 2, 0, 3)
+    k, v = torch.randn(2, key_heads, length, 9), torch.randn(2, length, key_heads, 5).transpose(1, 2)
+    sequences = Sequences(pattern, {}, {"q": q, "k": k, "v": v, "bias": torch.randn(heads) / 50})
+    cache, _ = prompted(sequences, length - 2, room=120)
+    found = [sequences.pattern.decode(cache=cache, **sequences.part(at, at + 1)) for at in (length - 2, length - 1)]
+    expected = sequences.reference()[:, :, length - 2 :]
+    assert error(torch.cat(found, 2), expected) <= tolerance(torch.float32, length)
+
+
+def test_a_full_cache_says_so() -> None:
+    sequences = Sequences.of("causal")
+    cache, _ = prompted(sequences, 4, room=6)
+    for at in (4, 5):
+        sequences.pattern.decode(cache=cache, **sequences.part(at, at + 1))
+    with pytest.raises(attnc.AttnError, match="holds 6 of at most 6 tokens"):
+        sequences.pattern.decode(cache=cache, **sequences.part(6, 7))
+
+
+@pytest.mark.parametrize("name", ["causal", "retention"])
+def test_memory_goes_with_its_cache(name: str) -> None:
+    """No cycle keeps gigabytes until it is collected."""
+    sequences = Sequences.of(name)
+    cache, _ = prompted(sequences)
+    sequences.pattern.decode(cache=cache, **sequences.part(PROMPT, PROMPT + 1))
+    memory = cache.memory
+    assert memory is not None
+    held = [buffer for one in memory.held.values() for buffer in one.buffers.values()]
+    kept = [weakref.ref(one) for one in (*held, *memory.states.last.values())]
+    gc.disable()
+    try:
+        del cache, memory, held
+        assert all(one() is None for one in kept)
+    finally:
+        gc.enable()
+
+
+def test_kernels_compile_for_a_gpu() -> None:
+    """Triton's compiler refuses what its interpreter takes."""
+    names = [f"decode:{name}" for name in ("strided", "gated_delta")]
+    command = [sys.executable, "-m", "tests.runtime.hopper_kernels", *names]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+# On a GPU
+
+
+def on_gpu(sequences: Sequences) -> Sequences:
+    return Sequences(sequences.pattern, sequences.parameters, {n: x.cuda() for n, x in sequences.tensors.items()})
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("graphs", [False, True])
+@pytest.mark.parametrize("name", TURNS)
+def test_tokens_on_a_gpu(name: str, graphs: bool, dtype: torch.dtype) -> None:
+    given = Sequences.of(name, dtype)
+    sequences = on_gpu(given)
+    cache = sequences.cache()
+    cache.graphs = graphs
+    found = sequences.decode(cache, [1] * LENGTH)
+    assert cache.memory is not None
+    assert cache.memory.no_turn is None
+    assert error(found.cpu(), given.reference()) <= tolerance(dtype, LENGTH)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", TURNS)
+@pytest.mark.parametrize("paged", [False, True])
+def test_a_captured_token_goes_on(name: str, paged: bool) -> None:
+    """The caller's own graph: one token is captured, the others are replays."""
+    if paged and name not in RAGGED:
+        pytest.skip("it keeps more than keys")
+    given = Sequences.of(name, torch.bfloat16, batch=3)
+    sequences = on_gpu(given)
+    table = pages()
+    kept = Pages(table.size, table.count, table.table.cuda()) if paged else None
+    cache = sequences.cache(ROOM, pages=kept)
+    for at in range(3):
+        sequences.pattern.decode(cache=cache, **sequences.part(at, at + 1))
+    token = {name: one.clone() for name, one in sequences.part(3, 4).items()}
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = sequences.pattern.decode(cache=cache, **token)
+    found = []
+    for at in range(3, LENGTH):
+        for name_, one in sequences.part(at, at + 1).items():
+            token[name_].copy_(one)
+        graph.replay()
+        found.append(out.clone())
+    assert cache.tokens == LENGTH
+    off = error(torch.cat(found, 2).cpu(), given.reference()[:, :, 3:])
+    assert off <= tolerance(torch.bfloat16, LENGTH)
