@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
+from attnc.runtime.native_calls import native
 from attnc.runtime.tape import Event, Geometry, Launch, Operation, Place, Read, Recorder
 
 PLAIN = (int, float, bool, str, type(None))
@@ -159,7 +161,7 @@ class _Writer:
 
     def event(self, event: Event) -> None:
         if isinstance(event, Operation):
-            call = self.call(event.function, event.args, event.kwargs)
+            call = self.call(self.function(event), event.args, event.kwargs)
             names = [f"r{event.made[at]}" if at in event.made else "_" for at in range(event.results)]
             if not event.made:
                 self.lines.append(call)
@@ -171,6 +173,18 @@ class _Writer:
             self.lines.append(self.call(event.start, event.places, {}))
         else:
             self.lines.append(f"if {self.of(event.place)}.item() != {self.spelt(event.value)}: raise ChangedError")
+
+    def function(self, event: Operation) -> Any:
+        """What to call for an operation."""
+
+        def shown(leaf: Any) -> Any:
+            if not isinstance(leaf, Place):
+                return leaf
+            size, stride, _ = leaf.geometry
+            return torch.empty_strided(size, stride, dtype=self.roots[leaf.root].dtype, device="meta")
+
+        args, kwargs = tree_map(shown, (event.args, dict(event.kwargs)), is_leaf=lambda one: isinstance(one, Place))
+        return native(event.function, args, kwargs)
 
     @staticmethod
     def listed(event: Operation) -> bool:

@@ -327,7 +327,9 @@ def test_a_launch_puts_addresses_in_their_places(newer: bool, monkeypatch: pytes
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", [*RECORDED, "agent", "nystrom", "gated_delta", "bigbird", "linear", "hymba", "nsa", "retention"])
+@pytest.mark.parametrize(
+    "name", [*RECORDED, "agent", "nystrom", "gated_delta", "bigbird", "linear", "hymba", "nsa", "retention"]
+)
 def test_a_captured_call_equals_an_eager_one(name: str) -> None:
     if not (EXAMPLES / f"{name}.attn").exists():
         pytest.skip("no such example")
