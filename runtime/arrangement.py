@@ -45,7 +45,7 @@ def arrange(group: Tensor | None, live: Tensor | None) -> Arrangement:
     """
     if group is None:
         assert live is not None
-        group = torch.zeros(1, 1, 1, dtype=torch.int64, device=live.device)
+        return compacted(live)
     live = torch.ones_like(group, dtype=torch.bool) if live is None else live
     group, live = torch.broadcast_tensors(*same_heads(group, live))
     length = group.shape[-1]
@@ -58,6 +58,20 @@ def arrange(group: Tensor | None, live: Tensor | None) -> Arrangement:
     slots = torch.full(group.shape, -1, dtype=torch.int64, device=group.device)
     slots.scatter_(-1, order, torch.where(filled, slot, -1))
     return Arrangement(order.masked_fill(~filled, -1), slots, ordered)
+
+
+def compacted(live: Tensor) -> Arrangement:
+    """The positions where `live` holds (b, h, L), in their order and in one group; the others follow behind."""
+    length = live.shape[-1]
+    before = live.cumsum(-1)
+    count = before[..., -1:] if length else before.new_zeros(*live.shape[:-1], 1)
+    capacity = longest(count, length) if live.numel() else length
+    position = torch.arange(length, device=live.device)
+    slot = torch.where(live, before - 1, count + position - before)
+    order = torch.empty_like(slot).scatter_(-1, slot, position.expand(live.shape))[..., :capacity]
+    empty = torch.arange(capacity, device=live.device) >= count
+    group = torch.where(empty, NOBODY, 0)
+    return Arrangement(order.masked_fill(empty, -1), torch.where(live, slot, -1), group)
 
 
 def longest(count: Tensor, length: int) -> int:

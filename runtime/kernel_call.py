@@ -22,7 +22,6 @@ from attnc.compiler.schedule import TileShape
 from attnc.runtime.binding import WIDEST
 from attnc.runtime.cache import cached_module
 from attnc.runtime.call import Call
-from attnc.runtime.launcher import Launcher, Launchers
 from attnc.runtime.scalars import of_node
 from attnc.runtime.views import ALIGNMENT, View, Views
 
@@ -43,7 +42,7 @@ class Kernels:
     def __init__(self, plan: Plan, kernels: Sequence[Kernel]) -> None:
         self.text = emit_module(plan, kernels)
         self.kernels = tuple(kernels)
-        self.module = Launchers(cached_module(self.text, lambda: self.text))
+        self.module = cached_module(self.text, lambda: self.text)
         self.prepared: OrderedDict[tuple[object, ...], Prepared] = OrderedDict()
 
 
@@ -55,7 +54,7 @@ class Prepared:
 
     def __init__(
         self,
-        function: Launcher,
+        function: Any,
         values: list[Any],
         slots: list[tuple[int, Argument, View | None]],
         constants: dict[str, Any],
@@ -65,6 +64,7 @@ class Prepared:
         self.slots = slots
         self.constants = constants
         self.compiled: Any = None
+        self.ordered: Sequence[str] = ()
 
     def launch(self, call: KernelCall, grid: tuple[int, int]) -> None:
         """By Triton's own dispatch at first; then by the kernel that it chose: types and alignments are the same."""
@@ -72,13 +72,15 @@ class Prepared:
         for place, argument, view in self.slots:
             tensor = call.value(argument)
             values[place] = tensor if view is None else view.of(tensor)
-        shape = call.shape
-        constants = {**self.constants, "num_warps": shape.warps, "num_stages": shape.stages}
         with device_of(call.call.q):
-            if self.compiled is None:
-                self.compiled = self.function.first(grid, values, constants)
-            else:
-                self.function.again(self.compiled, grid, values, constants)
+            if self.compiled is not None:
+                self.compiled[(*grid, 1)](*values, *(self.constants[name] for name in self.ordered))
+                return
+            shape = call.shape
+            options = {"num_warps": shape.warps, "num_stages": shape.stages}
+            self.compiled = self.function[grid](*values, **self.constants, **options)
+            if self.compiled is not None:  # the interpreter has none
+                self.ordered = self.function.arg_names[len(values) :]
 
 
 class KernelCall:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -14,17 +15,16 @@ from attnc.compiler.emit.chunked_kernel import ChunkedKernel, Variant, scaled_na
 from attnc.compiler.schedule_chunked import ChunkShape, chunk_length, chunked_shape, segments
 from attnc.runtime.cache import cached_module
 from attnc.runtime.kernel_call import device_of, interpreting, padded, processors
-from attnc.runtime.launcher import Launchers
 
 INTERPRETED_CHUNK = 16  # small, so that small tests have several chunks
 INTERPRETED_BLOCK = 16  # the smallest
 
 
 @cache
-def modules_of(variant: Variant) -> tuple[Launchers, dict[str, ChunkedKernel]]:
+def modules_of(variant: Variant) -> tuple[ModuleType, dict[str, ChunkedKernel]]:
     """The loaded module of a variant, and its kernels by name."""
     text = chunked_text(variant)
-    return Launchers(cached_module(text, lambda: text)), {one.name: one for one in chunked_kernels(variant)}
+    return cached_module(text, lambda: text), {one.name: one for one in chunked_kernels(variant)}
 
 
 @dataclass(frozen=True)

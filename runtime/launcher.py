@@ -1,9 +1,9 @@
-"""Launches of generated kernels, of whatever module: what Triton chose for arguments of a kind is asked for once."""
+"""Kernels of generated modules as their callers get them: launches like Triton's own, and recordings know of each."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -17,10 +17,11 @@ REMEMBERED = 256  # compiled kernels of one function
 Grid = tuple[int, ...]
 
 
-class Launchers:
-    """The kernels of a module by name, as launchers; everything else as the module has it."""
+class Launchers(ModuleType):
+    """A module whose kernels are launchers; everything else is as the module has it."""
 
     def __init__(self, module: ModuleType) -> None:
+        super().__init__(module.__name__)
         self._module = module
 
     def __getattr__(self, name: str) -> Any:
@@ -32,63 +33,58 @@ class Launchers:
 
 
 class Launcher:
-    """A kernel of a module. `launcher[grid](*values, **constants)` launches it as Triton's own function does."""
+    """A kernel. `launcher[grid](*values, **constants)` launches it as Triton's own function does, gives what Triton
+    chose (a `Chosen`; None in the interpreter), and asks Triton once for arguments of a kind."""
 
     def __init__(self, function: Any) -> None:
         self.function = function
-        self.arg_names: Sequence[str] = function.arg_names
-        self.known: OrderedDict[tuple[object, ...], Any] = OrderedDict()
+        self.known: OrderedDict[tuple[object, ...], Chosen] = OrderedDict()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.function, name)
 
     def __getitem__(self, grid: Grid) -> Callable[..., Any]:
-        return partial(self.launch, grid)
+        return partial(self._launch, grid)
 
-    def launch(self, grid: Grid, *values: Any, **constants: Any) -> Any:
-        """Launch; gives Triton's compiled kernel (None in the interpreter)."""
+    def _launch(self, grid: Grid, *values: Any, **constants: Any) -> Chosen | None:
         key = (*(kind_of(value) for value in values), *constants.items())
-        compiled = self.known.get(key)
-        if compiled is None:
-            compiled = self.first(grid, values, constants)
-            if compiled is not None:
-                self.known[key] = compiled
-                if len(self.known) > REMEMBERED:
-                    self.known.popitem(last=False)
-            return compiled
-        self.again(compiled, grid, values, constants)
-        return compiled
-
-    def first(self, grid: Grid, values: Sequence[Any], constants: dict[str, Any]) -> Any:
-        """A launch by Triton's own dispatch."""
+        chosen = self.known.get(key)
+        names = self.function.arg_names[len(values) :]
+        last = [constants[name] for name in names] if all(name in constants for name in names) else None
+        if chosen is not None and last is not None:
+            chosen[grid](*values, *last)
+            return chosen
         compiled = self.function[grid](*values, **constants)
-        self.note(compiled, grid, values, constants)
-        return compiled
+        if recorder := current():
+            plain = [without_tensor(value) for value in values]
+            start: Any = Interpreted(self.function, grid, plain, constants)
+            if compiled is not None and last is not None:
+                start = Direct(compiled, (*grid, *(1,) * (3 - len(grid))), [*values, *last])
+            recorder.launch(start, tensors_of(values))
+        if compiled is None:
+            return None
+        chosen = self.known[key] = Chosen(compiled)
+        if len(self.known) > REMEMBERED:
+            self.known.popitem(last=False)
+        return chosen
 
-    def again(self, compiled: Any, grid: Grid, values: Sequence[Any], constants: dict[str, Any]) -> None:
-        """A launch of what Triton chose for arguments of these kinds before."""
-        last = self.last(len(values), constants)
-        if last is None:
-            self.function[grid](*values, **constants)
-        else:
-            compiled[(*grid, *(1,) * (3 - len(grid)))](*values, *last)
-        self.note(compiled, grid, values, constants)
 
-    def note(self, compiled: Any, grid: Grid, values: Sequence[Any], constants: dict[str, Any]) -> None:
-        """Tells the recording that is under way, if there is one."""
-        recorder = current()
-        if recorder is None:
-            return
-        last = None if compiled is None else self.last(len(values), constants)
-        plain = [without_tensor(value) for value in values]
-        start = (
-            Interpreted(self.function, grid, plain, constants)
-            if last is None
-            else Direct(compiled, grid, [*values, *last])
-        )
-        recorder.launch(start, tensors_of(values))
+class Chosen:
+    """A compiled kernel. `chosen[grid](*values)` launches it, all arguments in order."""
 
-    def last(self, count: int, constants: dict[str, Any]) -> tuple[Any, ...] | None:
-        """The constants in the order of the kernel's arguments, of which `count` come before; None where some lack."""
-        names = self.arg_names[count:]
-        return tuple(constants[name] for name in names) if all(name in constants for name in names) else None
+    def __init__(self, compiled: Any) -> None:
+        self.compiled = compiled
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.compiled, name)
+
+    def __getitem__(self, grid: Grid) -> Callable[..., None]:
+        return partial(self._launch, (*grid, *(1,) * (3 - len(grid))))
+
+    def _launch(self, grid: Grid, *values: Any) -> None:
+        self.compiled[grid](*values)
+        if recorder := current():
+            recorder.launch(Direct(self.compiled, grid, values), tensors_of(values))
 
 
 def kind_of(value: Any) -> object:
