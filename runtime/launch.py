@@ -44,12 +44,12 @@ def execute(plan: Plan, call: Call, dtype: torch.dtype | None = None) -> tuple[T
     dtype = dtype or call.q.dtype
     kernels = kernels_of(plan)
     own = dtype if len(plan.branches) == 1 else torch.float32
-    outputs = [
-        run_branch(plan, branch, kernels, kernels.kernels[number], call, own)
-        if branch.selected is None
-        else listed_outputs(plan, branch, kernels, number, call, own)
-        for number, branch in enumerate(plan.branches)
-    ]
+    streamed = [number for number, branch in enumerate(plan.branches) if branch.selected is None]
+    outputs = [run_branch(plan, plan.branches[n], kernels, kernels.kernels[n], call, own) for n in streamed]
+    listed = [number for number in range(len(plan.branches)) if number not in streamed]
+    outputs += [listed_outputs(plan, plan.branches[n], kernels, n, call, own, []) for n in listed[:-1]]
+    if listed:
+        return listed_outputs(plan, plan.branches[listed[-1]], kernels, listed[-1], call, dtype, outputs)
     return join(outputs, dtype)
 
 

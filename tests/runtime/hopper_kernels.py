@@ -19,7 +19,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 import attnc
-from attnc.runtime import kernel_call, launch, launch_backward, rounds, views
+from attnc.runtime import chunked_operands, kernel_call, launch, launch_backward, rounds, views
 from attnc.runtime.comparison import defaults, filled
 from attnc.runtime.inputs import Shape, made_inputs
 from attnc.runtime.settings import Setting, settings
@@ -59,6 +59,7 @@ def prepare() -> None:
         (JITFunction, "__getitem__", compiled),
         (views, "copies_tiles", lambda tensor: True),
         (rounds, "by_kernel", lambda at, kernels: True),
+        (chunked_operands, "interpreting", lambda: True),
         *((module, "refuse_unfit", lambda call: None) for module in (kernel_call, launch, launch_backward)),
     ]
     for place, name, other in changed:
