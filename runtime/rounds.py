@@ -14,15 +14,16 @@ from attnc.compiler.emit.matrices import MatrixKernels, matrix_kernels
 from attnc.compiler.ir import Node, walk
 from attnc.runtime.arrays import Arrays, layout
 from attnc.runtime.cache import cached_module
+from attnc.runtime.launcher import Launchers
 
 LARGEST = 64  # rows and columns of a matrix that registers hold beside the others of a round
 
 
 @lru_cache(maxsize=256)
-def kernels_of(node: Node) -> tuple[MatrixKernels, Any] | None:
+def kernels_of(node: Node) -> tuple[MatrixKernels, Launchers] | None:
     """The kernels of a `repeat` and their module; None where no kernel takes it."""
     made = matrix_kernels(node)
-    return None if made is None else (made, cached_module(made.text, lambda: made.text))
+    return None if made is None else (made, Launchers(cached_module(made.text, lambda: made.text)))
 
 
 def runs(at: Arrays, node: Node) -> bool:

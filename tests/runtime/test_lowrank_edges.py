@@ -96,7 +96,7 @@ def test_latents_of_more_channels_than_kernels_hold(queries: int, channels: int)
 
 
 def test_a_latent_beyond_all_bounds_is_refused() -> None:
+    weights = {"w_k": drawn(2, 4, 4097), "w_v": drawn(2, 4, 4097)}
+    rotated = {"q_r": drawn(1, 2, 1, 2), "k_r": drawn(1, 1, 2, 2)}
     with pytest.raises(attnc.AttnError, match="more than 4096"):
-        weights = {"w_k": drawn(2, 4, 4097), "w_v": drawn(2, 4, 4097)}
-        rotated = {"q_r": drawn(1, 2, 1, 2), "k_r": drawn(1, 1, 2, 2)}
         example("mla")(drawn(1, 2, 1, 4), drawn(1, 1, 2, 4097), None, **weights, **rotated)
