@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from attnc.compiler.algebra import Algebra
 from attnc.compiler.associate import Associated, Declined, Exponential, associate, finish
@@ -11,8 +12,8 @@ from attnc.compiler.composition import Attend, Carry, Extent, Extreme, Recur, Se
 from attnc.compiler.decompose import Decomposer
 from attnc.compiler.extents import Reach
 from attnc.compiler.features import end_to_end
-from attnc.compiler.ir import Node, substitute, walk
-from attnc.compiler.recurrence import Read, Unrecognised, reads_state, recognise
+from attnc.compiler.ir import Graph, Node, substitute, walk
+from attnc.compiler.recurrence import Read, Recognised, Unrecognised, reads_state, recognise
 from attnc.compiler.reindex import renamed
 from attnc.compiler.separate import is_mixed
 from attnc.dsl.types import Base, Type
@@ -105,6 +106,7 @@ def run_scans(at: Decomposer, node: Node) -> Node | None:
         found = recognise(at.graph, scan)
     except Unrecognised as reason:
         return sequential(at, scan, reason)
+    found = scaled_writes(at.graph, found)
     change = any(read.left is not None for read in found.reads)
     at.notes.append(
         "the scan is linear in its state, with a decay and a change of rank one: it runs in chunks of positions"
@@ -113,6 +115,19 @@ def run_scans(at: Decomposer, node: Node) -> Node | None:
     )
     places = {read.place: state_reads(at, read) for read in found.reads}
     return at.lower(substitute(at.graph, found.result, places))
+
+
+def scaled_writes(graph: Graph, found: Recognised) -> Recognised:
+    """A number times the only read is the read of what is written that many times: values are often scaled anyway."""
+    result = found.result
+    if result.op != "mul" or len(found.reads) != 1:
+        return found
+    (read,) = found.reads
+    others = [arg for arg in result.args if arg is not read.place]
+    if len(others) != 1 or others[0].type.indices or others[0].type.axes:
+        return found
+    writes = tuple((key, graph.make("mul", value, others[0])) for key, value in read.writes)
+    return replace(found, reads=(replace(read, writes=writes),), result=read.place)
 
 
 def state_reads(at: Decomposer, read: Read) -> Node:

@@ -72,6 +72,8 @@ OPS: dict[str, OpInfo] = {
     "features": OpInfo(),
     "kronecker": OpInfo(),
     "symmetric": OpInfo(),
+    # `part`: a vector of those that stand end to end in another; attribute: how many segments are before it
+    "part": OpInfo(),
     # `unmatrix`: the first vector axis as the index named by attribute, the inverse of `matrix`
     "unmatrix": OpInfo(),
     # `fold`: the vectors of each block end to end: attribute (index, its axis of blocks, last first); 0 where none is

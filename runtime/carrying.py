@@ -36,18 +36,20 @@ class Carrying:
 
     def shapes(self, step: Carry, frame: Frame) -> list[tuple[list[int], torch.dtype]]:
         rows = [frame.sizes["b"], frame.sizes["h"], frame.sizes["i"]]
-        out = ([*rows, frame.tensors[step.value].shape[-1]], frame.real)
+        out = ([*rows, frame.tensors[step.value].shape[-1]], result_type(step, frame))
         return [out, (rows, frame.real)] if step.total else [out]
 
     def forward(self, step: Carry, frame: Frame, engine: Engine) -> list[Tensor]:
         reach, operands = reach_of(step, frame), self.operands(step, frame)
         if engine.chunked and on_kernels(step.name, frame, carries(operands, reach)):
-            return carry_sums(operands, reach, step.total is not None, narrow(frame, step.query))
+            kept = result_type(step, frame)
+            return carry_sums(operands, reach, step.total is not None, narrow(frame, step.query), kept)
         query, key, value, decay = with_ones(step, operands)
         assert query is not None
         assert key is not None
         assert value is not None
         out, _ = carry(query, key, value, decay, reach)
+        out = out.to(result_type(step, frame)) if step.total is None else out
         return [out[..., :-1].contiguous(), out[..., -1].contiguous()] if step.total else [out]
 
     def backward(
@@ -94,13 +96,15 @@ class Recurring:
 
     def shapes(self, step: Recur, frame: Frame) -> list[tuple[list[int], torch.dtype]]:
         rows = [frame.sizes["b"], frame.sizes["h"], frame.sizes["i"]]
-        return [([*rows, frame.tensors[step.value].shape[-1]], frame.real)]
+        return [([*rows, frame.tensors[step.value].shape[-1]], result_type(step, frame))]
 
     def forward(self, step: Recur, frame: Frame, engine: Engine) -> list[Tensor]:
         operands = self.operands(step, frame)
         if engine.chunked and on_kernels(step.name, frame, recurs(operands, frame.offset)):
-            return [recur_reads(operands, frame.offset, step.left == step.key, narrow(frame, step.query))]
-        return [recur(*operands, offset=frame.offset)[0]]  # type: ignore[arg-type]
+            kept = result_type(step, frame)
+            return [recur_reads(operands, frame.offset, step.left == step.key, narrow(frame, step.query), kept)]
+        out, _ = recur(*operands, offset=frame.offset)  # type: ignore[arg-type]
+        return [out.to(result_type(step, frame))]
 
     def backward(
         self,
@@ -135,6 +139,11 @@ class Recurring:
         return [query, key, value, decay_of(frame, step.decay), left, right]
 
 
+def result_type(step: Carry | Recur, frame: Frame) -> torch.dtype:
+    """The element type of the reads: that of q, where all of their readers round them to it."""
+    return frame.tensors["q"].dtype if step.name in frame.rounded else frame.real
+
+
 def with_ones(step: Carry, operands: Operands) -> Operands:
     """The operands with a column of ones behind the values where the total is asked for."""
     query, key, value, decay = operands
@@ -144,7 +153,7 @@ def with_ones(step: Carry, operands: Operands) -> Operands:
 
 
 class NoKernelWarning(UserWarning):
-    """A state is carried by torch operators on a GPU, since no kernel takes a call of these lengths or widths."""
+    """A step runs by torch operators on a GPU, since no kernel takes a call of these lengths or widths."""
 
 
 _warned: set[str] = set()
@@ -165,8 +174,12 @@ def narrow(frame: Frame, query: str) -> bool:
     Not where the features are all products of elements (powers of a score): thousands of terms that cancel to a
     square near 0, by which a row may be divided, keep nothing of their 8 bits.
     """
-    expanded = frame.tensors[query].shape[-1] > EXPANDED * frame.sizes["d"]
-    return frame.tensors["q"].dtype == torch.bfloat16 and not expanded
+    return narrow_features(frame, frame.tensors[query].shape[-1])
+
+
+def narrow_features(frame: Frame, count: int) -> bool:
+    """`narrow`, of that many features."""
+    return frame.tensors["q"].dtype == torch.bfloat16 and count <= EXPANDED * frame.sizes["d"]
 
 
 def filled(outputs: Sequence[Tensor], cotangents: Sequence[Tensor | None]) -> list[Tensor]:

@@ -39,10 +39,10 @@ def carries(operands: Operands, reach: Reach) -> bool:
     return query.dtype != torch.float64 and not (reach.kind == "period" and reach.amount < SHORTEST_PERIOD)
 
 
-def carry_sums(operands: Operands, reach: Reach, total: bool, narrow: bool) -> list[Tensor]:
-    """[out, and where asked for, total], in float32. `narrow`: products of bfloat16."""
+def carry_sums(operands: Operands, reach: Reach, total: bool, narrow: bool, dtype: torch.dtype) -> list[Tensor]:
+    """[out in `dtype`, and where asked for, total in float32]. `narrow`: products of bfloat16."""
     query, key, value, decay = narrowed(operands, narrow)
-    made = carry_forward(query, key, value, decay, reach=reach, total=total, dtype=torch.float32)
+    made = carry_forward(query, key, value, decay, reach=reach, total=total, dtype=dtype)
     return [made.out, *([made.total] if made.total is not None else [])]
 
 
@@ -71,9 +71,9 @@ def recurrence(operands: Operands, offset: int, delta: bool, narrow: bool) -> Re
     return Recurrence(query, key, value, right, None if delta else left, decay, offset)
 
 
-def recur_reads(operands: Operands, offset: int, delta: bool, narrow: bool) -> Tensor:
-    """The reads, in float32."""
-    return recur_forward(recurrence(operands, offset, delta, narrow), dtype=torch.float32).out
+def recur_reads(operands: Operands, offset: int, delta: bool, narrow: bool, dtype: torch.dtype) -> Tensor:
+    """The reads, in `dtype`."""
+    return recur_forward(recurrence(operands, offset, delta, narrow), dtype=dtype).out
 
 
 def recur_gradients(

@@ -10,7 +10,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from attnc.compiler.composition import Attend, Composition, Compute
+from attnc.compiler.composition import Attend, Carry, Composition, Compute, Recur
 from attnc.compiler.ir import Node, walk
 from attnc.compiler.plan import Plan
 from attnc.runtime.arrays import Arrays, Frame
@@ -20,12 +20,15 @@ from attnc.runtime.products import SHORT_TYPES
 MOVED = ("concat", "matrix", "unmatrix", "transpose")  # rounding what they move is rounding what they give
 
 
-def computed(step: Compute, frame: Frame) -> Tensor:
+def arrays_of(step: Compute, frame: Frame) -> Arrays:
+    """What evaluates a step."""
+    return Arrays(frame, rounding=roundable(step.node) if step.name in frame.rounded else ())
+
+
+def computed(step: Compute, frame: Frame, arrays: Arrays) -> Tensor:
     """What the step leaves: exact up to float32 sums, or rounded to the type of q where all of its readers round it."""
-    if step.name not in frame.rounded:
-        return Arrays(frame).held(step.node)
-    found = Arrays(frame, rounding=roundable(step.node)).held(step.node)
-    return found.to(frame.tensors["q"].dtype)
+    found = arrays.held(step.node)
+    return found.to(frame.tensors["q"].dtype) if step.name in frame.rounded else found
 
 
 @lru_cache(maxsize=1024)
@@ -42,24 +45,28 @@ def roundable(root: Node) -> frozenset[Node]:
 
 
 def rounded_arrays(composition: Composition, q: Tensor) -> frozenset[str]:
-    """Steps whose arrays are only read by what rounds them to the type of q; the result is rounded to it anyway."""
+    """Steps whose arrays are only read by what rounds them to the type of q; the result is rounded to it anyway.
+
+    Values over one sequence, outputs of attention and reads of states.
+    """
     if q.dtype not in SHORT_TYPES or q.device.type != "cuda":
         return frozenset()
-    names = {step.name for step in composition.steps if isinstance(step, Compute)}
+    names = {step.name for step in composition.steps if isinstance(step, Compute | Attend | Carry | Recur)}
     for step in composition.steps:
-        names -= _exact_reads(step, composition, q.device)
+        names -= _exact_reads(step, q.device)
     return frozenset(names)
 
 
-def _exact_reads(step: object, composition: Composition, device: torch.device) -> set[str]:
+def _exact_reads(step: object, device: torch.device) -> set[str]:
     """Arrays that a step needs as they are."""
     if isinstance(step, Compute):
         return set(_names(step.node))
+    if isinstance(step, Carry | Recur):
+        return set(_names(step)) - {step.name}
     if isinstance(step, Attend):
-        axes = {axis.name: axis for axis in composition.axes}
-        rounds = rounded_operands(step, axes, device)
+        rounds = rounded_operands(step, device)
         return {entry.name for entry in step.plan.inputs} | (set() if rounds else {step.query, step.key, step.value})
-    return set(_names(step))
+    return set(_names(step))  # its own name, too
 
 
 def _names(part: object) -> Iterator[str]:

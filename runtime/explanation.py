@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from attnc.compiler.causality import describe_causality
-from attnc.compiler.composition import Carry, Extreme, Recur, Regroup, Sequential
+from attnc.compiler.composition import Carry, Composition, Compute, Extreme, Recur, Regroup, Sequential
 from attnc.compiler.cost import cost_formulas, state_formula
+from attnc.compiler.fuse import groups
 from attnc.compiler.pipeline import trace
 from attnc.runtime.arrangement import share
 from attnc.runtime.comparison import defaults, filled
@@ -45,11 +46,23 @@ def explain(prepared: Prepared, *, verbose: bool = False) -> str:
     states = [step for step in prepared.composition.steps if isinstance(step, Carry | Recur)]
     if states:
         lines += ["", *(state_formula(step, prepared.composition.arrays) for step in states)]
+    lines += row_kernels(prepared.composition)
     torch_only = [step.name for step in prepared.composition.steps if isinstance(step, Extreme | Sequential)]
     if torch_only:
         lines += ["", f"by torch operators on a GPU too, without a kernel: {', '.join(torch_only)}"]
     lines += ["", *cost(prepared), *participation(prepared)]
     return "\n".join(lines)
+
+
+def row_kernels(composition: Composition) -> list[str]:
+    """Which values one generated kernel makes, on a GPU; those of steps by name, parts of steps by what they are."""
+    made = []
+    for step in composition.steps:
+        if isinstance(step, Compute):
+            for group in groups(step.node):
+                own = group.root is step.node
+                made.append(step.name if own else f"{group.root.op} in {step.name}")
+    return ["", f"by one kernel each on a GPU: {', '.join(made)}"] if made else []
 
 
 def explain_at(

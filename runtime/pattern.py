@@ -229,9 +229,10 @@ class CompiledPattern:
         """Text of the generated Triton modules, by name."""
         from attnc.runtime.chunked_steps import chunked_texts
         from attnc.runtime.launch import kernel_texts
+        from attnc.runtime.launch_pointwise import row_texts
 
         streamed = kernel_texts(self._program.pattern.name, self._program.plans)
-        return streamed | chunked_texts(self._program.composition)
+        return streamed | chunked_texts(self._program.composition) | row_texts(self._program.composition)
 
     @property
     def pattern(self) -> Pattern:

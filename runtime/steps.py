@@ -1,7 +1,8 @@
-"""Runs a composition: every step in order, forward; and its gradients, by autograd over the steps.
+"""Runs a composition: every step in order, forward; and its gradients, step by step in reverse.
 
-Forward, what each step leaves is an array by name. Backward, values over one sequence are computed again under
-autograd, and a step that attends or carries a state gives back what the forward saved, with a backward of its own.
+Forward, what each step leaves is an array by name. Backward, values over one sequence are made again
+(`runtime.row_steps`), and a step that attends or carries a state gives back what the forward saved, with a backward of
+its own.
 """
 
 from __future__ import annotations
@@ -29,18 +30,17 @@ from attnc.compiler.composition import (
     Sequential,
     Step,
 )
-from attnc.compiler.ir import Node
 from attnc.compiler.plan import Plan
-from attnc.dsl.types import Base
 from attnc.runtime.arrays import Arrays, Frame
 from attnc.runtime.attending import ATTEND, call_of, operands
 from attnc.runtime.backward import Engine, recording
 from attnc.runtime.call import Call
 from attnc.runtime.carrying import CARRY, RECUR
 from attnc.runtime.choose import CHOOSE, ragged
-from attnc.runtime.computing import computed, rounded_arrays
+from attnc.runtime.computing import rounded_arrays
 from attnc.runtime.extremes import EXTREME
 from attnc.runtime.regrouping import REGROUP, Slots, inside, move_all, slots_of
+from attnc.runtime.row_steps import Replay, compute, smooth_inputs
 from attnc.runtime.sequential import RUN
 
 
@@ -130,7 +130,7 @@ def run(composition: Composition, frame: Frame, engine: Engine | None) -> Result
     frame = replace(frame, tracing=engine is None)
     for step in composition.steps:
         if isinstance(step, Compute):
-            out = computed(step, frame)
+            out = compute(composition, step, frame, engine)
             frame = with_arrays(frame, {step.name: out})
             continue
         kind = KINDS[type(step)]
@@ -149,7 +149,7 @@ def stepped(composition: Composition, frame: Frame, engine: Engine) -> Iterator[
     """Every step that is more than torch on whole arrays, with the arrays that it finds; the steps run along."""
     for step in composition.steps:
         if isinstance(step, Compute):
-            frame = with_arrays(frame, {step.name: computed(step, frame)})
+            frame = with_arrays(frame, {step.name: compute(composition, step, frame, engine)})
             continue
         yield step, frame
         kind = KINDS[type(step)]
@@ -199,20 +199,6 @@ def composition_indices(composition: Composition) -> set[str]:
     return {*"bhijt", *(axis.name for axis in composition.axes)}
 
 
-class Replayed(torch.autograd.Function):
-    """A step whose outputs are known: backward, its own gradients."""
-
-    @staticmethod
-    def forward(ctx: Any, backward: Callable[..., Any], outputs: Sequence[Tensor], *reads: Tensor) -> Any:
-        ctx.step = backward
-        ctx.set_materialize_grads(False)
-        return tuple(output.detach() for output in outputs)
-
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
-        return None, None, *ctx.step(cotangents, ctx.needs_input_grad[2:])
-
-
 def gradients(
     composition: Composition,
     frame: Frame,
@@ -225,62 +211,120 @@ def gradients(
 
     `cotangents`: of the result, and of the log-sum-exp of a result that is one softmax.
     """
-    leaves = {name: frame.tensors[name].detach().requires_grad_() for name in wanted}
-    grad_out, grad_lse = cotangents
-    with recording():
-        out, last = _replay(composition, with_arrays(frame, leaves), engine, list(saved))
-        if not out.requires_grad:
-            return {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
-        results, given = [out], [grad_out.to(out.dtype)]
-        if grad_lse is not None:
-            results, given = [*results, last], [*given, grad_lse.to(last.dtype)]
-        made = torch.autograd.grad(results, list(leaves.values()), given, allow_unused=True, materialize_grads=True)
-    return {name: gradient.contiguous() for name, gradient in zip(leaves, made, strict=True)}
+    plain = with_arrays(frame, {name: frame.tensors[name].detach() for name in wanted})
+    back = Backward(composition, plain, engine, set(wanted))
+    back.again(list(saved))
+    back.start(*cotangents)
+    found = back.run()
+    made = {}
+    for name in wanted:
+        leaf, gradient = frame.tensors[name], found.get(name)
+        made[name] = torch.zeros_like(leaf) if gradient is None else gradient.to(leaf.dtype).contiguous()
+    return made
 
 
-def _replay(composition: Composition, frame: Frame, engine: Engine, saved: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """The result, and the last that the last heavy step left, under autograd; those give back what they left."""
-    out: Tensor | None = None
-    last: Tensor | None = None
-    for step in composition.steps:
-        if isinstance(step, Compute):
-            out = computed(step, frame)
-            frame = with_arrays(frame, {step.name: out})
-            continue
+class Backward:
+    """The steps of one call in reverse. `active`: the arrays that gradients flow through; `found`: cotangents so far.
+
+    Types of cotangents are free, as autograd's are not: a kernel's result goes to the next kernel as it is.
+    """
+
+    def __init__(self, composition: Composition, frame: Frame, engine: Engine, active: set[str]) -> None:
+        self.composition = composition
+        self.frame = frame
+        self.engine = engine
+        self.active = active
+        self.found: dict[str, Tensor] = {}
+        self.pending: list[Callable[[], None]] = []  # what each step does backward, in the order of the steps
+        self.late: list[Callable[[], None]] = []  # the same, of what follows inputs alone: it adds to what is there
+        self.carried: set[str] = set()  # arrays that follow what heavy steps left
+        self.last: str | None = None  # the last array that a heavy step left
+
+    def again(self, saved: list[Tensor]) -> None:
+        """All steps forward: heavy ones give back what they left."""
+        for step in self.composition.steps:
+            self.made = self.compute(step) if isinstance(step, Compute) else self.heavy(step, saved)
+            names = [step.name] if isinstance(step, Compute) else KINDS[type(step)].names(step)
+            self.frame = with_arrays(self.frame, dict(zip(names, self.made, strict=True)))
+
+    def compute(self, step: Compute) -> list[Tensor]:
+        """A value over one sequence."""
+        wanted = [name for name in smooth_inputs(step.node) if name in self.active]
+        last = step is self.composition.steps[-1]
+        if not wanted:
+            return [compute(self.composition, step, self.frame, self.engine)]
+        replay = Replay(self.composition, step, self.frame, self.engine, wanted)
+        made = replay.run(needed=not last)
+        self.active.add(step.name)
+        late = not self.carried.intersection(wanted)
+        if not late:
+            self.carried.add(step.name)
+
+        def back() -> None:
+            cotangent = self.found.pop(step.name, None)
+            if cotangent is not None:
+                replay.back(cotangent, self.found, self.add)
+
+        (self.late if late else self.pending).append(back)
+        return [made]
+
+    def heavy(self, step: Step, saved: list[Tensor]) -> list[Tensor]:
+        """A step with a backward of its own."""
         kind = KINDS[type(step)]
         names = kind.names(step)
         if made_again(step):
-            frame = with_arrays(frame, dict(zip(names, kind.forward(step, frame, engine), strict=True)))
-            continue
-        outputs, saved = saved[: len(names)], saved[len(names) :]
-        read = list(dict.fromkeys(name for name in kind.reads(step) if frame.tensors[name].is_floating_point()))
-        call = _Call(kind, step, frame, engine, outputs, read)
-        left: tuple[Tensor, ...] = Replayed.apply(  # type: ignore[no-untyped-call]
-            call, outputs, *(frame.tensors[name] for name in read)
-        )
-        out, last = left[0], left[-1]
-        frame = with_arrays(frame, dict(zip(names, left, strict=True)))
-    assert out is not None
-    return arranged(composition, frame, out), out if last is None else last
+            return kind.forward(step, self.frame, self.engine)
+        outputs, saved[:] = saved[: len(names)], saved[len(names) :]
+        self.last = names[-1]
+        frame = self.frame
+        read = dict.fromkeys(name for name in kind.reads(step) if frame.tensors[name].is_floating_point())
+        wanted = [name for name in read if name in self.active]
+        if not wanted:
+            return outputs
+        smooth = [name for name, one in zip(names, outputs, strict=True) if one.is_floating_point()]
+        self.active.update(smooth)
+        self.carried.update(smooth)
+
+        def back() -> None:
+            cotangents = [self.found.pop(name, None) for name in names]
+            if any(one is not None for one in cotangents):
+                made = kind.backward(step, frame, self.engine, outputs, cotangents, wanted)
+                for name, gradient in made.items():
+                    self.add(name, gradient)
+
+        self.pending.append(back)
+        return outputs
+
+    def add(self, name: str, gradient: Tensor) -> None:
+        """One more part of a cotangent."""
+        held = self.found.get(name)
+        self.found[name] = gradient if held is None else held + gradient
+
+    def start(self, grad_out: Tensor, grad_lse: Tensor | None) -> None:
+        """The cotangents of the result, in the layout of the step that left it, and of its log-sum-exp."""
+        name, out = last_name(self.composition), self.made[0]
+        if name in self.active:
+            with recording():
+                stand = out.new_zeros(()).expand(out.shape).requires_grad_()
+                viewed = arranged(self.composition, self.frame, stand)
+            (given,) = torch.autograd.grad(viewed, stand, grad_out.to(viewed.dtype))
+            self.add(name, given)
+        if grad_lse is not None and self.last is not None and self.last in self.active:
+            self.add(self.last, grad_lse.to(self.frame.tensors[self.last].dtype))
+
+    def run(self) -> dict[str, Tensor]:
+        """The gradients of what has no step."""
+        with recording(), torch.no_grad():  # steps record what they differentiate by autograd
+            for steps in (self.pending, self.late):
+                while steps:
+                    steps.pop()()
+        return self.found
 
 
-@dataclass(frozen=True)
-class _Call:
-    """The backward of one step of one call."""
-
-    kind: Kind
-    step: Step
-    frame: Frame
-    engine: Engine
-    outputs: Sequence[Tensor]
-    read: Sequence[str]
-
-    def __call__(self, cotangents: Sequence[Tensor | None], needed: Sequence[bool]) -> list[Tensor | None]:
-        wanted = [name for name, need in zip(self.read, needed, strict=True) if need]
-        plain = with_arrays(self.frame, {name: self.frame.tensors[name].detach() for name in self.read})
-        with torch.no_grad():
-            made = self.kind.backward(self.step, plain, self.engine, self.outputs, cotangents, wanted)
-        return [made.get(name) if need else None for name, need in zip(self.read, needed, strict=True)]
+def last_name(composition: Composition) -> str:
+    """The array that is the result."""
+    last = composition.steps[-1]
+    return last.name if isinstance(last, Compute) else KINDS[type(last)].names(last)[0]
 
 
 def differentiable(composition: Composition) -> set[str]:
@@ -292,19 +336,3 @@ def differentiable(composition: Composition) -> set[str]:
         elif followed & set(KINDS[type(step)].names(step)):
             followed |= set(KINDS[type(step)].reads(step))
     return followed & {"q", "k", "v", *(entry.name for entry in composition.inputs)}
-
-
-def smooth_inputs(root: Node) -> set[str]:
-    """The real arrays that a value follows smoothly; those that only steer a condition or an int are not among them."""
-    found: set[str] = set()
-    seen: set[Node] = set()
-    stack = [root]
-    while stack:
-        node = stack.pop()
-        if node in seen or node.type.base is not Base.REAL or node.type.selects is not None or node.op == "detach":
-            continue
-        seen.add(node)
-        if node.op == "input":
-            found.add(str(node.attribute))
-        stack += node.args
-    return found
