@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,18 +19,25 @@ from benchmarks.ready import Ready, UnavailableError, first_line
 from benchmarks.timing import seconds_of
 from benchmarks.work import Mask, Problem
 
+F = TypeVar("F", bound=Callable[..., object])
+TILE = 128  # rows and keys of FlexAttention's tiles
+
 
 class Tools(Protocol):
     """What the hybrids are put together from. q, k, v (B, H, N, D) as everywhere here."""
 
-    def glue(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def glue(self, function: F) -> F:
         """A compiled function of tensors."""
 
     def masked(self, mask: Mask, problem: Problem) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         """Softmax attention under a mask of (i, j) alone."""
 
-    def chosen(self, mask: Mask, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Softmax attention under a mask that tensors of this call decide."""
+    def chosen(self, mask: Mask, touched: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Softmax attention under a mask that tensors of this call decide. `touched`: which tiles of TILE rows and keys
+        have a pair (B, H, rows / TILE, keys / TILE)."""
+
+    def selected(self, q: Tensor, k: Tensor, v: Tensor, blocks: Tensor, width: int) -> Tensor:
+        """Causal softmax attention to listed blocks of keys: int64 (B, T, Hk, S), -1 for none; tensors (B, T, H, D)."""
 
     def linear(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Causal linear attention of features, divided by its weights' sum; tensors (B, T, H, D)."""
@@ -49,8 +56,8 @@ class Libraries:
         self.flex = torch.compile(flex_attention, dynamic=False)
         self.blocks = torch.compile(create_block_mask, dynamic=False)
 
-    def glue(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        compiled: Callable[..., Tensor] = torch.compile(function, dynamic=False)
+    def glue(self, function: F) -> F:
+        compiled: F = torch.compile(function, dynamic=False)  # type: ignore[assignment]
         return compiled
 
     def masked(self, mask: Mask, problem: Problem) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
@@ -59,11 +66,20 @@ class Libraries:
         made = self.blocks(mask, None, None, rows, keys, device=problem.device)
         return partial(self.flex, block_mask=made, enable_gqa=grouped)
 
-    def chosen(self, mask: Mask, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        with torch.no_grad():
-            made = self.blocks(mask, q.shape[0], q.shape[1], q.shape[2], k.shape[2], device=str(q.device))
+    def chosen(self, mask: Mask, touched: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        from torch.nn.attention.flex_attention import BlockMask
+
+        counts = touched.sum(-1, dtype=torch.int32)
+        tiles = touched.int().argsort(stable=True, dim=-1, descending=True).int()
+        lengths = (q.shape[2], k.shape[2])
+        made = BlockMask.from_kv_blocks(counts, tiles, BLOCK_SIZE=TILE, mask_mod=mask, seq_lengths=lengths)
         result: Tensor = self.flex(q, k, v, block_mask=made, enable_gqa=q.shape[1] != k.shape[1])
         return result
+
+    def selected(self, q: Tensor, k: Tensor, v: Tensor, blocks: Tensor, width: int) -> Tensor:
+        run = library("fla.ops.nsa.parallel").ParallelNSAFunction  # without the pools that parallel_nsa makes
+        out: Tensor = run.apply(q, k, v, blocks, blocks.shape[-1], width, q.shape[-1] ** -0.5, None)
+        return out
 
     def linear(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         run = library("fla.ops.linear_attn").chunk_linear_attn
@@ -112,7 +128,7 @@ def half_and_half(problem: Problem, tools: Tools) -> Callable[[], Tensor]:
         share = mix[half:, None, None]
         return torch.cat([far[:, :half], (share * near + (1 - share) * far[:, half:]).to(far.dtype)], 1)
 
-    phi, glue = tools.glue(features), tools.glue(mixed)  # type: ignore[arg-type]
+    phi, glue = tools.glue(features), tools.glue(mixed)
 
     def call() -> Tensor:
         phi_q, phi_k = phi(first[0], first[1])
@@ -127,34 +143,45 @@ def window_plus_blocks(problem: Problem, tools: Tools) -> Callable[[], Tensor]:
     q, k, v = problem.q, problem.k, problem.v
     window, block, top = (int(problem.size.parameters[name]) for name in ("window", "block", "top"))
 
-    def choices(q: Tensor, k: Tensor) -> Tensor:
+    def choices(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         heads, rows, keys = q.shape[1], q.shape[2], k.shape[2]
         blocks = -(-keys // block)
         padded = torch.nn.functional.pad(k.float(), (0, 0, 0, blocks * block - keys))
-        sizes = (keys - torch.arange(blocks, device=k.device) * block).clamp(max=block)
+        number = torch.arange(blocks, device=k.device)
+        sizes = (keys - number * block).clamp(max=block)
         means = padded.unflatten(2, (blocks, block)).sum(3) / sizes[:, None]
         score = q.float() @ means.repeat_interleave(heads // k.shape[1], 1).mT
-        stops = torch.arange(blocks, device=k.device) * block + sizes
-        score = score.masked_fill(stops > torch.arange(rows, device=q.device)[:, None], float("-inf"))
+        row = torch.arange(rows, device=q.device)[:, None]
+        score = score.masked_fill(number * block + sizes > row, float("-inf"))
         best, at = score.topk(min(top, blocks), -1)
-        return torch.zeros_like(score, dtype=torch.bool).scatter(-1, at, best > float("-inf"))
+        picked = torch.zeros_like(score, dtype=torch.bool).scatter(-1, at, best > float("-inf"))
+        near = (number * block <= row) & (number * block + block > row - window + 1)
+        return picked, tiles_of(picked | near, TILE // block)
 
     choose = tools.glue(choices)
 
     def call() -> Tensor:
         with torch.no_grad():
-            picked = choose(q, k)
+            picked, touched = choose(q, k)
 
         def mask(b: Any, h: Any, i: Any, j: Any) -> Any:
             return (j <= i) & ((i - j < window) | picked[b, h, i, j // block])
 
-        return tools.chosen(mask, q, k, v)
+        return tools.chosen(mask, touched, q, k, v)
 
     return call
 
 
+def tiles_of(picked: Tensor, blocks: int) -> Tensor:
+    """Which tiles of TILE rows and so many blocks have a picked one (B, H, rows / TILE, ..)."""
+    rows, width = picked.shape[2], picked.shape[3]
+    padded = torch.nn.functional.pad(picked, (0, -width % blocks, 0, -rows % TILE))
+    touched: Tensor = padded.unflatten(2, (-1, TILE)).unflatten(4, (-1, blocks)).any(5).any(3)
+    return touched
+
+
 def nsa(problem: Problem, tools: Tools) -> Callable[[], Tensor]:
-    """Compressed, selected and near keys: pools and the choice by torch, the two softmaxes over tokens by Flex."""
+    """Compressed, selected and near keys: pools and the choice by torch, selected blocks by fla, the window by Flex."""
     q, k, v, gate = problem.q, problem.k, problem.v, problem.inputs["gate"]
     named = ("size", "stride", "block", "top", "window")
     size, stride, block, top, window = (int({**NSA, **problem.size.parameters}[name]) for name in named)
@@ -178,22 +205,18 @@ def nsa(problem: Problem, tools: Tools) -> Callable[[], Tensor]:
         recent = (number == 0) | (row[:, None] // block - number <= 1)
         shares = shares.masked_fill(recent & (first <= row[:, None]), float("inf"))
         best, at = shares.topk(min(top, blocks), -1)
-        return out, torch.zeros_like(shares, dtype=torch.bool).scatter(-1, at, best > float("-inf"))
+        return out, at.masked_fill(best == float("-inf"), -1).transpose(1, 2).contiguous()
 
     def mixed(one: Tensor, two: Tensor, three: Tensor, gate: Tensor) -> Tensor:
-        parts = zip((one, two, three), gate.unsqueeze(-2).unbind(-1), strict=True)
+        parts = zip((one, two.transpose(1, 2), three), gate.unsqueeze(-2).unbind(-1), strict=True)
         return sum((part * share for part, share in parts), start=torch.zeros_like(one)).to(one.dtype)
 
-    compress, glue = tools.glue(compressed), tools.glue(mixed)  # type: ignore[arg-type]
-    group = q.shape[1] // k.shape[1]
+    compress, glue = tools.glue(compressed), tools.glue(mixed)
+    first_q, first_k, first_v = (tokens_first(one) for one in (q, k, v))
 
     def call() -> Tensor:
         out, picked = compress(q, k, v)
-
-        def mask(b: Any, h: Any, i: Any, j: Any) -> Any:
-            return (j <= i) & picked[b, h // group, i, j // block]
-
-        return glue(out, tools.chosen(mask, q, k, v), near(q, k, v), gate)
+        return glue(out, tools.selected(first_q, first_k, first_v, picked, block), near(q, k, v), gate)
 
     return call
 

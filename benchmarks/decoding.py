@@ -102,16 +102,15 @@ def heading(setting: Setting) -> str:
 
 
 def drawn(pattern: CompiledPattern, key_heads: int, setting: Setting) -> dict[str, Tensor]:
-    """q, k, v and real inputs, on the device."""
+    """q, k, v and real inputs of one sequence, which all rows of the batch have, on the device."""
     generator = torch.Generator(setting.device).manual_seed(0)
 
     def normal(*sizes: int) -> Tensor:
         return torch.randn(sizes, device=setting.device, dtype=setting.dtype, generator=generator)
 
     shape = setting.last, setting.width
-    found = {"q": normal(setting.batch, setting.heads, *shape)}
-    found |= {name: normal(setting.batch, key_heads, *shape) for name in "kv"}
-    sizes = {"b": setting.batch, "h": setting.heads, "t": setting.last}
+    found = {"q": normal(1, setting.heads, *shape)} | {name: normal(1, key_heads, *shape) for name in "kv"}
+    sizes = {"b": 1, "h": setting.heads, "t": setting.last}
     for one in pattern.pattern.inputs:
         if one.name in found:
             continue
@@ -138,6 +137,8 @@ class Decoding:
         for name, tensor in self.given.items():
             for at, axis in enumerate(self.axes[name]):
                 tensor = tensor.narrow(at, start, stop - start) if axis in "ijt" else tensor
+            if "b" in self.axes[name]:
+                tensor = tensor.expand(self.setting.batch, *tensor.shape[1:])
             found[name] = tensor.contiguous()
         return found
 
@@ -145,7 +146,7 @@ class Decoding:
         return self.pattern.decode(cache=self.cache, **given)  # type: ignore[arg-type]
 
     def expected(self) -> Tensor:
-        """The last results by one call with all keys."""
+        """The last results of the sequence by one call with all keys."""
         given = dict(self.given)
         rows = [name for name in given if name == "q" or "i" in self.axes[name]]
         for name in rows:
@@ -172,7 +173,7 @@ def measured(pattern: CompiledPattern, parameters: dict[str, Any], setting: Sett
     each, size = statistics.median(times[WARM:]), decoding.cache.nbytes / 2**20
     cells = [pattern.__name__, f"{setting.batch / each:,.0f}", f"{1000 * each:.3f}"]
     cells += [f"{setting.batch * setting.context / prefill:,.0f}", f"{size:,.2f}"]
-    off = error(torch.cat(results[-COMPARED:], 2), decoding.expected())
+    off = error(torch.cat(results[-COMPARED:], 2), decoding.expected().expand(setting.batch, -1, -1, -1))
     right = off <= 2 * tolerance(setting.dtype, setting.last)
     if device == "cuda":
         cells += [f"{statistics.median(hosts[WARM:]) * 1e6:.0f}", in_a_graph(decoding)]
@@ -196,25 +197,27 @@ def in_a_graph(decoding: Decoding) -> str:
         return "-"
     given = decoding.part(decoding.setting.last - 1, decoding.setting.last)
     memory = decoding.cache.memory
-    memory.counter.tokens.fill_(decoding.setting.context)  # type: ignore[union-attr]
-    memory.tokens = memory.counter.told = decoding.setting.context  # type: ignore[union-attr]
+    memory.tokens = decoding.setting.context
+    turn.counter.tokens.fill_(memory.tokens)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         decoding.decode(given)
     return f"{microseconds(graph.replay):.1f}"
 
 
-def microseconds(call: Callable[[], object], count: int = 20) -> float:
-    """Of a call on the GPU, started back to back."""
-    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    for _ in range(3):
+def microseconds(call: Callable[[], object], samples: int = 15, together: int = 4) -> float:
+    """Of a call on the GPU: the median of samples of some that are started back to back."""
+    found = []
+    for _ in range(samples):
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         call()
-    start.record()
-    for _ in range(count):
-        call()
-    stop.record()
-    torch.cuda.synchronize()
-    return start.elapsed_time(stop) / count * 1000
+        start.record()
+        for _ in range(together):
+            call()
+        stop.record()
+        torch.cuda.synchronize()
+        found.append(start.elapsed_time(stop) / together * 1000)
+    return statistics.median(found)
 
 
 def peers(setting: Setting) -> None:
@@ -232,7 +235,7 @@ def peers(setting: Setting) -> None:
         "torch SDPA": lambda: torch.nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=grouped),
     }
     for name, call in calls.items():
-        each = microseconds(call, 10)
+        each = microseconds(call)
         print(f"| {name}, all keys | {setting.batch / each * 1e6:,.0f} | {each / 1000:.3f} | - | - | - | - |")
 
 

@@ -7,7 +7,7 @@ compute it where it is used; the products between the sides become one q @ k.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from attnc.compiler.build import unlowered
 from attnc.compiler.composition import Attend
@@ -116,6 +116,9 @@ class Attention:
         query, key = self.operands()
         value = at.array(self.value_vector())
         plan = stream(at, softmaxes, self.inputs, merged=len(self.weights) > 1 or self.node.op == "merge")
+        plan = replace(
+            plan, exact=any(one in at.axes and at.axes[one].kind == "segments" for one in (self.row, self.key))
+        )
         name, lse = at.fresh("attention"), at.fresh("lse")
         at.steps.append(Attend(name, lse, plan, query, key, value, self.row, self.key))
         return self.result(name)

@@ -218,7 +218,8 @@ class Branch:
 class Plan:
     """One softmax of queries over keys, or several (`merged`) that are joined by log-sum-exp.
 
-    `derived`: tables of the forward; `transposed_derived`: those that only transposed domains read.
+    `derived`: tables of the forward; `transposed_derived`: those that only transposed domains read. `exact`: what is
+    made of the result makes much of a rounding, so that products are of float32; q, k and v may differ in type.
     """
 
     name: str
@@ -231,3 +232,4 @@ class Plan:
     transposed_derived: tuple[Derived, ...] = ()
     graph: Graph | None = field(default=None, repr=False, compare=False)  # that made the nodes
     blocks: Mapping[str, Blocks] = field(default_factory=dict, repr=False, compare=False)
+    exact: bool = False

@@ -11,12 +11,18 @@ SMALLEST_PART = 8  # key tiles; less is not worth a workspace
 
 @dataclass(frozen=True)
 class TileShape:
-    """Rows and keys of a tile, warps and pipeline stages of a program."""
+    """Rows and keys of a tile, warps and pipeline stages of a program.
+
+    `apart`: whether full tiles have a loop of their own, which has no branch. `overlap`: whether keys that stay have
+    their product with the weights run while the gradient of the scores is made.
+    """
 
     block_m: int
     block_n: int
     warps: int
     stages: int
+    overlap: bool = False
+    apart: bool = False
 
 
 def tile_shape(width: int, itemsize: int, kind: str) -> TileShape:
@@ -30,7 +36,7 @@ def tile_shape(width: int, itemsize: int, kind: str) -> TileShape:
     if width > 128 or kind == "sparse":
         return TileShape(64, 32, 4, 3)
     if kind == "long":
-        return TileShape(64, 128, 4, 3) if width <= 64 else TileShape(128, 128, 8, 3)
+        return TileShape(64, 128, 4, 3) if width <= 64 else TileShape(128, 128, 8, 3, apart=True)
     return TileShape(64, 64, 4, 2 if width <= 64 else 3)
 
 
@@ -45,13 +51,15 @@ def backward_shape(width: int, itemsize: int, side: str, kind: str) -> TileShape
         return TileShape(64, 32, 8, 1)
     if side == "rows":
         if kind in ("sparse", "blocks"):
-            return TileShape(64, 32, 4, 2)
-        return TileShape(128, 64, 8, 3) if kind == "long" else TileShape(64, 64, 4, 2)
+            return TileShape(64, 32, 4, 2, apart=width > 64)
+        if width <= 64:
+            return TileShape(128, 64, 8, 3) if kind == "long" else TileShape(64, 64, 4, 2)
+        return TileShape(128, 64, 8, 4, apart=True) if kind == "long" else TileShape(64, 64, 4, 2, apart=True)
     if kind == "blocks":
         return TileShape(64, 32, 4, 2)
     if width <= 64:
-        return TileShape(64, 64, 4, 3) if kind == "long" else TileShape(64, 32, 4, 2)
-    return TileShape(64, 64, 4, 2)
+        return TileShape(64, 64, 4, 3, apart=True) if kind == "long" else TileShape(64, 32, 4, 2)
+    return TileShape(64, 64, 4, 2, overlap=kind != "sparse")  # a step's bookkeeping leaves no registers for it
 
 
 SHARED_ROWS = 16  # rows that share a line of a selection from which on they stay, however wide its entries

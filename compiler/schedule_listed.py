@@ -6,41 +6,42 @@ from attnc.compiler.schedule import TileShape
 
 PIECES_PER_PROCESSOR = 12  # programs of the kernel that keeps keys, relative to the processors: the most named are cut
 SHORTEST_PIECE = 512  # rows; less is not worth a slot
+FULL_ROWS = 64  # what a group of four warps multiplies at a time
+WIDE_KEYS = 128  # keys of an entry from which on two such groups share the rows that they read
 
 
 def listed_shape(kernel: str, width: int, itemsize: int, rows: int, keys: int) -> TileShape:
-    """The shape for vectors of `width` (the larger of D and E, padded) of `itemsize` bytes.
+    """The shape for vectors of `width` (the larger of D and E, padded) of `itemsize` bytes. Measured on an H100.
 
     `kernel`: `forward`, `rows` or `keys`. `rows`: of a line, where a tile has those of one line alone; else 0.
     `keys`: of an entry.
     """
     if kernel == "keys":
-        return keys_shape(width, itemsize, keys)
-    if itemsize > 2:
-        shape = TileShape(64, 32, 4, 1) if width <= 64 else TileShape(32, 32, 4, 1)
-    elif width > 128:
-        shape = TileShape(64, 32, 4 if kernel == "forward" else 8, 1)
-    elif rows and rows < 64:
-        shape = TileShape(64, 64, 4, 3 if kernel == "forward" else 2)
-    elif kernel == "forward":
-        shape = TileShape(128, 128 if keys >= 128 else 64, 8, 2)
+        shape, most = keys_shape(width, itemsize, keys), power(keys)
     else:
-        shape = TileShape(128, 64, 8, 2)
-    most = power(rows) if rows else shape.block_m
+        shape, most = rows_shape(kernel, width, itemsize, rows), power(rows or FULL_ROWS)
     return TileShape(min(shape.block_m, most), shape.block_n, shape.warps, shape.stages)
 
 
-def keys_shape(width: int, itemsize: int, keys: int) -> TileShape:
-    """Keys stay: no more of them than an entry has."""
+def rows_shape(kernel: str, width: int, itemsize: int, rows: int) -> TileShape:
+    """Rows stay, as many as there may be."""
+    forward = kernel == "forward"
     if itemsize > 2:
-        shape = TileShape(64, 32, 4, 1) if width <= 64 else TileShape(32, 32, 4, 1)
-    elif width > 128:
-        shape = TileShape(64, 32, 8, 1)
-    elif keys >= 128:
-        shape = TileShape(128, 64, 8, 2)
-    else:
-        shape = TileShape(64, 64, 4, 2)
-    return TileShape(min(shape.block_m, power(keys)), shape.block_n, shape.warps, shape.stages)
+        return TileShape(64, 32, 4, 1) if width <= 64 else TileShape(32, 32, 4, 1)
+    if width > 128:
+        return TileShape(FULL_ROWS, 32, 4 if forward else 8, 1)
+    if rows and rows < FULL_ROWS:
+        return TileShape(FULL_ROWS, 64, 2 if rows <= 16 else 4, 3)
+    return TileShape(FULL_ROWS, 64, 4, 3 if forward else 2)
+
+
+def keys_shape(width: int, itemsize: int, keys: int) -> TileShape:
+    """Keys stay."""
+    if itemsize > 2:
+        return TileShape(64, 32, 4, 1) if width <= 64 else TileShape(32, 32, 4, 1)
+    if width > 128:
+        return TileShape(64, 32, 8, 1)
+    return TileShape(128, 64, 8, 3) if keys >= WIDE_KEYS else TileShape(64, 32, 4, 3)
 
 
 def power(number: int) -> int:

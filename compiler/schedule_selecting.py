@@ -8,8 +8,9 @@ from attnc.compiler.schedule import TileShape
 
 WIDEST = 256  # numbers of a product's vector, padded
 MOST = 8192  # entries of a list: what is held of one line has to fit in registers
-SHARED_BYTES = 160 * 1024  # of the tiles of members that are under way
+SHARED_BYTES = 192 * 1024  # of the tiles that are under way
 ONE_TILE = 256  # members that are taken from registers
+LINES = 64  # of a tile
 TILE = 128  # members of a tile, where there are several
 HELD = 4 * TILE  # members that a line holds at most beyond four times the entries of its list
 TAKEN_ONE_BY_ONE = 8  # entries up to which the best are found one after the other
@@ -33,12 +34,12 @@ def power(number: int) -> int:
 
 def selecting_shape(width: int, itemsize: int, parts: int, members: int) -> TileShape:
     """The shape for vectors of `width` (padded; 0: no product) of `parts` numbers of `itemsize` bytes each."""
-    fitting = power(SHARED_BYTES // max(width * itemsize * parts, 1) + 1) // 2
+    vector = width * itemsize * (2 if itemsize > 2 else 1)  # a product of float32 takes its operands in two parts
+    fitting = power(max(SHARED_BYTES - LINES * vector, 1) // max(vector * parts, 1) + 1) // 2
     if members <= min(ONE_TILE, fitting):
         block = max(power(members), 16)
-        return TileShape(64, block, 8 if block > 128 else 4, 1)
-    block = max(min(TILE, fitting // 2), 16)
-    return TileShape(64, block, 4 if block <= 64 else 8, 2)
+        return TileShape(LINES, block, 8 if block > TILE else 4, 1)
+    return TileShape(LINES, max(min(TILE, fitting // 2), 16), 4, 2)
 
 
 def held(shape: TileShape, members: int, width: int) -> Held:

@@ -115,8 +115,9 @@ class Peeled:
                 return replace(self, body=node.args[0], places=summed)
             if within is None and (product := bound_product(at.graph, node)) is not None:
                 return replace(self, body=product)
-        if node.op == "softmax" and node.attribute == (self.places, None) and len(node.args) == 2:
-            return replace(self, body=node.args[0], softmax=node)
+        if node.op == "softmax" and node.attribute == (self.places or step.axis, None) and len(node.args) == 2:
+            alone = self.places is None and self.head is None and node.args[1] is step.condition
+            return replace(self, body=node.args[0], softmax=None if alone else node)  # alone, scores order like weights
         return None
 
     def without_axis(self, at: Decomposer, step: Choose, node: Node) -> Peeled | None:

@@ -11,7 +11,8 @@ from attnc.compiler.ir import Node
 from attnc.runtime.arrays import RULES, Arrays, arranged
 from attnc.runtime.gaussian import orthogonal_gaussian
 from attnc.runtime.hashing import uniform
-from attnc.runtime.products import Spelling, kept_short, product
+from attnc.runtime.products import Spelling, product, taken_as_held
+from attnc.runtime.rounds import rounds, runs
 
 
 def _contract(at: Arrays, node: Node, left: list[str], right: list[str], kept: list[str]) -> Tensor:
@@ -25,7 +26,7 @@ def _contract(at: Arrays, node: Node, left: list[str], right: list[str], kept: l
         most = max(tensor.shape[place] for tensor, place in zip(both, places, strict=True))
         both = [at.heads(tensor, place, most) for tensor, place in zip(both, places, strict=True)]
     out = [*node.type.ordered_indices(), *kept]
-    if node.op != "outer" and kept_short(*both) and not at.frame.tracing:
+    if node.op != "outer" and not at.frame.tracing and taken_as_held(both[0], both[1], at.frame.real):
         spelling = Spelling((*mine, *left), (*yours, *right), tuple(out))
         return product(both[0], both[1], spelling, both[0].dtype if node in at.rounding else at.frame.real)
     spelt = ["".join(letters[name] for name in part) for part in ([*mine, *left], [*yours, *right], out)]
@@ -130,6 +131,8 @@ def _local(at: Arrays, node: Node) -> Tensor:
 
 def _repeat(at: Arrays, node: Node) -> Tensor:
     """A fixed number of rounds; the block is closed: what it reads from outside are args (see `ir.Block`)."""
+    if runs(at, node):
+        return rounds(at, node)
     block = node.block
     assert block is not None
     values = [at.value(arg) for arg in node.args[1:]]

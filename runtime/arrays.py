@@ -139,8 +139,7 @@ class Arrays:
         stack = [root]
         while stack:
             node = stack[-1]
-            needed = (node.args[:1] + node.args[2:]) if node.op in CONDITIONED else node.args
-            missing = [] if node in self.known else [arg for arg in needed if arg not in self.known]
+            missing = [] if node in self.known else [arg for arg in first_read(node) if arg not in self.known]
             if missing:
                 stack += missing
                 continue
@@ -370,7 +369,14 @@ def gathered(at: Arrays, node: Node, tensor: Tensor, rest: Sequence[str], positi
 Rule = Callable[[Arrays, Node], Tensor]
 
 CONDITIONED = {"sum", "mean", "max", "min", "softmax"}
-"""Ops whose rules read their condition (the second operand) themselves, since sizes alone may decide it."""
+
+
+def first_read(node: Node) -> tuple[Node, ...]:
+    """Operands that an op has use of in any case: sizes alone may decide a condition, and a kernel may make others."""
+    if node.op == "repeat":
+        return ()
+    return (*node.args[:1], *node.args[2:]) if node.op in CONDITIONED else node.args
+
 
 RULES: dict[str, Rule] = {
     "literal": _literal,

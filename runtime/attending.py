@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from attnc.compiler.composition import Attend
-from attnc.dsl.terms import Axis
 from attnc.dsl.types import Base
 from attnc.runtime.arrays import Frame
 from attnc.runtime.backward import Engine, Gradients, differentiable, recording
@@ -30,11 +29,12 @@ class Attending:
     def shapes(self, step: Attend, frame: Frame) -> list[tuple[list[int], torch.dtype]]:
         value = frame.tensors[step.value]
         rows = [frame.sizes["b"], frame.sizes["h"], frame.length(step.rows)]
-        return [([*rows, value.shape[-1]], frame.real), (rows, frame.real)]
+        return [([*rows, value.shape[-1]], result_type(step, frame)), (rows, frame.real)]
 
     def forward(self, step: Attend, frame: Frame, engine: Engine) -> list[Tensor]:
-        call = call_of(step, frame, operands(step, frame))
-        return list(engine.execute(step.plan, call, frame.real))
+        mixed = step.plan.exact and engine.chunked  # generated kernels load each operand as it is
+        call = call_of(step, frame, operands(step, frame, mixed=mixed))
+        return list(engine.execute(step.plan, call, result_type(step, frame)))
 
     def backward(
         self,
@@ -73,8 +73,9 @@ class Attending:
         return found
 
 
-def operands(step: Attend, frame: Frame) -> dict[str, Tensor]:
-    """q (B, H, N, D), k (B, Hk, M, D), v (B, Hk, M, E) of the plan, in the element type of the call's q.
+def operands(step: Attend, frame: Frame, *, mixed: bool = False) -> dict[str, Tensor]:
+    """q (B, H, N, D), k (B, Hk, M, D), v (B, Hk, M, E) of the plan, in the element type of the call's q; `mixed`: each
+    in its own.
 
     On a CPU, arrays that torch made stay in the type of sums; on CUDA too where a side is segments: what is made of
     their few weights (an inverse, in Nystroem's attention) makes much of a rounding.
@@ -85,15 +86,21 @@ def operands(step: Attend, frame: Frame) -> dict[str, Tensor]:
     shared = max(k.shape[1], v.shape[1])
     q = spread(q, heads)
     k, v = spread(k, shared), spread(v, shared)
-    rounds = rounded_operands(step, frame.axes, frame.device)
+    rounds = rounded_operands(step, frame.device)
     element = frame.tensors["q"].dtype if rounds else max_dtype(q, k, v)
-    return {name: x.to(element).expand(batch, *x.shape[1:]) for name, x in (("q", q), ("k", k), ("v", v))}
+    return {
+        name: (x if mixed else x.to(element)).expand(batch, *x.shape[1:]) for name, x in (("q", q), ("k", k), ("v", v))
+    }
 
 
-def rounded_operands(step: Attend, axes: Mapping[str, Axis], device: torch.device) -> bool:
+def result_type(step: Attend, frame: Frame) -> torch.dtype:
+    """The element type of the output: that of q, where all of its readers round it."""
+    return frame.tensors["q"].dtype if step.name in frame.rounded else frame.real
+
+
+def rounded_operands(step: Attend, device: torch.device) -> bool:
     """Whether query, key and value of a step are rounded to the element type of the call's q: see `operands`."""
-    landmarks = any(name in axes and axes[name].kind == "segments" for name in (step.rows, step.keys))
-    return device.type == "cuda" and not landmarks
+    return device.type == "cuda" and not step.plan.exact
 
 
 def max_dtype(*tensors: Tensor) -> torch.dtype:

@@ -153,7 +153,7 @@ def with_ones(step: Carry, operands: Operands) -> Operands:
 
 
 class NoKernelWarning(UserWarning):
-    """A state is carried by torch operators on a GPU, since no kernel takes a call of these lengths or widths."""
+    """A step runs by torch operators on a GPU, since no kernel takes a call of these lengths or widths."""
 
 
 _warned: set[str] = set()

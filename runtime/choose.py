@@ -1,12 +1,15 @@
-"""A `Choose` step at run time: scores of a chunk of rows against all members, then the choice; no gradient.
+"""A `Choose` step at run time: by its kernel on CUDA, else scores of a chunk of rows against all members by torch, then
+the choice; no gradient.
 
-Memory is a chunk's: the rows are as many as keep the largest value of the score within ELEMENTS numbers, or one row
-(one member of the rows' axis) where already that has more.
+Torch's memory is a chunk's: the rows are as many as keep the largest value of the score within ELEMENTS numbers, or one
+row (one member of the rows' axis) where already that has more. The kernel's is that of its programs (see
+`schedule_selecting`).
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -17,9 +20,11 @@ from attnc.compiler.composition import Choose
 from attnc.compiler.ir import Node, walk
 from attnc.runtime.arrays import Arrays, Frame, Members, layout
 from attnc.runtime.backward import Engine
+from attnc.runtime.carrying import NoKernelWarning
 from attnc.runtime.choices import choose_mass, choose_threshold, choose_topk
 
 ELEMENTS = {"cpu": 2**22, "cuda": 2**26}  # of the largest value of a chunk
+_warned: set[str] = set()
 
 
 class Choosing:
@@ -69,7 +74,13 @@ def selected(step: Choose, frame: Frame) -> Tensor | None:
 
     ((shape, _),) = CHOOSE.shapes(step, frame)
     lists = select(step, frame, shape[0], shape[3])
-    return None if lists is None else lists[:, :, lists.shape[2] - shape[2] :]
+    if lists is None and frame.device.type == "cuda" and step.name not in _warned:
+        _warned.add(step.name)
+        message = (
+            f"{step.name} is chosen by torch, by chunks of rows: no kernel holds lists or vectors of these lengths"
+        )
+        warnings.warn(message, NoKernelWarning, stacklevel=2)
+    return None if lists is None else lists[:, :, lists.shape[2] - shape[2] :].contiguous()
 
 
 def choose(step: Choose, frame: Frame) -> Tensor:

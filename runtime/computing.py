@@ -47,27 +47,26 @@ def roundable(root: Node) -> frozenset[Node]:
 def rounded_arrays(composition: Composition, q: Tensor) -> frozenset[str]:
     """Steps whose arrays are only read by what rounds them to the type of q; the result is rounded to it anyway.
 
-    Values over one sequence, and reads of states.
+    Values over one sequence, outputs of attention, and reads of states.
     """
     if q.dtype not in SHORT_TYPES or q.device.type != "cuda":
         return frozenset()
-    names = {step.name for step in composition.steps if isinstance(step, Compute | Carry | Recur)}
+    names = {step.name for step in composition.steps if isinstance(step, Compute | Attend | Carry | Recur)}
     for step in composition.steps:
-        names -= _exact_reads(step, composition, q.device)
+        names -= _exact_reads(step, q.device)
     return frozenset(names)
 
 
-def _exact_reads(step: object, composition: Composition, device: torch.device) -> set[str]:
+def _exact_reads(step: object, device: torch.device) -> set[str]:
     """Arrays that a step needs as they are."""
     if isinstance(step, Compute):
         return set(_names(step.node))
     if isinstance(step, Carry | Recur):
         return set(_names(step)) - {step.name}
     if isinstance(step, Attend):
-        axes = {axis.name: axis for axis in composition.axes}
-        rounds = rounded_operands(step, axes, device)
+        rounds = rounded_operands(step, device)
         return {entry.name for entry in step.plan.inputs} | (set() if rounds else {step.query, step.key, step.value})
-    return set(_names(step))
+    return set(_names(step))  # its own name, too
 
 
 def _names(part: object) -> Iterator[str]:

@@ -127,7 +127,7 @@ def taken(step: Step, name: str, frame: Frame, width: int) -> torch.dtype:
     """What a step's products are of; `width`: of the array `name`."""
     given = frame.tensors["q"].dtype
     if isinstance(step, Attend):
-        return given if rounded_operands(step, frame.axes, frame.device) else frame.real
+        return given if rounded_operands(step, frame.device) else frame.real
     assert isinstance(step, Carry | Recur)
     if name in (step.query, step.key):
         features = width

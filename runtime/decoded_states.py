@@ -11,9 +11,12 @@ from attnc.compiler.composition import Carry, Recur
 from attnc.dsl.diagnostics import InternalError
 from attnc.runtime import carried, recurrent
 from attnc.runtime.arrays import Frame
+from attnc.runtime.backward import Engine
 from attnc.runtime.carried import carry
-from attnc.runtime.carrying import CARRY, RECUR, decay_of, reach_of, with_ones
+from attnc.runtime.carrying import CARRY, RECUR, decay_of, narrow, reach_of, with_ones
+from attnc.runtime.chunked_steps import carries, recurs
 from attnc.runtime.decoded_attention import Reader, with_arrays
+from attnc.runtime.prompted_states import carry_prompt, recur_prompt
 from attnc.runtime.reaches import Reach
 from attnc.runtime.recurrent import recur
 
@@ -24,6 +27,7 @@ class States:
 
     last: dict[str, Tensor] = field(default_factory=dict)
     whole: dict[str, Tensor] = field(default_factory=dict)
+    on_kernels: bool = False  # whether prompts run on generated kernels
     stay: bool = False  # whether they stay where they are: graphs know their places
 
     def keep(self, name: str, state: Tensor) -> None:
@@ -41,8 +45,9 @@ class States:
         """Bytes by step."""
         return {name: one.nbytes * (2 if name in self.whole else 1) for name, one in self.last.items()}
 
-    def advance(self, step: Carry | Recur, frame: Frame, reader: Reader) -> list[Tensor]:
+    def advance(self, step: Carry | Recur, frame: Frame, reader: Reader, engine: Engine) -> list[Tensor]:
         """What a step leaves at the new tokens (frame: of them alone)."""
+        self.on_kernels = engine.chunked
         if isinstance(step, Recur):
             return [self.recur(step, frame)]
         reach = reach_of(step, frame)
@@ -54,14 +59,21 @@ class States:
 
     def carry(self, step: Carry, frame: Frame, elapsed: Tensor | None = None) -> Tensor:
         """The sums. `elapsed` (b, h, n or 1, f or 1): the log decay between the state that a row reads and the row."""
-        query, key, value, decay = with_ones(step, CARRY.operands(step, frame))
+        query, *others = CARRY.operands(step, frame)
         assert query is not None
-        assert key is not None
-        assert value is not None
         if elapsed is not None:
             factor = elapsed.exp().to(frame.real)
             query = query * (factor if factor.shape[1] == 1 else by_head(factor, query.shape[1]))
         state = self.last.get(step.name)
+        if self.on_kernels and frame.sizes["i"] > 1 and carries([query, *others], Reach()):
+            operands = [query, *others]
+            out, state = carry_prompt(operands, step.total is not None, narrow(frame, step.query), state)
+            self.keep(step.name, state)
+            return out
+        query, key, value, decay = with_ones(step, [query, *others])
+        assert query is not None
+        assert key is not None
+        assert value is not None
         if frame.sizes["i"] == 1 and state is not None:
             one = [by_heads(x, state, 2) for x in (query, key, value)]
             out, state = carried.advance(
@@ -123,7 +135,10 @@ class States:
             out, state = recurrent.advance(query, key, value, decay, left, right, state)
             self.keep(step.name, state)
             return out.unsqueeze(2)
-        out, state = recur(*operands, offset=0, state=state)  # type: ignore[arg-type]
+        if self.on_kernels and state is None and recurs(operands, 0):
+            out, state = recur_prompt(operands, step.left == step.key, narrow(frame, step.query))
+        else:
+            out, state = recur(*operands, offset=0, state=state)  # type: ignore[arg-type]
         self.keep(step.name, state)
         return out
 

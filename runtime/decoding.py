@@ -56,13 +56,13 @@ class Memory:
     def recount(self) -> None:
         """The host's count of tokens where turns went on: a captured graph counts on the device alone."""
         if self.counter is not None:
-            self.tokens = self.counter.told = int(self.counter.tokens.max())
+            self.tokens = int(self.counter.tokens.max())
 
-    def counted(self) -> None:
-        """A turn has run."""
-        assert self.counter is not None
-        self.tokens += 1
-        self.counter.told = self.tokens
+    def counted(self, frame: Frame) -> Tensor:
+        """Tokens of every row (b,), int64, on the device."""
+        if self.counter is not None:
+            return self.counter.tokens
+        return torch.full((frame.sizes["b"],), self.tokens, device=frame.device)
 
     @property
     def nbytes(self) -> int:
@@ -113,7 +113,7 @@ def run(memory: Memory, frame: Frame, engine: Engine, counts: Tensor | None = No
             return taken(memory, turn, frame, counts)
     memory.recount()
     if counts is not None and memory.lengths is None:
-        memory.lengths = torch.full((frame.sizes["b"],), memory.tokens, device=frame.device)
+        memory.lengths = memory.counted(frame)
     count = frame.sizes["i"]
     along = memory.composition.output_axes.index("i")
     size = memory.part(count)
@@ -122,6 +122,8 @@ def run(memory: Memory, frame: Frame, engine: Engine, counts: Tensor | None = No
         part = tokens_of(frame, first, min(size, count - first))
         own = None if counts is None else (counts - first).clamp(0, part.sizes["i"])
         outs.append(_part(memory, part, engine, own))
+    if memory.counter is not None and memory.lengths is None:
+        memory.counter.tokens.fill_(memory.tokens)
     out = outs[0] if len(outs) == 1 else torch.cat(outs, along)
     if counts is not None:
         padding = torch.arange(count, device=frame.device) >= counts.unsqueeze(-1)
@@ -136,10 +138,8 @@ def turn_of(memory: Memory, frame: Frame) -> Turn | None:
     if memory.turn is None and memory.no_turn is None:
         memory.no_turn = refusal(memory, frame)
         if memory.no_turn is None:
-            tokens = memory.lengths
-            if tokens is None:
-                tokens = torch.full((frame.sizes["b"],), memory.tokens, device=frame.device)
-            memory.counter = Counter(tokens, torch.zeros_like(tokens), memory.tokens)
+            tokens = memory.counted(frame) if memory.lengths is None else memory.lengths
+            memory.counter = Counter(tokens, torch.zeros_like(tokens))
             memory.states.stay = True
             memory.turn = Turn(memory, frame, memory.counter)
     return memory.turn
@@ -147,27 +147,15 @@ def turn_of(memory: Memory, frame: Frame) -> Turn | None:
 
 def taken(memory: Memory, turn: Turn, frame: Frame, counts: Tensor | None) -> Tensor:
     """One token by a turn; 0 where a row has none."""
-    ahead(memory)
     if counts is not None:
         memory.lengths = turn.counter.tokens
     out = turn.run(frame, counts)
-    memory.counted()
+    memory.tokens += 1
     if counts is None:
         return out
     shape = [1] * out.dim()
     shape[0] = len(counts)
     return out.masked_fill((counts < 1).view(shape), 0)
-
-
-def ahead(memory: Memory) -> None:
-    """The device's count of tokens where others than turns went on."""
-    counter = memory.counter
-    assert counter is not None
-    if memory.lengths is None and memory.tokens != counter.told:
-        counter.tokens.fill_(memory.tokens)
-    elif memory.lengths is not None and memory.lengths is not counter.tokens:
-        counter.tokens.copy_(memory.lengths)
-        memory.lengths = counter.tokens
 
 
 def tokens_of(frame: Frame, first: int, count: int) -> Frame:
@@ -214,7 +202,7 @@ def _steps(memory: Memory, frame: Frame, engine: Engine, stretch: Stretch, reade
             left = KINDS[type(step)].forward(step, reader.all_kept(frame), engine)
         else:
             assert isinstance(step, Carry | Recur)
-            left = memory.states.advance(step, frame, reader)
+            left = memory.states.advance(step, frame, reader, engine)
         names = [step.name] if isinstance(step, Compute) else KINDS[type(step)].names(step)
         made = dict(zip(names, left, strict=True))
         for name, tensor in made.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,7 +16,8 @@ from attnc.dsl.diagnostics import AttnError
 from attnc.dsl.terms import Pattern
 from attnc.runtime.arrays import Frame
 from attnc.runtime.binding import bind, flat, parameter_values
-from attnc.runtime.decoding import Memory, ahead, ragged_refusal, run, tokens_of
+from attnc.runtime.decoding import Memory, ragged_refusal, run, tokens_of
+from attnc.runtime.kernel_call import device_of
 from attnc.runtime.kv_cache import Pages
 from attnc.runtime.operator import Prepared, choose_engine, require, sizes_of
 from attnc.runtime.program import Program
@@ -23,6 +25,10 @@ from attnc.runtime.refusal import refuse
 from attnc.runtime.replay import WARM, Replay
 from attnc.runtime.steps import frame_of
 from attnc.runtime.turn import Turn
+
+
+class NoGraphWarning(UserWarning):
+    """A token could not be captured as a CUDA graph, so that each is launched by the host."""
 
 
 @dataclass
@@ -137,7 +143,7 @@ class DecodingCache:
             self.memory = Memory(self.composition, self.plan, parameters, self.max_length, self.pages)
         if counts is not None:
             counts = counts.to(device=q.device, dtype=torch.int64)
-        with torch.no_grad():
+        with torch.no_grad(), device_of(q):
             out = run(self.memory, frame, choose_engine(self.backend, q.device), counts)
         if self.memory.turn is not None and form is not None and sizes["i"] == 1:
             self._planned = Planned(form, frame)
@@ -153,11 +159,10 @@ class DecodingCache:
         if v is not None:
             given["v"] = v
         tensors = {**planned.frame.tensors, **given}
-        with torch.no_grad():
+        with torch.no_grad(), device_of(q):
             replay = self._replay(planned, memory.turn, tensors)
-            ahead(memory)
             out = memory.turn.run(replace(planned.frame, tensors=tensors)) if replay is None else replay.run(tensors)
-            memory.counted()
+            memory.tokens += 1
         return out.to(q.dtype)
 
     def _replay(self, planned: Planned, turn: Turn, tensors: Mapping[str, Tensor]) -> Replay | None:
@@ -177,7 +182,12 @@ class DecodingCache:
         if turn.uncapturable():
             planned.captures = 0
             return None
-        planned.replay = Replay.of(lambda given: turn.run(replace(frame, tensors=given)), tensors, fresh)
+        try:
+            planned.replay = Replay.of(lambda given: turn.run(replace(frame, tensors=given)), tensors, fresh)
+        except RuntimeError as failure:
+            planned.captures = 0
+            message = f"tokens of {self.program.pattern.name} run without a graph: {failure}"
+            warnings.warn(message, NoGraphWarning, stacklevel=5)
         return planned.replay
 
     def _check(self, pattern: Pattern, tensors: Mapping[str, Tensor], counts: Tensor | None) -> None:

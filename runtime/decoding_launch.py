@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -23,6 +23,7 @@ from attnc.runtime.kernel_call import interpreting, padded, processors, stride
 from attnc.runtime.kv_cache import Held, Pages
 from attnc.runtime.scalars import of_node
 
+NONE = 9.0e37  # where a score is so large there was none
 WIDEST_COPY = 1024  # elements that `enter` copies at a time
 
 
@@ -117,16 +118,18 @@ def three(rows: Tensor) -> Tensor:
 # Attending
 
 
-@lru_cache(maxsize=256)
-def module_of(plan_id: int, paged: frozenset[str]) -> tuple[Plan, list[Kernel], ModuleType]:
-    """The kernels of a plan that `hold` was given."""
-    plan = _held[plan_id]
-    kernels = decoded_kernels(plan, paged)
-    text = decoded_module(plan, kernels)
-    return plan, kernels, cached_module(text, lambda: text)
+Loaded = tuple[Plan, list[Kernel], ModuleType]
+_loaded: dict[tuple[int, frozenset[str], bool | None], Loaded] = {}
 
 
-_held: dict[int, Plan] = {}
+def module_of(plan: Plan, paged: frozenset[str], largest: bool | None) -> tuple[list[Kernel], ModuleType]:
+    """The kernels of a relocated plan, and their module."""
+    key = (id(plan), paged, largest)
+    if key not in _loaded:
+        kernels = decoded_kernels(plan, paged, largest)
+        text = decoded_module(plan, kernels)
+        _loaded[key] = plan, kernels, cached_module(text, lambda: text)  # the plan is held, so its id stays its own
+    return _loaded[key][1:]
 
 
 @dataclass
@@ -142,10 +145,10 @@ class Attending:
     paged: frozenset[str]
     vary: Sequence[str]
     most: int  # keys of a row at most
+    largest: bool | None = None  # its largest or smallest scores are asked for instead
 
     def __post_init__(self) -> None:
-        _held[id(self.plan)] = self.plan
-        _, self.kernels, self.module = module_of(id(self.plan), self.paged)
+        self.kernels, self.module = module_of(self.plan, self.paged, self.largest)
         call, q = self.call, self.call.q
         assert call.v is not None
         batch, self.heads, _, width = q.shape
@@ -157,7 +160,7 @@ class Attending:
         self.parts = parts_of(self.tiles, self.most, processors(q), self.shape)
         slots = self.parts * len(self.kernels)
         lines = batch * self.heads
-        self.split = slots > 1
+        self.split = slots > 1 and self.largest is None
         room = (lines, slots, self.padded[1]) if self.split else (1,)
         self.part_out = torch.empty(room, dtype=torch.float32, device=q.device)
         self.part_lse = torch.empty((lines, slots), dtype=torch.float32, device=q.device)
@@ -209,6 +212,24 @@ class Attending:
         batch = q.shape[0]
         out = q.new_empty((batch, self.heads, 1, self.value_width), dtype=dtype)
         lse = q.new_empty((batch, self.heads, 1), dtype=torch.float32)
+        self.start(q, out, lse, given)
+        if self.split:
+            sizes = [self.heads, self.value_width, self.sizes["SLOTS"]]
+
+            def values() -> list[Any]:
+                return [self.part_out, self.part_lse, out, lse, *(stride(out, at) for at in (0, 1, 3)), *sizes]
+
+            self.joined.run((batch * self.heads, 1), [out, lse], (2, 3), values)
+        return out, lse
+
+    def extremes(self, q: Tensor, given: Mapping[str, Tensor]) -> Tensor:
+        """The largest or smallest score (B, H, 1); 0 where no key is live."""
+        self.start(q, q, self.part_lse, given)
+        found = self.part_lse.amax(-1) if self.largest else self.part_lse.amin(-1)
+        return found.masked_fill(found.abs() >= NONE, 0).view(q.shape[0], self.heads, 1)
+
+    def start(self, q: Tensor, out: Tensor, lse: Tensor, given: Mapping[str, Tensor]) -> None:
+        """Launches every branch."""
         for number, kernel in enumerate(self.kernels):
             launch, places = self.launches[number]
             arrays = {one.attribute for one in kernel.arguments if one.role == "array"}
@@ -220,14 +241,6 @@ class Attending:
                 places,
                 lambda kernel=kernel, number=number, tensors=tensors: self.values(kernel, number, tensors),  # type: ignore[misc]
             )
-        if self.split:
-            sizes = [self.heads, self.value_width, self.sizes["SLOTS"]]
-
-            def values() -> list[Any]:
-                return [self.part_out, self.part_lse, out, lse, *(stride(out, at) for at in (0, 1, 3)), *sizes]
-
-            self.joined.run((batch * self.heads, 1), [out, lse], (2, 3), values)
-        return out, lse
 
     def values(self, kernel: Kernel, number: int, given: Mapping[str, Tensor]) -> list[Any]:
         """Every argument of a branch's kernel."""

@@ -18,6 +18,7 @@ from attnc.compiler.plan import Branch, Plan
 from attnc.runtime.batches import Batch, Places, Shifted, Step, batches, remembered
 from attnc.runtime.branches import join
 from attnc.runtime.call import Call
+from attnc.runtime.dense import dense_output
 from attnc.runtime.distances import Line, by_distance
 from attnc.runtime.evaluate import Environment
 from attnc.runtime.listed_executor import ListedRun
@@ -45,8 +46,12 @@ def execute(plan: Plan, call: Call, dtype: torch.dtype | None = None) -> tuple[T
 
 def branch_output(plan: Plan, branch: Branch, call: Call, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """out (B, H, N, E) of `dtype` and lse (B, H, N) of one branch."""
-    run = BranchRun(plan, branch, call) if branch.selected is None else ListedRun(plan, branch, call)
-    return run.run(dtype)
+    if branch.selected is not None:
+        return ListedRun(plan, branch, call).run(dtype)
+    dense = dense_output(plan, branch, call)
+    if dense is not None:
+        return dense[0].to(dtype), dense[1]
+    return BranchRun(plan, branch, call).run(dtype)
 
 
 @dataclass

@@ -148,6 +148,8 @@ class KernelCall:
             "RAISING": self.raising(kernel.factor),
             "SPLIT": False,
             "ADDING": False,
+            "OVERLAP": self.shape.overlap,
+            "APART": self.shape.apart,
             **views.present,
             **constants,
         }

@@ -44,12 +44,12 @@ def execute(plan: Plan, call: Call, dtype: torch.dtype | None = None) -> tuple[T
     dtype = dtype or call.q.dtype
     kernels = kernels_of(plan)
     own = dtype if len(plan.branches) == 1 else torch.float32
-    outputs = [
-        run_branch(plan, branch, kernels, kernels.kernels[number], call, own)
-        if branch.selected is None
-        else listed_outputs(plan, branch, kernels, number, call, own)
-        for number, branch in enumerate(plan.branches)
-    ]
+    streamed = [number for number, branch in enumerate(plan.branches) if branch.selected is None]
+    outputs = [run_branch(plan, plan.branches[n], kernels, kernels.kernels[n], call, own) for n in streamed]
+    listed = [number for number in range(len(plan.branches)) if number not in streamed]
+    outputs += [listed_outputs(plan, plan.branches[n], kernels, n, call, own, []) for n in listed[:-1]]
+    if listed:
+        return listed_outputs(plan, plan.branches[listed[-1]], kernels, listed[-1], call, dtype, outputs)
     return join(outputs, dtype)
 
 
@@ -64,7 +64,8 @@ def run_branch(
     if out.numel() == 0 or lse.numel() == 0:
         return out, lse
     widest = max(padded(width), padded(v.shape[-1]))
-    shape = INTERPRETED if interpreting() else tile_shape(widest, q.element_size(), kind_of(branch.domain))
+    itemsize = torch.float32.itemsize if plan.exact else q.element_size()
+    shape = INTERPRETED if interpreting() else tile_shape(widest, itemsize, kind_of(branch.domain))
     listed = program_list(plan, branch.domain, call, shape, processors(q))
     tensors = {"q": q, "k": call.k, "v": v, "o": out, "lse": lse, "part_out": lse, "part_lse": lse, "schedule": lse}
     if listed is not None:
@@ -74,7 +75,8 @@ def run_branch(
         tensors["schedule"] = listed.entries
     run = KernelCall(call, tensors, shape)
     tiles = len(listed.entries) if listed else run.tiles(branch.domain, rows, call.offset)
-    run.run(kernels, kernel, (tiles, batch * heads), SPLIT=listed is not None)
+    wide = {"PRECISION": "tf32x3"} if plan.exact else {}
+    run.run(kernels, kernel, (tiles, batch * heads), SPLIT=listed is not None, **wide)
     if listed is not None and len(listed.long_tiles):
         combine(kernels, listed, run)
     return out, lse

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from attnc.compiler.emit.listed import LISTS
 from attnc.compiler.plan import Branch, Plan
 from attnc.compiler.schedule import TileShape
 from attnc.compiler.schedule_listed import listed_shape
+from attnc.runtime.branches import join
 from attnc.runtime.call import Call
 from attnc.runtime.kernel_call import INTERPRETED, KernelCall, Kernels, device_of, interpreting, padded, stride
 from attnc.runtime.listed_tiles import lines_of
@@ -98,10 +100,14 @@ class Launch:
             self.order[first, last] = sorted_entries(self.members[:, :, first:last].flatten(1, 2), self.blocks)
         return self.order[first, last]
 
-    def constants(self) -> dict[str, int]:
+    def constants(self, tensors: Mapping[str, Tensor]) -> dict[str, int]:
         """What kernels are compiled for."""
         lists = self.members.shape[1]
-        return {"WIDTH": self.width, "ROW_BLOCK": self.block, "SHARED": self.shared, "LISTS": lists}
+        rows = [tensors[name] for name in ("q", "do", "o", "dq") if name in tensors]
+        told = {"WIDTH": self.width, "ROW_BLOCK": self.block, "SHARED": self.shared, "LISTS": lists}
+        told["NARROW"] = all(extent(one) < 2**31 for one in rows)
+        told["SAME"] = "do" in tensors and tensors["do"].stride() == tensors["q"].stride()
+        return told
 
     def sizes(self, first: int, last: int) -> dict[str, int]:
         """What kernels are told of the lists of a chunk."""
@@ -122,22 +128,28 @@ class Launch:
         run.sizes |= self.sizes(first, last)
         members = self.members[:, :, first:last].flatten(1, 2).contiguous()
         programs = members.shape[0] * members.shape[1] * -(-self.line_rows // run.shape.block_m)
-        run.tensors |= dict.fromkeys(("members", "order", "starts", "tile_group", "tile_first"), members)
+        run.tensors |= dict.fromkeys(("members", *LISTS), members)
         if self.rows_stay:
             run.tensors["counts"] = (members >= 0).sum(-1, dtype=torch.int32)
         else:
             turned = self.sorted(first, last)
             run.tensors["counts"] = members
             programs = -(-members.numel() * self.line_rows // run.shape.block_m) + len(turned.starts) - 1
-            pieces = cut(turned.starts.diff() * self.line_rows, run.shape.block_m, programs, least=0)
-            run.tensors |= {"order": turned.order, "starts": turned.starts}
-            run.tensors |= {"tile_group": pieces.group, "tile_first": pieces.first}
+            pieces = cut(turned.starts, self.line_rows, run.shape.block_m, programs, least=0)
+            run.tensors |= {"order": turned.order, **pieces.tensors()}
         widths: dict[str, int] = {}
         for name, table in tables.items():
             width = padded(table.shape[-1])
             widths[f"WIDTH_{name.removeprefix('leaf_')}"] = width
             run.tensors[name] = torch.zeros(programs, width, dtype=torch.float32, device=members.device)
-        run.run(kernels, kernels.kernels[number], (programs, 1), PARTS=not self.rows_stay, **self.constants(), **widths)
+        run.run(
+            kernels,
+            kernels.kernels[number],
+            (programs, 1),
+            PARTS=not self.rows_stay,
+            **self.constants(run.tensors),
+            **widths,
+        )
 
     def slots(self, first: int, last: int, *width: int) -> Tensor:
         """A place for the part of every row and entry of a chunk, float32; only those of entries are filled."""
@@ -145,50 +157,74 @@ class Launch:
         shape = (lanes, lists * (last - first), entries, self.line_rows, *width)
         return torch.empty(shape, dtype=torch.float32, device=self.members.device)
 
-    def join(self, run: KernelCall, kernels: Kernels, name: str, tensors: list[Tensor], first: int, last: int) -> None:
-        """One of the kernels that join the parts of a chunk's rows: `tensors` are parts, then results (B, H, N, X)."""
-        lists, out = self.members.shape[1], tensors[-1] if name == "add_entries" else tensors[-2]
-        units = self.members.shape[0] * lists * (last - first) * self.line_rows
-        sizes, wide = self.sizes(first, last), name == "join_entries"
-        told = [sizes[one] for one in ("ENTRIES", "LINES", "FIRST_LINE", "SKIPPED", "LANE_HEADS", "PER_LANE")]
-        parts, results = (tensors[:2], tensors[2:]) if wide else (tensors[:1], tensors[1:])
-        numbers = [units, *told, *([run.sizes["H"]] if wide else []), run.sizes["N"], out.shape[3]]
-        width = {"BLOCK_E" if wide else "BLOCK_D": parts[0].shape[-1]}
+    def told(self, first: int, last: int) -> list[int]:
+        """What the kernels that join parts are told of a chunk: its rows first."""
+        units = self.members.shape[0] * self.members.shape[1] * (last - first) * self.line_rows
+        sizes = self.sizes(first, last)
+        names = ("ENTRIES", "LINES", "FIRST_LINE", "SKIPPED", "LANE_HEADS", "PER_LANE")
+        return [units, *(sizes[name] for name in names)]
+
+    def join_entries(
+        self, run: KernelCall, kernels: Kernels, other: tuple[Tensor, Tensor] | None, first: int, last: int
+    ) -> None:
+        """The softmax of a chunk's rows from its parts, and from those of another branch."""
+        tensors, out = run.tensors, run.tensors["o"]
+        told = self.told(first, last)
         with device_of(out):
-            getattr(kernels.module, name)[(-(-units // JOINED_ROWS),)](
-                *parts,
-                run.tensors["members"],
-                *results,
+            kernels.module.join_entries[(-(-told[0] // JOINED_ROWS),)](
+                tensors["part_out"],
+                tensors["part_lse"],
+                *(other or (out, out)),
+                tensors["members"],
+                out,
+                tensors["lse"],
                 *(stride(out, slot) for slot in range(4)),
-                *numbers,
-                LISTS=lists,
+                *told,
+                run.sizes["H"],
+                run.sizes["N"],
+                run.sizes["E"],
+                LISTS=self.members.shape[1],
                 SHARED=self.shared,
                 ROW_BLOCK=self.block,
+                OTHER=other is not None,
                 BLOCK_M=JOINED_ROWS,
-                **width,
+                BLOCK_E=run.padded[1],
                 num_warps=4,
             )
 
 
+def extent(tensor: Tensor) -> int:
+    """How far the elements of a batch row lie apart at most."""
+    return sum((size - 1) * abs(step) for size, step in zip(tensor.shape[1:], tensor.stride()[1:], strict=True))
+
+
 def listed_outputs(
-    plan: Plan, branch: Branch, kernels: Kernels, number: int, call: Call, dtype: torch.dtype
+    plan: Plan,
+    branch: Branch,
+    kernels: Kernels,
+    number: int,
+    call: Call,
+    dtype: torch.dtype,
+    others: Sequence[tuple[Tensor, Tensor]],
 ) -> tuple[Tensor, Tensor]:
-    """(out in `dtype`, lse) of a listed branch."""
+    """(out in `dtype`, lse) of a listed branch, joined with those of `others`, float32."""
     q, v = call.q, call.v if call.v is not None else call.k
     launch = Launch.of(plan, branch, call)
+    shape = (*q.shape[:3], v.shape[-1])
     if launch.empty():
-        out = torch.zeros((*q.shape[:3], v.shape[-1]), dtype=dtype, device=q.device)
-        return out, torch.full(q.shape[:3], -math.inf, dtype=torch.float32, device=q.device)
-    out = torch.empty((*q.shape[:3], v.shape[-1]), dtype=dtype, device=q.device)
-    lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
+        out = torch.zeros(shape, dtype=torch.float32 if others else dtype, device=q.device)
+        return join([*others, (out, torch.full(shape[:3], -math.inf, dtype=torch.float32, device=q.device))], dtype)
+    out = torch.empty(shape, dtype=torch.float32 if others and launch.rows_stay else dtype, device=q.device)
+    lse = torch.empty(shape[:3], dtype=torch.float32, device=q.device)
     tensors = {"q": q, "k": call.k, "v": v, "o": out, "lse": lse, "part_out": lse, "part_lse": lse}
     run = KernelCall(call, tensors, launch.shape("forward", v))
+    if launch.rows_stay:
+        launch.run_rows(run, kernels, number, 0, launch.members.shape[2], {})
+        return join([*others, (out, lse)], dtype)
+    other = join(others, torch.float32) if others else None
     for first, last in launch.chunks(v.shape[-1]):
-        if not launch.rows_stay:
-            run.tensors["part_out"] = launch.slots(first, last, padded(v.shape[-1]))
-            run.tensors["part_lse"] = launch.slots(first, last)
+        run.tensors["part_out"] = launch.slots(first, last, run.padded[1])
+        run.tensors["part_lse"] = launch.slots(first, last)
         launch.run_rows(run, kernels, number, first, last, {})
-        if not launch.rows_stay:
-            parts = [run.tensors["part_out"], run.tensors["part_lse"]]
-            launch.join(run, kernels, "join_entries", [*parts, out, lse], first, last)
+        launch.join_entries(run, kernels, other, first, last)
     return out, lse

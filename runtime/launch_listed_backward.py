@@ -12,10 +12,11 @@ from attnc.compiler.schedule_listed import piece_rows
 from attnc.runtime.backward import BranchGradients, table_shape
 from attnc.runtime.call import Call
 from attnc.runtime.kernel_call import KernelCall, Kernels, device_of, padded, processors, stride
-from attnc.runtime.launch_listed import Launch
+from attnc.runtime.launch_listed import JOINED_ROWS, Launch
 from attnc.runtime.listed_work import cut
 
 JOINED_KEYS = 32
+TOGETHER = False  # whether blocks of one tile give all gradients at once; the tiles of an H100 are too large for it
 
 
 def listed_gradients(
@@ -30,10 +31,19 @@ def listed_gradients(
     v = call.v if call.v is not None else call.k
     shared = {"q": call.q, "k": call.k, "v": v, "do": grad_out.to(call.q.dtype)}
     shared |= {"lse": lse.contiguous().float(), "delta": delta.contiguous().float()}
-    results = row_gradients(launch, kernels, shared, leaves)
-    dk, dv, by_key = key_gradients(launch, kernels, shared, leaves)
+    together = fused(launch, leaves, v)
+    results = {} if together else row_gradients(launch, kernels, shared, leaves)
+    dk, dv, by_key = key_gradients(launch, kernels, shared, leaves, together)
     results |= by_key
     return BranchGradients(results[-1], dk, dv, tuple(results[number] for number in range(len(leaves))))
+
+
+def fused(launch: Launch, leaves: tuple[Leaf, ...], v: Tensor) -> bool:
+    """Whether one kernel makes all gradients: of parts that are held together, from blocks that are one tile each."""
+    if not TOGETHER or leaves or launch.rows_stay or launch.empty():
+        return False
+    chunks = list(launch.chunks(launch.call.q.shape[-1]))
+    return len(chunks) == 1 and launch.width <= launch.shape("keys", v).block_m
 
 
 def row_gradients(
@@ -42,7 +52,8 @@ def row_gradients(
     """The kernel that keeps rows: {-1: dq, leaf: its gradient}. Sums of a table want a program to have one head."""
     call = launch.call
     q, device = call.q, call.q.device
-    results = {-1: torch.zeros_like(q, memory_format=torch.contiguous_format)}
+    make = torch.zeros_like if launch.empty() else torch.empty_like  # every row is in a line
+    results = {-1: make(q, memory_format=torch.contiguous_format)}
     tables: dict[str, Tensor] = {}
     for number, leaf in enumerate(leaves):
         if leaf.side == "row":
@@ -66,11 +77,34 @@ def row_gradients(
         for name, table in tables.items():
             add_programs(launch, run, run.tensors[name], table)
         if not launch.rows_stay:
-            launch.join(run, kernels, "add_entries", [run.tensors["part_dq"], results[-1]], first, last)
+            add_entries(launch, run, kernels, run.tensors["part_dq"], results[-1], first, last)
             for number in by_row:
-                parts = [run.tensors[f"part_leaf_{number}"], results[number].unsqueeze(-1)]
-                launch.join(run, kernels, "add_entries", parts, first, last)
+                parts, target = run.tensors[f"part_leaf_{number}"], results[number].unsqueeze(-1)
+                add_entries(launch, run, kernels, parts, target, first, last)
     return results
+
+
+def add_entries(
+    launch: Launch, run: KernelCall, kernels: Kernels, parts: Tensor, out: Tensor, first: int, last: int
+) -> None:
+    """The sums of the parts of a chunk's rows; out: (B, H, N, X)."""
+    told = launch.told(first, last)
+    with device_of(out):
+        kernels.module.add_entries[(-(-told[0] // JOINED_ROWS),)](
+            parts,
+            run.tensors["members"],
+            out,
+            *(stride(out, slot) for slot in range(4)),
+            *told,
+            run.sizes["N"],
+            out.shape[3],
+            LISTS=launch.members.shape[1],
+            SHARED=launch.shared,
+            ROW_BLOCK=launch.block,
+            BLOCK_M=JOINED_ROWS,
+            BLOCK_D=parts.shape[-1],
+            num_warps=4,
+        )
 
 
 def add_programs(launch: Launch, run: KernelCall, sums: Tensor, table: Tensor) -> None:
@@ -79,16 +113,19 @@ def add_programs(launch: Launch, run: KernelCall, sums: Tensor, table: Tensor) -
     if launch.rows_stay:
         by_lane = sums.view(lanes, -1, sums.shape[-1]).sum(1)
     else:  # programs lie in the order of their lanes; those past the end have none, and zeros
-        lane = (run.tensors["tile_group"] // launch.blocks).long()
+        lane = (run.tensors["piece_group"] // launch.blocks).long()
         of_lane = torch.arange(lanes, device=sums.device).unsqueeze(1) == lane
         by_lane = of_lane.to(sums.dtype) @ sums
     table += by_lane[:, : table.shape[-1]].view(table.shape)
 
 
 def key_gradients(
-    launch: Launch, kernels: Kernels, shared: dict[str, Tensor], leaves: tuple[Leaf, ...]
+    launch: Launch, kernels: Kernels, shared: dict[str, Tensor], leaves: tuple[Leaf, ...], together: bool
 ) -> tuple[Tensor, Tensor, dict[int, Tensor]]:
-    """The kernel that keeps keys: dk, dv and {leaf: its gradient}. Such leaves want a lane to have one head."""
+    """The kernel that keeps keys: dk, dv and {leaf: its gradient}, with -1: dq where it makes them `together`.
+
+    Such leaves want a lane to have one head.
+    """
     call, v = launch.call, shared["v"]
     by_key = [number for number, leaf in enumerate(leaves) if leaf.side == "key"]
     sizes, device = call.sizes, call.q.device
@@ -103,7 +140,14 @@ def key_gradients(
         of_lanes = (one.shape[0], launch.lane_heads, *one.shape[2:])
         made[name] = torch.empty(of_lanes, dtype=one.dtype if whole else torch.float32, device=device)
     outputs = made | {f"leaf_{number}": results[number] for number in by_key}
-    run_keys(launch, KernelCall(call, shared | outputs, launch.shape("keys", v)), kernels, outputs)
+    run = KernelCall(call, shared | outputs, launch.shape("keys", v))
+    if together:
+        results[-1] = torch.empty_like(call.q, memory_format=torch.contiguous_format)
+        run.tensors["part_dq"] = launch.slots(0, launch.members.shape[2], padded(call.q.shape[-1]))
+    run_keys(launch, run, kernels, outputs)
+    if together:
+        run.tensors["members"] = launch.members.flatten(1, 2).contiguous()
+        add_entries(launch, run, kernels, run.tensors["part_dq"], results[-1], 0, launch.members.shape[2])
     if whole:
         return made["dk"], made["dv"], results
     dk, dv = (
@@ -122,20 +166,22 @@ def run_keys(launch: Launch, run: KernelCall, kernels: Kernels, outputs: dict[st
     piece = piece_rows(rows, tiles, processors(run.call.q), run.shape.block_n)
     groups = len(turned.starts) - 1
     programs = rows // piece + groups
-    pieces = cut(turned.starts.diff() * launch.line_rows, piece, programs, least=1)
+    pieces = cut(turned.starts, launch.line_rows, piece, programs, least=1)
     # A group that is cut has no more than twice as many pieces as its rows fill.
     slots = max(min(2 * rows // piece, programs), 1)
     held = torch.where(pieces.number > 1, pieces.number, 0).to(torch.int32)
     before = held.cumsum(0, dtype=torch.int32) - held
     slot = torch.where(held[pieces.group] > 0, before[pieces.group] + pieces.first // piece, -1).to(torch.int32)
     run.sizes["PIECE"] = piece
-    run.tensors |= {"order_line": turned.lines, "starts": turned.starts}
-    run.tensors |= {"piece_group": pieces.group, "piece_first": pieces.first, "piece_slot": slot}
+    run.tensors |= {"order": turned.order, "order_line": turned.lines, "piece_slot": slot, **pieces.tensors()}
+    together = "part_dq" in run.tensors
+    run.tensors.setdefault("part_dq", slot)
     widths = {"dk": padded(run.sizes["D"]), "dv": padded(run.sizes["E"])}
     for name in outputs:
         shape = (slots, launch.width, widths.get(name, 1))
         run.tensors[f"part_{name}"] = torch.empty(shape, dtype=torch.float32, device=slot.device)
-    run.run(kernels, kernels.kernels[1], (tiles * programs, 1), PARTS=True, **launch.constants())
+    grid = (tiles * programs, 1)
+    run.run(kernels, kernels.kernels[1], grid, PARTS=True, FUSED=together, **launch.constants(run.tensors))
     if rows <= piece:
         return
     for name, out in outputs.items():

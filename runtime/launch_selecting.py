@@ -75,12 +75,11 @@ def launch(scores: Scores, call: Call, vectors: Vectors, lists: Tensor, sizes: M
     device = lists.device
     batch, lanes, count, _ = lists.shape
     programs = -(-count // shape.block_m) * lanes * batch
-    buffers = dict.fromkeys(("held_ranks", "held_members", "held_used", "held_last"), lists)
+    buffers = dict.fromkeys(("held", "held_used", "held_last"), lists)
     if not kept.resident:
         programs = min(programs, processors(lists) * PROGRAMS)
         lines = programs * shape.block_m
-        for name in ("held_ranks", "held_members"):
-            buffers[name] = torch.empty(lines * kept.capacity, dtype=torch.int32, device=device)
+        buffers["held"] = torch.empty(lines * kept.capacity, dtype=torch.int64, device=device)
         for name in ("held_used", "held_last"):
             buffers[name] = torch.empty(lines, dtype=torch.int32, device=device)
     low = vectors.k if vectors.low is None else vectors.low
@@ -154,6 +153,8 @@ def vectors_of(step: Choose, scores: Scores, at: Arrays) -> Vectors:
 def laid(at: Arrays, node: Node, names: Sequence[str]) -> Tensor:
     """A vector over `names` (some of which it may not vary over: 1 long there), then its axis."""
     frame = at.frame
+    if node.op == "input" and frame.layouts[str(node.attribute)][:-1] == tuple(names):
+        return frame.tensors[str(node.attribute)]
     element = frame.tensors["q"].dtype
     exact = all(one.op in EXACT if one.op != "input" else keeps(frame, one, element) for one in walk(node))
     tensor = Arrays(replace(frame, real=element)).value(node) if exact else at.value(node)
@@ -180,5 +181,10 @@ def array_of(step: Choose, scores: Scores, at: Arrays, node: Node) -> Tensor:
     if scores.head is not None:
         swapped[scores.head] = "h"
     own = [swapped.get(name, name) for name in (*node.type.ordered_indices(), *node.type.axes)]
-    tensor = placed(at.value(node), own, [name for name in "bhij" if name in own])
+    names = [name for name in "bhij" if name in own]
+    given = at.frame.layouts[str(node.attribute)] if node.op == "input" else ()
+    if [swapped.get(name, name) for name in given] == names:
+        tensor = at.frame.tensors[str(node.attribute)]
+    else:
+        tensor = placed(at.value(node), own, names)
     return tensor.float() if node.type.base is Base.REAL else tensor

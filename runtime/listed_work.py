@@ -27,8 +27,9 @@ def sorted_entries(members: Tensor, blocks: int) -> Sorted:
     groups = lanes * blocks
     lane = torch.arange(0, groups, blocks, dtype=torch.int32, device=members.device)
     named = torch.where(members < 0, groups, members + lane.view(-1, 1, 1)).flatten()
-    ordered, order = named.sort(stable=True)
-    bounds = torch.arange(groups + 1, dtype=ordered.dtype, device=members.device)
+    narrow = torch.int16 if groups < torch.iinfo(torch.int16).max else torch.int32  # half the passes of the sort
+    ordered, order = named.to(narrow).sort(stable=True)
+    bounds = torch.arange(groups + 1, dtype=narrow, device=members.device)
     starts = torch.searchsorted(ordered, bounds, out_int32=True)
     order = order.to(torch.int32) % max(lines * entries, 1)
     return Sorted(order, order // max(entries, 1), starts)
@@ -36,25 +37,34 @@ def sorted_entries(members: Tensor, blocks: int) -> Sorted:
 
 @dataclass(frozen=True)
 class Pieces:
-    """Groups cut into pieces, one a program, int32: the group, and the place in it where the piece begins.
+    """Groups cut into pieces, one a program, int32.
 
+    group; first: where in the group the piece begins; begin: the group's first entry; named: its length.
     `number` (groups): pieces of each group.
     """
 
     group: Tensor
     first: Tensor
+    begin: Tensor
+    named: Tensor
     number: Tensor
 
+    def tensors(self) -> dict[str, Tensor]:
+        """By the names that kernels have for them."""
+        names = ("group", "first", "begin", "named")
+        return {f"piece_{name}": getattr(self, name) for name in names}
 
-def cut(lengths: Tensor, piece: int, programs: int, *, least: int) -> Pieces:
-    """Groups of `lengths` in pieces of `piece` at most, `least` of them where a group is empty.
+
+def cut(starts: Tensor, rows: int, piece: int, programs: int, *, least: int) -> Pieces:
+    """Groups of entries, of `rows` rows each, in pieces of `piece` rows at most, `least` of them where one is empty.
 
     How many pieces there are is known on the device only; `programs` bounds it. Those past the end begin after the
     end of the last group.
     """
+    lengths = starts.diff() * rows
     number = ((lengths + (piece - 1)) // piece).clamp(min=least)
     ends = number.cumsum(0, dtype=torch.int32)
     program = torch.arange(programs, dtype=torch.int32, device=lengths.device)
     group = torch.searchsorted(ends, program, right=True, out_int32=True).clamp(max=len(lengths) - 1)
     first = (program - (ends - number)[group]) * piece
-    return Pieces(group, first, number)
+    return Pieces(group, first, starts[group], lengths[group], number)

@@ -111,6 +111,12 @@ class NewTokens(Arrays):
             start = self.begin[0]
         return torch.arange(self.length(name), device=self.frame.device) + start
 
+    def scalar(self, node: Node, value: object) -> Tensor:
+        """Filled on the device: a graph cannot copy from the host."""
+        if not isinstance(value, int | float):
+            return super().scalar(node, value)
+        return torch.full((), value, dtype=self.frame.dtype(node.type.base), device=self.frame.device)
+
     def _compute(self, node: Node) -> Tensor:
         if node in self.trailing:
             return {"sum": self.running, "shift": self.shifted, "pool": self.pooled}[self.trailing[node].kind](node)

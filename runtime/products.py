@@ -1,7 +1,7 @@
 """Products of two arrays over named dimensions, in the type that they are held in, with sums in float32.
 
-An einsum of two operands of one 16-bit type runs on the tensor cores as it lies: no operand is widened, and one that
-is sequence long is not copied either where its strides allow a batch of matrices. Its gradients are such products too.
+An einsum of two operands of one 16-bit type runs on the tensor cores: no operand is widened. One that is sequence long
+is not copied either where its strides allow a batch of matrices. Gradients are such products too.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ class Spelling:
     out: Labels
 
 
-def kept_short(x: Tensor, y: Tensor) -> bool:
-    """Whether a product of these is taken in their own type."""
-    return x.is_cuda and x.dtype == y.dtype and x.dtype in SHORT_TYPES
+def taken_as_held(x: Tensor, y: Tensor, real: torch.dtype) -> bool:
+    """Whether a product of these is taken in their own type; else both are widened to that of sums, `real`."""
+    return x.dtype == y.dtype and (x.dtype == real or (x.is_cuda and x.dtype in SHORT_TYPES))
 
 
 def product(x: Tensor, y: Tensor, spelling: Spelling, dtype: torch.dtype) -> Tensor:
-    """The einsum of two tensors of one 16-bit type, as `dtype`: theirs or float32. Differentiable."""
+    """The einsum of two tensors of one type, as `dtype`: theirs or float32. Differentiable, once."""
     made: Tensor = Product.apply(x, y, spelling, dtype)  # type: ignore[no-untyped-call]
     return made
 
@@ -109,7 +109,7 @@ def contracted(
 
 def batched(x: Tensor, y: Tensor, dtype: torch.dtype, depth: int) -> Tensor:
     """(B, m, k) @ (B, k, n) with sums in float32."""
-    if x.dtype == dtype and depth < DEEP:
+    if x.dtype == dtype and (depth < DEEP or dtype not in SHORT_TYPES):
         return torch.bmm(x, y)
     if x.is_cuda:
         return torch.bmm(x, y, out_dtype=torch.float32).to(dtype)
@@ -148,7 +148,7 @@ class _Side:
         lengths = self.lengths
         for at in range(len(free) - 1, 0, -1):
             outer, inner = free[at - 1], free[at]
-            if strides[outer] != strides[inner] * lengths[inner]:
+            if lengths[outer] != 1 and strides[outer] != strides[inner] * lengths[inner]:
                 return free[:at]
         return []
 

@@ -42,7 +42,16 @@ class Program:
     @property
     def is_one_softmax(self) -> bool:
         """Whether the text's result is one softmax over keys, or a merge: its rows have a log-sum-exp."""
-        return self.pattern.out.form in ("dot", "merge") and self.composition.is_one_softmax
+        return self._sums_weights and self.composition.is_one_softmax
+
+    @cached_property
+    def _sums_weights(self) -> bool:
+        """Whether the text says so: a merge, or values summed with weights (not what reassociation makes one)."""
+        out = self.pattern.out
+        if out.form != "dot" or len(out.args) != 2:
+            return out.form == "merge"
+        softmaxes = [one.attribute for one in out.args if one.form == "softmax"]
+        return any(isinstance(over, tuple) and over[0] == out.attribute for over in softmaxes)
 
     @cached_property
     def absorbed(self) -> Composition:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from attnc.compiler.cache_plan import Trailing
-from attnc.compiler.composition import Attend, Carry, Composition, Compute, Recur
+from attnc.compiler.composition import Attend, Carry, Composition, Compute, Extreme, Recur
 from attnc.compiler.ir import Node, walk
 from attnc.compiler.plan import Diagonals, Domain, Listed, Plan
 from attnc.compiler.relocate import CLASS, FIRST, START, WINDOW, at_rows, obstacle, relocated, ringed, scattered
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from attnc.runtime.decoding import Memory
 
 
+CONSTANT = frozenset({"literal", "parameter", "size"})
+
+
 def refusal(memory: Memory, frame: Frame) -> str | None:
     """Why there are no turns for what is kept and such a token; None where there are."""
     if frame.real != torch.float32 or frame.axes:
@@ -42,8 +45,8 @@ def refusal(memory: Memory, frame: Frame) -> str | None:
         if any(len(held.places(name).shape) > 4 for name in held.buffers):
             return "what is kept has more axes than a copy knows"
     for step in memory.composition.steps:
-        if isinstance(step, Attend):
-            reason = refused_attention(step, memory, frame)
+        if isinstance(step, Attend | Extreme):
+            reason = refused_attention(softmax_of(step), memory, frame)
         elif isinstance(step, Carry):
             reason = None if step.extent.kind in ("lag", "period") else "a state is of all keys"
         else:
@@ -51,6 +54,11 @@ def refusal(memory: Memory, frame: Frame) -> str | None:
         if reason is not None:
             return reason
     return None
+
+
+def softmax_of(step: Attend | Extreme) -> Attend:
+    """The step itself, or the one whose scores are asked for, without its value."""
+    return step if isinstance(step, Attend) else replace(step.attend, value=step.attend.key)
 
 
 def refused_attention(step: Attend, memory: Memory, frame: Frame) -> str | None:
@@ -117,12 +125,10 @@ def listed(domain: Domain) -> bool:
 
 @dataclass
 class Counter:
-    """How many tokens each row has (b,), int64 on the device; `now`: before the current one. `told`: the host's count
-    when both agreed."""
+    """How many tokens each row has (b,), int64 on the device; `now`: before the current one."""
 
     tokens: Tensor
     now: Tensor
-    told: int
 
 
 class Turn:
@@ -218,25 +224,31 @@ class Turn:
             tokens = NewTokens(frame, self.stretch, self.trailing, self.trail, self.counter.now)
             tokens.known |= self.constants
             value = tokens.value(step.node)
-            self.constants |= {node: one for node, one in tokens.known.items() if node.op in ("literal", "parameter")}
+            self.constants |= {node: one for node, one in tokens.known.items() if node.op in CONSTANT}
             return {step.name: value}
-        if isinstance(step, Attend):
+        if isinstance(step, Attend | Extreme):
             return self.attend(step, frame, dtype)
         assert isinstance(step, Carry | Recur)
         return self.advance(step, frame)
 
-    def attend(self, step: Attend, frame: Frame, dtype: torch.dtype) -> Mapping[str, Tensor]:
+    def attend(self, whole: Attend | Extreme, frame: Frame, dtype: torch.dtype) -> Mapping[str, Tensor]:
+        step = softmax_of(whole)
         q = spread(four(frame, step.query, step.rows), frame.sizes["h"])
         element = frame.tensors["q"].dtype
         q = q if q.dtype == element else q.to(element)
         q = q if q.shape[0] == frame.sizes["b"] else q.expand(frame.sizes["b"], -1, -1, -1)
-        planned = self.attending.get(step.name)
+        planned = self.attending.get(whole.name)
         if planned is None:
-            planned = self.attending[step.name] = self.attending_of(step, frame, q)
+            planned = self.attending_of(step, frame, q)
+            if isinstance(whole, Extreme):
+                planned = replace(planned, largest=whole.largest)
+            self.attending[whole.name] = planned
         given = {}
         for name in planned.vary:
             source = name if name in frame.tensors else next(one for one in frame.layouts if at_rows(one) == name)
             given[name] = frame.tensors[source]
+        if isinstance(whole, Extreme):
+            return {whole.name: planned.extremes(q, given)}
         out, lse = planned.run(q, given, dtype)
         return {step.name: out, step.lse: lse}
 

@@ -89,7 +89,7 @@ class Views:
 
     def describe(self, name: str, tensor: Tensor, slot: int) -> View | None:
         """One view; None where the tensor has none."""
-        if not copies_tiles(tensor):
+        if not tensor.numel() or not copies_tiles(tensor):
             return None
         if tensor.dim() == 3:
             return self.statistics(tensor, slot)

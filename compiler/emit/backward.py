@@ -5,7 +5,8 @@ rows. The other keeps keys and streams the queries that see them, over the trans
 of what varies over the keys. Each output element is summed by one program in a fixed order, so no atomics are needed
 and equal inputs give equal bits (Dao et al. 2022, arXiv 2205.14135, algorithm 4, for the recomputation).
 
-The second product of a tile comes after the weights: both products' results at once would not fit in registers.
+The second product of a tile comes after the weights: both products' results at once would not fit in registers. Where
+keys stay it may come before the weights' own product, which then runs while the scores' gradient is made (OVERLAP).
 
 With P the weights and dO the cotangent: dV = P^T dO, g = P * (dO V^T - delta), delta_i = sum_e dO_ie O_ie - dlse_i,
 d(leaf) = g * d(score)/d(leaf).
@@ -312,8 +313,7 @@ class BackwardKeys(BackwardKernel):
             writer.let("dv_rows", "dv_rows + weights[:, None] * cotangent.to(tl.float32)")
             writer.let("dp", "tl.sum(cotangent.to(tl.float32) * values.to(tl.float32), 1)")
         else:
-            writer.let("dv_rows", "tl.dot(weights.to(cotangent.dtype), cotangent, dv_rows, input_precision=PRECISION)")
-            writer.let("dp", "tl.dot(values, tl.trans(cotangent), input_precision=PRECISION)")
+            self.products()
         self.score_gradient(view)
         if pairs:
             writer.let("dk_rows", "dk_rows + ds[:, None] * query.to(tl.float32)")
@@ -322,6 +322,16 @@ class BackwardKeys(BackwardKernel):
         for number, leaf in zip(self.numbers, self.leaves, strict=True):
             part = self.carried(leaf.adjoint, view)
             writer.let(f"sum_{number}", f"sum_{number} + " + (part if pairs else f"tl.sum({part}, 1)"), leaf.value.span)
+
+    def products(self) -> None:
+        """dv and `dp`, in one order or the other: what is issued last runs on while `ds` is made of dp."""
+        writer = self.writer
+        dv = "tl.dot(weights.to(cotangent.dtype), cotangent, dv_rows, input_precision=PRECISION)"
+        with writer.block("if not OVERLAP:"):
+            writer.let("dv_rows", dv)
+        writer.let("dp", "tl.dot(values, tl.trans(cotangent), input_precision=PRECISION)")
+        with writer.block("if OVERLAP:"):
+            writer.let("dv_rows", dv)
 
     def finish(self) -> None:
         """Store, or add to what other passes left."""

@@ -31,13 +31,9 @@ class Limits:
 
 @dataclass(frozen=True)
 class Exact:
-    """Bounds that say which pairs are live, without the condition itself: a pair is if it lies in one of them.
-
-    `when`: a scalar of the kernel that says whether they do in this tile; None: always.
-    """
+    """Bounds that say which pairs are live, without the condition itself: a pair is if it lies in one of them."""
 
     limits: tuple[Limits, ...]
-    when: str | None = None
 
 
 @dataclass(frozen=True)
@@ -52,6 +48,7 @@ class Loop:
     contiguous: bool = False  # positions are start + 0 .. BLOCK_N
     view: str | None = None  # suffix of the tensor descriptors that hold its tiles
     place: str = ""  # the tile's place in them, after batch and head
+    full: tuple[str, str] | None = None  # turns of full tiles that follow each other, from and to, where all do
 
 
 class TileBounds:
@@ -118,25 +115,16 @@ class TileBounds:
         return self.let(f"full_first{stem}", first), self.let(f"full_last{stem}", last)
 
     def exact(self, stems: Sequence[str] = ("",)) -> Exact | None:
-        """The bounds of the runs where they say all: none but inner pairs lie in the outer bounds, always or here."""
-        runs = self.key_set.runs
+        """The bounds of the runs where they say all for sure: no outer bound differs from the inner one."""
         limits: list[Limits] = []
-        agree: list[str] = []
-        for run, stem in zip(runs, stems, strict=True):
-            if run.inner is None:
-                return None
-            for side in ("lo", "hi"):
-                outer, inner = getattr(run.outer, side), getattr(run.inner, side)
-                if inner is not outer:
-                    agree.append(f"({self.name(side + stem)} == {self.row_text(inner)})")
+        for run, stem in zip(self.key_set.runs, stems, strict=True):
             lo, hi = run.outer.lo, run.outer.hi
+            if run.inner is None or run.inner.lo is not lo or run.inner.hi is not hi:
+                return None
             below = None if self.at == "j" and lo.op == "literal" and lo.attribute == 0 else self.name(f"lo{stem}")
             rows = tuple(one.depends_on(self.row) or self.by_head(one) for one in (lo, hi))
             limits.append(Limits(below, self.name(f"hi{stem}"), *rows))
-        if not agree:
-            return Exact(tuple(limits))
-        when = f"tl.min(tl.where({self.row_ok}, ({' & '.join(agree)}).to(tl.int32), 1), 0)"
-        return Exact(tuple(limits), self.let("exact", f"{when} == 1"))
+        return Exact(tuple(limits))
 
     def share(self, count: str) -> tuple[str, str]:
         """The part of `count` iterations that this program runs."""

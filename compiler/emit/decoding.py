@@ -14,11 +14,13 @@ from dataclasses import replace
 
 from attnc.compiler.emit.arguments import Argument, Signature
 from attnc.compiler.emit.bounds import Loop
+from attnc.compiler.emit.expressions import PAIRS, TILE
 from attnc.compiler.emit.kernel import Kernel
 from attnc.compiler.emit.module import emit_module
 from attnc.compiler.emit.streamed import StreamedForward
 from attnc.compiler.emit.writer import Writer
-from attnc.compiler.plan import Branch, Plan
+from attnc.compiler.plan import Branch, Diagonals, KeySet, Plan
+from attnc.dsl.source import Span
 
 PAGE_SIZES = ("PAGE", "LINE")  # places of a page, entries of a line of the table
 SLOT_SIZES = ("SLOT", "SLOTS")  # the branch's first part, parts of all branches
@@ -112,6 +114,42 @@ class DecodedForward(StreamedForward):
             writer.line("tl.store(lse + line, statistic, mask=row_ok)")
 
 
+class DecodedExtreme(DecodedForward):
+    """The largest score, or the smallest, of what a program has of its rows' keys; FLOOR (-FLOOR) where it has none."""
+
+    def __init__(self, plan: Plan, branch: Branch, name: str, paged: frozenset[str], largest: bool) -> None:
+        super().__init__(plan, branch, name, paged)
+        self.largest = largest
+
+    def start(self) -> None:
+        floor = "FLOOR" if self.largest else "-FLOOR"
+        self.writer.let("found", f"tl.full([BLOCK_M], {floor}, tl.float32)")
+
+    def step(self, key_set: KeySet, loop: Loop) -> None:
+        self.expressions.local = {}
+        writer, score = self.writer, self.branch.score
+        view = PAIRS if isinstance(key_set.walk, Diagonals) else TILE
+        self.load_streamed("keys", "k", "d", loop)
+        if view is PAIRS:
+            writer.let("s", "tl.sum(query.to(tl.float32) * keys.to(tl.float32), 1)")
+        else:
+            writer.let("s", "tl.dot(query, tl.trans(keys), input_precision=PRECISION)")
+        self.expressions.share([score], view)
+        writer.let("s", self.expressions.text(score, view), score.span)
+        self.masked(key_set, loop, view, lambda live: self.dead("s", live, key_set.mask.span))
+        which = "max" if self.largest else "min"
+        reduced = "s" if view is PAIRS else f"tl.{which}(s, 1)"
+        writer.let("found", f"tl.{which}imum(found, {reduced})")
+
+    def dead(self, name: str, live: str, span: Span | None) -> None:
+        floor = "FLOOR" if self.largest else "-FLOOR"
+        self.writer.let(name, f"tl.where({live}, {name}, {floor})", span)
+
+    def finish(self) -> None:
+        self.writer.let("slot", "(b64 * H + h) * SLOTS + SLOT + part")
+        self.writer.line("tl.store(part_lse + slot, found, mask=row_ok)")
+
+
 JOIN = '''
 @triton.jit(do_not_specialize=["H", "E", "SLOTS"])
 def join_parts(part_out, part_lse, o, lse, o_sb, o_sh, o_se, H, E, SLOTS,
@@ -135,9 +173,13 @@ def join_parts(part_out, part_lse, o, lse, o_sb, o_sh, o_se, H, E, SLOTS,
 '''
 
 
-def decoded_kernels(plan: Plan, paged: frozenset[str] = frozenset()) -> list[Kernel]:
-    """One kernel a branch of a relocated plan."""
-    found = [DecodedForward(plan, one, f"decoded_{number}", paged) for number, one in enumerate(plan.branches)]
+def decoded_kernels(plan: Plan, paged: frozenset[str] = frozenset(), largest: bool | None = None) -> list[Kernel]:
+    """One kernel a branch of a relocated plan. `largest`: of its extreme scores instead of a softmax."""
+    found: list[DecodedForward] = []
+    for number, one in enumerate(plan.branches):
+        name = f"decoded_{number}"
+        forward = DecodedForward(plan, one, name, paged)
+        found.append(forward if largest is None else DecodedExtreme(plan, one, name, paged, largest))
     return [writer.kernel() for writer in found]
 
 

@@ -14,7 +14,10 @@ from attnc.compiler.emit.writer import Writer
 from attnc.compiler.ir import Node
 from attnc.compiler.plan import Branch, Domain, KeySet, Plan, Rows
 
-CONSTANTS = ("BLOCK_M", "BLOCK_N", "BLOCK_D", "BLOCK_E", "EVEN_D", "EVEN_E", "PRECISION", "RAISING", "SPLIT", "ADDING")
+CONSTANTS = (
+    *("BLOCK_M", "BLOCK_N", "BLOCK_D", "BLOCK_E", "EVEN_D", "EVEN_E"),
+    *("PRECISION", "RAISING", "SPLIT", "ADDING", "OVERLAP", "APART"),
+)
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ class StreamedKernel:
 
     def __init__(self, plan: Plan, branch: Branch, domain: Domain, name: str, extra: list[Node] | None = None) -> None:
         self.branch = branch
+        self.exact = plan.exact
         self.domain = domain
         self.name = name
         self.writer = Writer()
@@ -69,6 +73,7 @@ class StreamedKernel:
         arrays = {one.attribute: Array(one.name, one.axes) for one in self.arguments if one.role == "array"}
         self.expressions = Expressions(self.writer, arrays, self.streamed)
         self.raw, self.factor = split_score(branch.score)
+        self.whole = False  # whether the loop that is written has full tiles only
 
     def kernel(self) -> Kernel:
         """Write it."""
@@ -142,12 +147,36 @@ class StreamedKernel:
         self.viewed(name, view, pointers, loop.view)
 
     def stream(self) -> None:
-        """The loops over the key sets, each turn a `step`."""
+        """The loops over the key sets, each turn a `step`; with APART, full tiles have one of their own."""
         for number, key_set in enumerate(self.domain.key_sets):
             loop = emit_ranges(self.writer, self.expressions, key_set, number, self.domain.rows)
-            with self.writer.block(f"for n in range({loop.first}, {loop.last}):"):
-                loop.keys(self.writer)
-                self.step(key_set, loop)
+            if loop.full is None:
+                with self.writer.block(f"for n in range({loop.first}, {loop.last}):"):
+                    self.turn(key_set, loop)
+            else:
+                self.stream_apart(key_set, loop, *loop.full)
+
+    def turn(self, key_set: KeySet, loop: Loop) -> None:
+        loop.keys(self.writer)
+        self.step(key_set, loop)
+
+    def stream_apart(self, key_set: KeySet, loop: Loop, full: str, full_end: str) -> None:
+        """Partial tiles, with APART those before and after the full ones, and then the full ones; else all in order."""
+        writer = self.writer
+        writer.let("first_turn", loop.first)
+        writer.let("last_turn", loop.last)
+        writer.let("skipped", "0")
+        with writer.block("if APART:"):
+            writer.let("full_turn", f"tl.minimum(tl.maximum({full}, first_turn), last_turn)")
+            writer.let("skipped", f"tl.maximum(tl.minimum({full_end}, last_turn) - full_turn, 0)")
+        with writer.block("for n in range(first_turn, last_turn - skipped):"):
+            with writer.block("if APART:"):
+                writer.let("n", "tl.where(n < full_turn, n, n + skipped)")
+            self.turn(key_set, loop)
+        with writer.block("if APART:"), writer.block("for n in range(full_turn, full_turn + skipped):"):
+            self.whole = True
+            self.turn(key_set, loop)
+            self.whole = False
 
     def step(self, key_set: KeySet, loop: Loop) -> None:
         """One tile of the streamed side."""
@@ -155,23 +184,25 @@ class StreamedKernel:
 
     def masked(self, key_set: KeySet, loop: Loop, view: View, write: Callable[[str], None]) -> None:
         """`write` is given the text of which pairs are live, where the tile is one that needs it."""
+        if self.whole:
+            return
         if loop.partial is None:
             self.alive(key_set, loop, view, write)
             return
-        with self.writer.block(f"if {loop.partial}:"):
+        condition = f"APART or {loop.partial}" if loop.full is not None else loop.partial
+        with self.writer.block(f"if {condition}:"):
             self.alive(key_set, loop, view, write)
 
     def alive(self, key_set: KeySet, loop: Loop, view: View, write: Callable[[str], None]) -> None:
-        """By bounds where they say all, else by the condition; what only the condition needs stays in its branch."""
-        if loop.exact is not None and loop.exact.when is None:
+        """By bounds where they say all, else by the condition.
+
+        Never by either as the tile has it: a branch within the branch of partial tiles, both within a loop of tensor
+        descriptors, made wrong code of products in three tf32 passes (Triton 3.6, Hopper).
+        """
+        if loop.exact is not None:
             write(self.within(loop, loop.exact, view))
-        elif loop.exact is None:
-            self.conditioned(key_set, view, write)
         else:
-            with self.writer.block(f"if {loop.exact.when}:"):
-                write(self.within(loop, loop.exact, view))
-            with self.writer.block("else:"):
-                self.conditioned(key_set, view, write)
+            self.conditioned(key_set, view, write)
 
     def within(self, loop: Loop, exact: Exact, view: View) -> str:
         """Whether a pair lies in the bounds of a run. Consecutive keys that do are in the tensor."""

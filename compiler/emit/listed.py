@@ -1,13 +1,14 @@
 """Kernels of listed branches, forward: rows with the keys that a selection lists for them (see `plan.Selected`).
 
-With PARTS a tile is rows whose lines name one block of keys, found in the turned lists (`order`, `starts`: the entries
-of a lane, sorted by block), and each row leaves its part of the softmax in the slot of its entry. Without, a tile is
+With PARTS a tile is rows whose lines name one block of keys, found in the turned lists (`order`: the entries of a lane,
+sorted by block), and each row leaves its part of the softmax in the slot of its entry. Without, a tile is
 rows of one line, of all heads that share it, and visits every entry of the line.
 
 A lane is a batch row and PER_LANE query heads of one key head, with LISTS lists of LINES lines each; SHARED heads read
 one list (PER_LANE = LISTS * SHARED). `members` (lanes, LISTS * LINES, ENTRIES) and `counts` (lanes, LISTS * LINES) are
-int32. An entry of `order` is list line * ENTRIES + place in the line. A tile's key block and first row come from the
-program list: `tile_group` (lane * BLOCKS + block), `tile_first`; programs past the last tile of a group leave at once.
+int32. An entry of `order` is list line * ENTRIES + place in the line. A program has a piece of the rows that name one
+block: `piece_group` (lane * BLOCKS + block), `piece_first` (where it begins among those rows), `piece_begin` (their
+first entry in `order`) and `piece_named` (how many they are). Programs past the last piece leave at once.
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ from attnc.compiler.emit.streamed import StreamedForward
 from attnc.compiler.plan import Branch, Domain, KeySet, Plan, Rows
 
 NOTHING = Domain((), Rows())
-LISTS = ("members", "counts", "order", "starts", "tile_group", "tile_first")
+PIECES = ("piece_group", "piece_first", "piece_begin", "piece_named")
+LISTS = ("members", "counts", "order", *PIECES)
 SIZES = ("ENTRIES", "LINES", "FIRST_LINE", "BLOCKS", "SKIPPED", "LANE_HEADS", "PER_LANE")
-CONSTANTS = ("PARTS", "WIDTH", "ROW_BLOCK", "SHARED", "LISTS")
+CONSTANTS = ("PARTS", "WIDTH", "ROW_BLOCK", "SHARED", "LISTS", "NARROW", "SAME")
 
 
 def bare(branch: Branch) -> Branch:
@@ -58,6 +60,11 @@ class Gathered(StreamedKernel):
         writer.let("key_head", "first_head // GROUP")
         writer.let("b64", "b.to(tl.int64)")
 
+    def load_piece(self) -> None:
+        """`group`, `first`, `begin` and `named` of `piece`."""
+        for name in PIECES:
+            self.writer.let(name.removeprefix("piece_"), f"tl.load({name} + piece)")
+
     def rows_of(self, line: str, share: str, ok: str) -> None:
         """`h`, `head`, `row`, `row_ok`, `i`: vectors over gathered rows, of list lines and their shares of them."""
         writer = self.writer
@@ -67,23 +74,24 @@ class Gathered(StreamedKernel):
             writer.let("member", "member + row // LINES * SHARED")
             writer.let("row", "row % LINES")
         writer.let("row", f"(FIRST_LINE + row) * ROW_BLOCK + {share} % ROW_BLOCK - SKIPPED")
-        heads = "tl.minimum(first_head + member, H - 1)" if self.expressions.head_rows else "first_head"
-        writer.let("h", heads)
+        writer.let("h", self.head_of_rows())
         writer.let("head", "b * H + h")
         writer.let("row_ok", ok)
         with writer.block("if ROW_BLOCK > 1:"):
             writer.let("row_ok", "row_ok & (row >= 0) & (row < N)")
         writer.let("i", "row + OFFSET")
 
+    def head_of_rows(self) -> str:
+        """A row that is not there may have a member that is not there."""
+        return "tl.minimum(first_head + member, H - 1)"
+
     def tile_of_rows(self) -> None:
         """The tile's rows, and how many `turns` its keys take."""
         writer = self.writer
         writer.let("lane_m", "tl.arange(0, BLOCK_M)")
         with writer.block("if PARTS:"):
-            writer.let("group", "tl.load(tile_group + tl.program_id(0))")
-            writer.let("first", "tl.load(tile_first + tl.program_id(0))")
-            writer.let("begin", "tl.load(starts + group)")
-            writer.let("named", "(tl.load(starts + group + 1) - begin) * (SHARED * ROW_BLOCK)")
+            writer.let("piece", "tl.program_id(0)")
+            self.load_piece()
             with writer.block("if first >= named:"):
                 writer.line("return")
             writer.let("lane", "group // BLOCKS")
@@ -169,15 +177,22 @@ class Gathered(StreamedKernel):
             self.step(self.key_set, self.turn())
 
     def gathered(self, tensor: str, axis: str) -> str:
-        """Pointers of gathered rows."""
-        return (
-            f"{tensor} + b64 * {tensor}_sb + (h.to(tl.int64) * {tensor}_sh + row.to(tl.int64) * {tensor}_sn)[:, None]"
-            f" + {axis}[None, :] * {tensor}_s{axis}"
-        )
+        """Pointers of gathered rows; how far they lie from the lane's first head may need 64 bits (not NARROW)."""
+        writer = self.writer
+        apart = f"_wide(row, NARROW) * {tensor}_sn + _wide(member, NARROW) * {tensor}_sh"
+        if tensor == "do":
+            with writer.block("if SAME:"):
+                writer.let("do_apart", "q_apart")
+            with writer.block("else:"):
+                writer.let("do_apart", apart)
+        else:
+            writer.let(f"{tensor}_apart", apart)
+        base = f"{tensor} + b64 * {tensor}_sb + first_head.to(tl.int64) * {tensor}_sh"
+        return f"{base} + ({tensor}_apart[:, None] + {axis}[None, :] * {tensor}_s{axis})"
 
     def load_rows(self, name: str, tensor: str, axis: str) -> None:
-        guards = f"row_ok, {axis} < {axis.upper()}, True, not EVEN_{axis.upper()}"
-        self.writer.let(name, f"_load_tile({self.gathered(tensor, axis)}, {guards})")
+        pointers = self.gathered(tensor, axis)
+        self.writer.let(name, f"_load_tile({pointers}, row_ok, {axis} < {axis.upper()}, True, not EVEN_{axis.upper()})")
 
     def slots(self) -> None:
         """`part_row`: the slot of a row's entry, among (lanes, LISTS * LINES, ENTRIES, SHARED, ROW_BLOCK)."""
@@ -195,7 +210,8 @@ class Gathered(StreamedKernel):
         with writer.block("else:"):
             mask = f"row_ok[:, None] & ({axis} < {axis.upper()})[None, :]"
             cast = f"{value}.to({tensor}.dtype.element_ty)"
-            writer.line(f"tl.store({self.gathered(tensor, axis)}, {cast}, mask={mask})")
+            pointers = self.gathered(tensor, axis)
+            writer.line(f"tl.store({pointers}, {cast}, mask={mask})")
 
     def store_scalars(self, tensor: str, value: str, part: str) -> None:
         """A number a row, the same way."""

@@ -11,11 +11,12 @@ from __future__ import annotations
 from attnc.compiler.differentiate import differentiate
 from attnc.compiler.emit.backward import BackwardKernel, BackwardKeys, BackwardRows
 from attnc.compiler.emit.bounds import Loop
+from attnc.compiler.emit.expressions import View
 from attnc.compiler.emit.kernel import Kernel
-from attnc.compiler.emit.listed import SIZES, Gathered, bare
-from attnc.compiler.plan import Branch, Plan
+from attnc.compiler.emit.listed import PIECES, SIZES, Gathered, bare
+from attnc.compiler.plan import Branch, KeySet, Plan
 
-PIECES = ("order_line", "starts", "piece_group", "piece_first", "piece_slot")
+TURNED_LISTS = ("order", "order_line", *PIECES, "piece_slot")
 
 
 class ListedBackwardRows(Gathered, BackwardRows):
@@ -65,31 +66,29 @@ class ListedBackwardRows(Gathered, BackwardRows):
 class ListedBackwardKeys(Gathered, BackwardKeys):
     """Keys stay: the gradients of k, v and of leaves without i, summed over the heads of a lane.
 
-    A lane of a kernel with such leaves has one head.
+    A lane of a kernel with such leaves has one head. Where a tile has all keys of its block and the score has no
+    leaves, it may leave the parts of dq, too (FUSED), and no other kernel makes the weights again.
     """
 
     row_tensors = ()
     streams = ("q", "do")
     parts = ()
     statistics = ()
-    constants = ()
+    constants = ("FUSED",)
 
     def __init__(self, plan: Plan, branch: Branch, name: str, leaves: tuple[int, ...]) -> None:
         branch = bare(branch)
         BackwardKernel.__init__(self, plan, branch, branch.domain, name, leaves)
         self.arguments = tuple(one for one in self.arguments if one.role != "view")
-        buffers = ("part_dk", "part_dv", *(f"part_leaf_{number}" for number in self.numbers))
-        self.prepare(buffers, PIECES, (*SIZES, "PIECE"))
+        buffers = ("part_dk", "part_dv", "part_dq", *(f"part_leaf_{number}" for number in self.numbers))
+        self.prepare(buffers, TURNED_LISTS, (*SIZES, "PIECE"))
         self.expressions.head_rows = not leaves
 
     def body(self) -> None:
         writer = self.writer
         writer.let("tiles", "(WIDTH + BLOCK_M - 1) // BLOCK_M")
         writer.let("piece", "tl.program_id(0) // tiles")
-        writer.let("group", "tl.load(piece_group + piece)")
-        writer.let("first", "tl.load(piece_first + piece)")
-        writer.let("begin", "tl.load(starts + group)")
-        writer.let("named", "(tl.load(starts + group + 1) - begin) * (SHARED * ROW_BLOCK)")
+        self.load_piece()
         with writer.block("if (first > 0) & (first >= named):"):
             writer.line("return")
         writer.let("lane", "group // BLOCKS")
@@ -100,8 +99,6 @@ class ListedBackwardKeys(Gathered, BackwardKeys):
         writer.let("j", "group % BLOCKS * WIDTH + along")
         writer.let("key_ok", "(along < WIDTH) & (j < M)")
         writer.let("j_ok", "key_ok")
-        writer.let("j_low", "group % BLOCKS * WIDTH + tl.program_id(0) % tiles * BLOCK_M")
-        writer.let("j_high", "j_low + BLOCK_M - 1")
         self.lanes()
         for tensor in ("k", "v"):
             self.base(tensor)
@@ -113,36 +110,63 @@ class ListedBackwardKeys(Gathered, BackwardKeys):
             writer.let(f"sum_{number}", "tl.zeros([BLOCK_M], tl.float32)")
         self.hoist()
         writer.let("last", "tl.minimum(named, first + PIECE)")
+        self.may_be_dead()
+        self.next_lines("first + lanes_n")
         with writer.block("for n in range(0, (last - first + BLOCK_N - 1) // BLOCK_N):"):
             self.rows_of_turn()
             self.step(self.key_set, self.turn())
+            if not self.gradient.leaves:
+                with writer.block("if FUSED:"):
+                    self.parts_of_rows()
         self.finish()
+
+    def next_lines(self, place: str) -> None:
+        """`lines` of the rows at a place, a turn before they are wanted: copies of rows then wait for no other load."""
+        self.writer.let("next_place", place)
+        entry = "begin + next_place // (SHARED * ROW_BLOCK)"
+        self.writer.let("lines", f"tl.load(order_line + {entry}, mask=next_place < last, other=0)")
+
+    def parts_of_rows(self) -> None:
+        """What the block gives to the gradients of the turn's rows, in the slots of their entries."""
+        writer = self.writer
+        writer.let("spot", "tl.load(order + begin + place // (SHARED * ROW_BLOCK), mask=place_ok, other=0)")
+        writer.let("slot_row", "lane.to(tl.int64) * (LISTS * LINES * ENTRIES) + spot")
+        writer.let("slot_row", "slot_row * (SHARED * ROW_BLOCK) + place % (SHARED * ROW_BLOCK)")
+        writer.let("dq_rows", "tl.dot(tl.trans(ds.to(keys.dtype)), keys, input_precision=PRECISION)")
+        self.scaled("dq_rows")
+        writer.line("tl.store(part_dq + slot_row[:, None] * BLOCK_D + d[None, :], dq_rows, mask=row_ok[:, None])")
+
+    def dead(self, live: str, key_set: KeySet) -> None:
+        """Takes the other pairs out, and those of keys that are not there."""
+        super().dead(f"key_ok[:, None] & {live}", key_set)
 
     def rows_of_turn(self) -> None:
         """The n-th rows of the piece."""
         writer = self.writer
         writer.let("place", "first + n * BLOCK_N + lanes_n")
         writer.let("place_ok", "place < last")
-        writer.let("line", "tl.load(order_line + begin + place // (SHARED * ROW_BLOCK), mask=place_ok, other=0)")
+        writer.let("line", "lines")
+        self.next_lines("place + BLOCK_N")
         self.rows_of("line", "(place % (SHARED * ROW_BLOCK))", "place_ok")
         writer.let("i_ok", "row_ok")
-        self.rows_may_be_dead()
 
-    def rows_may_be_dead(self) -> None:
-        """`partial`: whether the tile may have a dead pair. One list names rows in their order; others stay masked.
+    def may_be_dead(self) -> None:
+        """`partial`: whether the piece may have a dead pair. One list names rows in their order; others stay masked.
 
-        Rows and keys that are not there weigh nothing, or are not stored.
+        Rows that are not there weigh nothing.
         """
         if self.certain is None:
             return
         writer = self.writer
-        writer.let("partial", "n >= 0")
-        with writer.block("if LISTS == 1:"):
-            writer.let("after", "tl.minimum(first + n * BLOCK_N + BLOCK_N, last)")
-            for name, place, row in (("low", "first + n * BLOCK_N", "0"), ("high", "after - 1", "ROW_BLOCK - 1")):
-                line = f"tl.load(order_line + begin + ({place}) // (SHARED * ROW_BLOCK))"
-                writer.let(f"i_{name}", f"(FIRST_LINE + {line}) * ROW_BLOCK + {row} - SKIPPED + OFFSET")
-            writer.let("partial", f"({self.certain}) == 0")
+        writer.let("partial", "last >= first")
+        with writer.block("if LISTS == 1 and WIDTH % BLOCK_M == 0:"):
+            writer.let("j_low", "group % BLOCKS * WIDTH + tl.program_id(0) % tiles * BLOCK_M")
+            writer.let("j_high", "j_low + BLOCK_M - 1")
+            for name, place, row in (("low", "first", "0"), ("high", "tl.maximum(last - 1, 0)", "ROW_BLOCK - 1")):
+                entry = f"begin + {place} // (SHARED * ROW_BLOCK)"
+                writer.let(f"{name}_line", f"tl.load(order_line + {entry}, mask=last > 0, other=0)")
+                writer.let(f"i_{name}", f"(FIRST_LINE + {name}_line) * ROW_BLOCK + {row} - SKIPPED + OFFSET")
+            writer.let("partial", f"((j_high < M) & ({self.certain})) == 0")
 
     def load_keys(self, name: str, tensor: str, axis: str) -> None:
         pointer = f"{tensor}_head + j.to(tl.int64)[:, None] * {tensor}_sn + {axis}[None, :] * {tensor}_s{axis}"
@@ -152,11 +176,16 @@ class ListedBackwardKeys(Gathered, BackwardKeys):
         """A tile of gathered rows."""
         self.load_rows(name, tensor, axis)
 
-    def gathered(self, tensor: str, axis: str) -> str:
-        """Pointers of gathered rows, whose heads differ only where a lane has several."""
-        base = f"{tensor} + b64 * {tensor}_sb + first_head.to(tl.int64) * {tensor}_sh"
-        heads = "" if self.numbers else f" + member.to(tl.int64) * {tensor}_sh"
-        return f"{base} + (row.to(tl.int64) * {tensor}_sn{heads})[:, None] + {axis}[None, :] * {tensor}_s{axis}"
+    def head_of_rows(self) -> str:
+        return "first_head" if self.numbers else "first_head + member"
+
+    def load_query_statistics(self, loop: Loop, view: View) -> None:
+        """Log-sum-exps (base 2) and deltas; a row that is not there weighs nothing."""
+        writer = self.writer
+        writer.let("lane_rows", "(b * H + first_head).to(tl.int64) * N")
+        for name, other, unit in (("lse", 'float("inf")', " * LOG2E"), ("delta", "0.0", "")):
+            loaded = f"tl.load({name} + lane_rows + (member * N + row), mask=i_ok, other={other}){view.i}{unit}"
+            writer.let("statistic" if name == "lse" else "delta_rows", loaded)
 
     def finish(self) -> None:
         writer = self.writer

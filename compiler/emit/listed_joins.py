@@ -7,6 +7,14 @@ not read. Parts are added in the order of the entries, or of the pieces.
 LISTED_JOINS = '''
 
 @triton.jit
+def _wide(x, NARROW: tl.constexpr):
+    if NARROW:
+        return x
+    else:
+        return x.to(tl.int64)
+
+
+@triton.jit
 def _listed_rows(unit, UNITS, LINES, FIRST_LINE, SKIPPED, LANE_HEADS, PER_LANE, N,
                  LISTS: tl.constexpr, SHARED: tl.constexpr, ROW_BLOCK: tl.constexpr):
     # Units (lanes, LISTS, LINES, SHARED, ROW_BLOCK): batch row, query head, row, whether it is there, list line
@@ -21,10 +29,13 @@ def _listed_rows(unit, UNITS, LINES, FIRST_LINE, SKIPPED, LANE_HEADS, PER_LANE, 
 
 @triton.jit(do_not_specialize=[
     "UNITS", "ENTRIES", "LINES", "FIRST_LINE", "SKIPPED", "LANE_HEADS", "PER_LANE", "H", "N"])
-def join_entries(part_out, part_lse, members, o, lse, o_sb, o_sh, o_sn, o_se, UNITS, ENTRIES, LINES, FIRST_LINE,
-                 SKIPPED, LANE_HEADS, PER_LANE, H, N, E, LISTS: tl.constexpr, SHARED: tl.constexpr,
-                 ROW_BLOCK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_E: tl.constexpr):
-    """The softmax of each row from the parts of its entries, by their log-sum-exps."""
+def join_entries(part_out, part_lse, other, other_lse, members, o, lse, o_sb, o_sh, o_sn, o_se, UNITS, ENTRIES, LINES,
+                 FIRST_LINE, SKIPPED, LANE_HEADS, PER_LANE, H, N, E, LISTS: tl.constexpr, SHARED: tl.constexpr,
+                 ROW_BLOCK: tl.constexpr, OTHER: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_E: tl.constexpr):
+    """The softmax of each row from the parts of its entries, by their log-sum-exps.
+
+    With OTHER, keys of another branch have a part, too: (B, H, N, E) and (B, H, N), contiguous.
+    """
     unit = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     e = tl.arange(0, BLOCK_E)
     b, h, row, ok, list_line = _listed_rows(
@@ -32,6 +43,13 @@ def join_entries(part_out, part_lse, members, o, lse, o_sb, o_sh, o_sn, o_se, UN
     peak = tl.full([BLOCK_M], FLOOR, tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_E], tl.float32)
+    place = (b * H + h).to(tl.int64) * N + row
+    if OTHER:
+        statistic = tl.load(other_lse + place, mask=ok, other=float("-inf")) * LOG2E
+        peak = tl.maximum(peak, statistic)
+        total = tl.exp2(statistic - peak)
+        part = tl.load(other + place[:, None] * E + e[None, :], mask=ok[:, None] & (e < E)[None, :], other=0.0)
+        acc = total[:, None] * part
     for entry in range(0, ENTRIES):
         there = ok & (tl.load(members + list_line * ENTRIES + entry, mask=ok, other=-1) >= 0)
         at = (list_line * ENTRIES + entry) * (SHARED * ROW_BLOCK) + unit % (SHARED * ROW_BLOCK)
@@ -48,7 +66,7 @@ def join_entries(part_out, part_lse, members, o, lse, o_sb, o_sh, o_sn, o_se, UN
     out = o + (b.to(tl.int64) * o_sb + h.to(tl.int64) * o_sh + row.to(tl.int64) * o_sn)[:, None] + e[None, :] * o_se
     tl.store(out, (acc / whole[:, None]).to(o.dtype.element_ty), mask=ok[:, None] & (e < E)[None, :])
     statistic = tl.where(seen, (peak + tl.log2(whole)) / LOG2E, float("-inf"))
-    tl.store(lse + (b * H + h).to(tl.int64) * N + row, statistic, mask=ok)
+    tl.store(lse + place, statistic, mask=ok)
 
 
 @triton.jit(do_not_specialize=["UNITS", "ENTRIES", "LINES", "FIRST_LINE", "SKIPPED", "LANE_HEADS", "PER_LANE", "N"])

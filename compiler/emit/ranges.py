@@ -88,7 +88,12 @@ class Ranges(TileBounds):
             contiguous=True,
             view="",
             place=f"start{self.shift}",
+            full=self.turns(full[0], pieces[0][0]) if len(pieces) == len(full) == 1 else None,
         )
+
+    def turns(self, tiles: Interval, first: str) -> Interval:
+        """Which turns visit these tiles where the first one is that of tile `first`."""
+        return f"{tiles[0]} - {first}", f"{tiles[1]} - {first}"
 
     # Keys by a step
 
@@ -102,12 +107,13 @@ class Ranges(TileBounds):
             first = self.let("origin", f"{first} - {step} * (({first} - OFFSET) // {step} % ALIGNED)")
         count = self.let("count", f"tl.maximum(tl.cdiv({hi} - {first}, {step}), 0)")
         tiles = self.let("tiles", f"tl.cdiv({count}, BLOCK_N)")
-        partial = None
+        partial = full = None
         if run.inner is not None:
             full_lo, full_hi = self.inner(run.inner)
             begin = self.let("full", f"tl.cdiv(tl.maximum({full_lo} - {first}, 0), {step} * BLOCK_N)")
             reached = f"tl.maximum(tl.cdiv(tl.maximum({full_hi} - {first}, 0), {step}), 0)"
-            partial = f"((n < {begin}) | (n >= {self.let('full_end', f'{reached} // BLOCK_N')}))"
+            full = begin, self.let("full_end", f"{reached} // BLOCK_N")
+            partial = f"((n < {full[0]}) | (n >= {full[1]}))"
 
         def keys(writer: Writer) -> None:
             writer.let(self.at, f"{first} + {step} * (n * BLOCK_N + lanes_n)")
@@ -115,7 +121,7 @@ class Ranges(TileBounds):
 
         begin = self.let("begin", f"{first}{self.shift}")
         place = f"{begin} % {step}, {begin} // {step} + n * BLOCK_N"
-        return Loop(*self.share(tiles), keys, partial, self.exact(), view=str(self.number), place=place)
+        return Loop(*self.share(tiles), keys, partial, self.exact(), view=str(self.number), place=place, full=full)
 
     # Keys of a grid
 

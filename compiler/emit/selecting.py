@@ -13,15 +13,13 @@ from collections.abc import Sequence
 from attnc.compiler.composition import Scores
 from attnc.compiler.emit.arguments import LAYOUTS, Argument, Signature, kernel_arguments
 from attnc.compiler.emit.expressions import ROWS, TILE, Array, Expressions
-from attnc.compiler.emit.kernel import CONSTANTS, Kernel
+from attnc.compiler.emit.kernel import CONSTANTS, Kernel, split_score
 from attnc.compiler.emit.listed import NOTHING
 from attnc.compiler.emit.selecting_text import SELECTING
 from attnc.compiler.emit.writer import Writer
 from attnc.compiler.ir import Node
 
-SIGNATURE = Signature(
-    ("q", "k"), ("lists", "held_ranks", "held_members", "held_used", "held_last"), rows=(), streamed=()
-)
+SIGNATURE = Signature(("q", "k"), ("lists", "held", "held_used", "held_last"), rows=(), streamed=())
 # Sizes beside those of every kernel: lanes of a batch row, heads of a lane, entries of a list; and where a score sums
 # over places: their number, width and stride, those of a member, the tokens that there are, the most of a member
 SIZES = ("LANES", "HEADS", "WANTED", "WIDTH")
@@ -80,7 +78,7 @@ class SelectingKernel:
                 ("d", "tl.arange(0, BLOCK_D)"),
                 ("tiles", "tl.cdiv(N, BLOCK_M)"),
                 ("first_line", "tl.program_id(0) * BLOCK_M"),
-                ("held", "(first_line + lane_m) * CAPACITY"),
+                ("entries", "(first_line + lane_m) * CAPACITY"),
             ]
         )
         writer.comment("later lines first: under a causal condition they have most members")
@@ -106,7 +104,7 @@ class SelectingKernel:
         scores = self.scores
         self.expressions.hoist([node for node in (scores.condition, scores.force) if node is not None])
         if scores.head is None:
-            self.expressions.hoist(self.score_nodes())
+            self.hoist()
             self.load_query()
         self.range()
         with writer.block("for n in range(first_tile, last_tile):"):
@@ -120,20 +118,18 @@ class SelectingKernel:
             with writer.block(f"{'if' if scores.force is not None else 'elif'} RESIDENT:"):
                 writer.line("_write(lines, row_ok, member, ranks, must, WANTED, WIDTH, PADDED, FORCED, FEW)")
             with writer.block("else:"):
-                held = "held_ranks, held_members"
-                writer.let("used", f"_append({held}, held, member, ranks, must, last, used)")
-                with writer.block("if tl.max(used, 0) > CAPACITY - BLOCK_N:"):
-                    self.compact()
+                writer.let("used", "_append(held, entries, member, ranks, must, last, used)")
+                writer.let("limit", "tl.where(n == last_tile - 1, WANTED, CAPACITY - BLOCK_N)")
+                with writer.block("if tl.max(used, 0) > limit:"):
+                    writer.let("slack", "(limit - WANTED) // 4")
+                    held = "held, held_used, held_last, first_line, used"
+                    writer.line(
+                        f"used, last = _compact({held}, WANTED, slack, BLOCK_M, CAPACITY, AT_ONCE, FORCED, FEW)"
+                    )
         with writer.block("if not RESIDENT:"):
-            with writer.block("if tl.max(used, 0) > WANTED:"):
-                self.compact()
             writer.line("tl.debug_barrier()")
-            writer.line("_unload(lines, row_ok, held_members, held, used, WIDTH, PADDED)")
+            writer.line("_unload(lines, row_ok, held, entries, used, WIDTH, PADDED)")
             writer.line("tl.debug_barrier()")
-
-    def compact(self) -> None:
-        held = "held_ranks, held_members, held_used, held_last, first_line, used, WANTED"
-        self.writer.line(f"used, last = _compact({held}, BLOCK_M, CAPACITY, AT_ONCE, FORCED, FEW)")
 
     def range(self) -> None:
         """The tiles of members that hold the candidates; nothing is held yet."""
@@ -180,12 +176,12 @@ class SelectingKernel:
     def score(self) -> None:
         """`score` of a tile of members."""
         writer, scores = self.writer, self.scores
-        if scores.places is None and scores.head is None:
+        if scores.places is None and scores.head is None and scores.live is None:
             self.lets([("j", "member"), ("j_ok", "member_ok")])
             self.load_keys()
             self.product()
             self.expressions.share(self.score_nodes(), TILE)
-            text = self.expressions.text(scores.body, TILE)
+            text = self.body_text()
             writer.let("score", f"tl.zeros([BLOCK_M, BLOCK_N], tl.float32) + {text}", scores.body.span)
             self.expressions.local = {}
             return
@@ -212,10 +208,34 @@ class SelectingKernel:
         writer.let("first_head", "h")
         with writer.block("for turn_h in range(0, HEADS):"):
             writer.let("h", "first_head + turn_h")
-            self.expressions.hoist(self.score_nodes())
+            self.hoist()
             self.load_query()
             self.add()
         writer.let("h", "first_head")
+
+    def hoist(self) -> None:
+        """What a line's scores of one head share; an exponent's parts in base 2."""
+        self.expressions.hoist(self.score_nodes())
+        exponent = self.exponent()
+        if exponent is not None:
+            _, factor, lse = exponent
+            self.writer.let("base", f"{self.expressions.text(lse, ROWS)} * LOG2E")
+            factor_text = "LOG2E" if factor is None else f"{self.expressions.text(factor, ROWS)} * LOG2E"
+            self.writer.let("factor", factor_text)
+
+    def exponent(self) -> tuple[Node, Node | None, Node] | None:
+        """Where a score is exp(x * factor - y) with y of the line: x, the factor (None: 1) and y."""
+        (inner,) = self.scores.body.args if self.scores.body.op == "exp" else (None,)
+        if inner is None or inner.op != "sub" or inner.args[1].depends_on("j") or not inner.args[1].depends_on("i"):
+            return None
+        return *split_score(inner.args[0]), inner.args[1]
+
+    def body_text(self) -> str:
+        """The score of a pair."""
+        exponent = self.exponent()
+        if exponent is None:
+            return self.expressions.text(self.scores.body, TILE)
+        return f"tl.exp2({self.expressions.text(exponent[0], TILE)} * factor - base[:, None])"
 
     def product(self) -> None:
         if self.scores.query is None:
@@ -230,12 +250,12 @@ class SelectingKernel:
         writer, scores = self.writer, self.scores
         self.product()
         self.expressions.share(self.score_nodes(), TILE)
-        text = self.expressions.text(scores.body, TILE)
-        if scores.places is not None:
-            live = "j_ok[None, :]"
-            if scores.live is not None and scores.live.op != "literal":
-                live += f" & {self.expressions.text(scores.live, TILE)}"
-            text = f"tl.where({live}, {text}, 0.0)"
+        text = self.body_text()
+        live = [] if scores.places is None else ["j_ok[None, :]"]
+        if scores.live is not None and scores.live.op != "literal":
+            live.append(self.expressions.text(scores.live, TILE))
+        if live:
+            text = f"tl.where({' & '.join(live)}, {text}, 0.0)"
         writer.let("score", f"score + {text}", scores.body.span)
         self.expressions.local = {}
 

@@ -8,6 +8,7 @@ order of members: ties go to the lowest.
 SELECTING = '''
 NOTHING = tl.constexpr(-2147483648)
 ALL = tl.constexpr(2147483647)
+NONE_HELD = tl.constexpr(-9223372036854775808)  # of rank NOTHING
 
 
 @triton.jit
@@ -18,8 +19,12 @@ def _ranking(score, live):
 
 
 @triton.jit
-def _last_rank(ranks, room, FEW: tl.constexpr):
-    """The rank of the `room`-th of each line; NOTHING where a line has fewer, ALL where there is room for none."""
+def _last_rank(ranks, room, slack, ROUGHLY: tl.constexpr, FEW: tl.constexpr):
+    """The rank of the `room`-th of each line, NOTHING where a line has fewer; and how many reach it (ALL: not counted).
+
+    ROUGHLY: or any rank that `room` to `room + slack` reach.
+    """
+    known = tl.full([ranks.shape[0]], ALL, tl.int32)
     if FEW > 0:  # one after the other
         last = tl.full([ranks.shape[0]], ALL, tl.int32)
         count = tl.zeros([ranks.shape[0]], tl.int32)
@@ -29,18 +34,31 @@ def _last_rank(ranks, room, FEW: tl.constexpr):
             last = tl.where(more, best, last)
             count += tl.where(more, tl.sum((ranks == best[:, None]).to(tl.int32), 1), 0)
     else:  # by bits: the largest rank that `room` reach
-        last = tl.where(tl.sum((ranks >= 0).to(tl.int32), 1) >= room, 0, NOTHING)
+        count = tl.sum((ranks >= 0).to(tl.int32), 1)
+        last = tl.where(count >= room, 0, NOTHING)
         step = tl.full([], 1073741824, tl.int32)
-        for _ in range(0, 31):
-            reached = last + step
-            last = tl.where(tl.sum((ranks >= reached[:, None]).to(tl.int32), 1) >= room, reached, last)
-            step = step // 2
-    return last
+        if ROUGHLY:
+            known = tl.where(count >= room, count, tl.sum((ranks > NOTHING).to(tl.int32), 1))
+            while step * tl.max((known > room + slack).to(tl.int32), 0) > 0:
+                reached = last + step
+                count = tl.sum((ranks >= reached[:, None]).to(tl.int32), 1)
+                last = tl.where(count >= room, reached, last)
+                known = tl.where(count >= room, count, known)
+                step = step // 2
+        else:
+            for _ in range(0, 31):
+                reached = last + step
+                last = tl.where(tl.sum((ranks >= reached[:, None]).to(tl.int32), 1) >= room, reached, last)
+                step = step // 2
+    return last, known
 
 
 @triton.jit
-def _taken(ranks, must, wanted, FORCED: tl.constexpr, FEW: tl.constexpr):
-    """Which `wanted` of a line are taken, `must` first; and the rank that a later one has to exceed."""
+def _taken(ranks, must, wanted, slack, ROUGHLY: tl.constexpr, FORCED: tl.constexpr, FEW: tl.constexpr):
+    """Which `wanted` of a line are taken, `must` first; and the rank that a later one has to exceed.
+
+    ROUGHLY: up to `slack` more, the `wanted` among them.
+    """
     live = ranks > NOTHING
     if FORCED:
         must = must & live
@@ -51,11 +69,13 @@ def _taken(ranks, must, wanted, FORCED: tl.constexpr, FEW: tl.constexpr):
     else:
         pool = ranks
         room = tl.zeros([ranks.shape[0]], tl.int32) + wanted
-    last = _last_rank(pool, room, FEW)
+    last, known = _last_rank(pool, room, slack, ROUGHLY, FEW)
     above = pool > last[:, None]
-    tied = (pool == last[:, None]) & (pool > NOTHING)
-    left = room - tl.sum(above.to(tl.int32), 1)
-    taken = above | (tied & (tl.cumsum(tied.to(tl.int32), 1) <= left[:, None]))
+    tied = ((pool == last[:, None]) & (pool > NOTHING)).to(tl.int32)
+    left = tl.where(known <= room + slack, known, room) - tl.sum(above.to(tl.int32), 1)
+    if tl.max(tl.sum(tied, 1) - left, 0) > 0:  # the lowest members of those that tie
+        tied = tl.where(tl.cumsum(tied, 1) <= left[:, None], tied, 0)
+    taken = above | (tied > 0)
     if FORCED:
         taken = taken | (must & (many[:, None] == 0))
         last = tl.where(many, ALL, last)
@@ -66,7 +86,7 @@ def _taken(ranks, must, wanted, FORCED: tl.constexpr, FEW: tl.constexpr):
 def _write(lines, line_ok, members, ranks, must, wanted, WIDTH, PADDED: tl.constexpr, FORCED: tl.constexpr,
            FEW: tl.constexpr):
     """The lists of lines whose members are all here."""
-    taken, _ = _taken(ranks, must, wanted, FORCED, FEW)
+    taken, _ = _taken(ranks, must, wanted, 0, False, FORCED, FEW)
     ones = taken.to(tl.int32)
     place = tl.cumsum(ones, 1) - 1
     value = tl.zeros(ranks.shape, tl.int32) + members[None, :]
@@ -91,20 +111,22 @@ def _write_few(lines, line_ok, members, ranks, WIDTH, PADDED: tl.constexpr, FEW:
 
 
 @triton.jit
-def _append(held_ranks, held_members, lines, members, ranks, must, last, used):
-    """Holds what may still be taken, after what a line holds; how many it holds then."""
+def _append(held, entries, members, ranks, must, last, used):
+    """Holds what may still be taken, after what a line holds, as rank, member and whether it must be, in 64 bits; how
+    many it holds then."""
     passes = (ranks > last[:, None]) | (must & (ranks > NOTHING))
     ones = passes.to(tl.int32)
-    place = lines[:, None] + used[:, None] + tl.cumsum(ones, 1) - 1
-    tl.store(held_ranks + place, ranks, mask=passes)
-    tl.store(held_members + place, members[None, :] * 2 + must.to(tl.int32), mask=passes)
+    place = entries[:, None] + used[:, None] + tl.cumsum(ones, 1) - 1
+    low = (members[None, :] * 2 + must.to(tl.int32)).to(tl.int64)
+    tl.store(held + place, (ranks.to(tl.int64) << 32) | low, mask=passes)
     return used + tl.sum(ones, 1)
 
 
 @triton.jit
-def _compact(held_ranks, held_members, held_used, held_last, first_line, used, wanted, BLOCK_M: tl.constexpr,
+def _compact(held, held_used, held_last, first_line, used, wanted, slack, BLOCK_M: tl.constexpr,
              CAPACITY: tl.constexpr, AT_ONCE: tl.constexpr, FORCED: tl.constexpr, FEW: tl.constexpr):
-    """Keeps the best of what each line holds, in order, some lines at once: (how many, the rank to exceed)."""
+    """Keeps the best of what each line holds and up to `slack` more, in order, some lines at once: (how many, the rank
+    to exceed)."""
     lane = first_line + tl.arange(0, BLOCK_M)
     tl.store(held_used + lane, used)
     tl.debug_barrier()
@@ -112,15 +134,12 @@ def _compact(held_ranks, held_members, held_used, held_last, first_line, used, w
         line = first_line + first + tl.arange(0, AT_ONCE)
         entry = tl.arange(0, CAPACITY)[None, :]
         inside = entry < tl.load(held_used + line)[:, None]
-        at = line[:, None] * CAPACITY + entry
-        ranks = tl.load(held_ranks + at, mask=inside, other=NOTHING)
-        members = tl.load(held_members + at, mask=inside, other=0)
-        taken, last = _taken(ranks, (members & 1) == 1, wanted, FORCED, FEW)
+        both = tl.load(held + line[:, None] * CAPACITY + entry, mask=inside, other=NONE_HELD)
+        taken, last = _taken((both >> 32).to(tl.int32), (both & 1) == 1, wanted, slack, True, FORCED, FEW)
         ones = taken.to(tl.int32)
         place = line[:, None] * CAPACITY + tl.cumsum(ones, 1) - 1
         tl.debug_barrier()
-        tl.store(held_ranks + place, ranks, mask=taken)
-        tl.store(held_members + place, members, mask=taken)
+        tl.store(held + place, both, mask=taken)
         tl.store(held_used + line, tl.sum(ones, 1))
         tl.store(held_last + line, last)
     tl.debug_barrier()
@@ -128,10 +147,10 @@ def _compact(held_ranks, held_members, held_used, held_last, first_line, used, w
 
 
 @triton.jit
-def _unload(lines, line_ok, held_members, held, used, WIDTH, ENTRIES: tl.constexpr):
+def _unload(lines, line_ok, held, entries, used, WIDTH, ENTRIES: tl.constexpr):
     """Writes what the lines hold as their lists."""
     for begin in range(0, WIDTH, ENTRIES):
         entry = begin + tl.arange(0, ENTRIES)[None, :]
-        member = tl.load(held_members + held[:, None] + entry, mask=entry < used[:, None], other=-2)
-        tl.store(lines[:, None] + entry, member >> 1, mask=(entry < WIDTH) & line_ok[:, None])
+        both = tl.load(held + entries[:, None] + entry, mask=entry < used[:, None], other=-2)
+        tl.store(lines[:, None] + entry, both.to(tl.int32) >> 1, mask=(entry < WIDTH) & line_ok[:, None])
 '''.strip("\n")

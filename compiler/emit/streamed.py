@@ -54,6 +54,13 @@ class StreamedForward(StreamedKernel):
         for tensor in ("q", "k", "v"):
             self.base(tensor)
         self.load_row_tile("query", "q", "d", "row")
+        self.widen("query")
+
+    def widen(self, *names: str) -> None:
+        """Operands of an exact plan, which may differ in type, in one."""
+        if self.exact:
+            for name in names:
+                self.writer.let(name, f"{name}.to(tl.float32)")
 
     def start(self) -> None:
         """The running softmax before any key: `largest` (base 2), `total`, `acc`."""
@@ -78,6 +85,7 @@ class StreamedForward(StreamedKernel):
         view = PAIRS if pairs else TILE
         self.load_streamed("keys", "k", "d", loop)
         self.load_streamed("values", "v", "e", loop)  # here, so that both copies are under way together
+        self.widen("keys", "values")
         if pairs:
             writer.let("s", "tl.sum(query.to(tl.float32) * keys.to(tl.float32), 1)")
         else:

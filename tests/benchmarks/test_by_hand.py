@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attnc.runtime.tolerance import error
-from benchmarks.by_hand import HYBRIDS
+from benchmarks.by_hand import HYBRIDS, TILE, F
 from benchmarks.ready import UnavailableError, within
 from benchmarks.suites import hybrids
 from benchmarks.work import Mask, Problem, Work
@@ -18,17 +18,30 @@ from benchmarks.work import Mask, Problem, Work
 class Plain:
     """What `benchmarks.by_hand` is put together from, by dense torch."""
 
-    def glue(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def glue(self, function: F) -> F:
         return function
 
     def masked(self, mask: Mask, problem: Problem) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-        return partial(self.chosen, mask)
+        rows, keys = (-(-one.shape[2] // TILE) for one in (problem.q, problem.k))
+        return partial(self.chosen, mask, torch.ones(1, 1, rows, keys, dtype=torch.bool))
 
-    def chosen(self, mask: Mask, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        group = q.shape[1] // k.shape[1]
-        k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+    def selected(self, q: Tensor, k: Tensor, v: Tensor, blocks: Tensor, width: int) -> Tensor:
+        q, k, v = (one.transpose(1, 2) for one in (q, k, v))
+        number, group = torch.arange(k.shape[2]) // width, q.shape[1] // k.shape[1]
+        picked = (blocks.transpose(1, 2).unsqueeze(-1) == number).any(3).repeat_interleave(group, 1)
+        live = picked & (torch.arange(k.shape[2]) <= torch.arange(q.shape[2])[:, None])
+        return self.softmax(live, q, k, v).transpose(1, 2)
+
+    def chosen(self, mask: Mask, touched: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         b, h, i, j = (torch.arange(size) for size in (*q.shape[:3], k.shape[2]))
         live = mask(b[:, None, None, None], h[:, None, None], i[:, None], j)
+        whole = touched.repeat_interleave(TILE, 2).repeat_interleave(TILE, 3)[:, :, : len(i), : len(j)]
+        assert bool((whole | ~live).all())
+        return self.softmax(live, q, k, v)
+
+    def softmax(self, live: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        group = q.shape[1] // k.shape[1]
+        k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
         score = q @ k.mT * float(q.shape[-1] ** -0.5)
         return score.masked_fill(~live, float("-inf")).softmax(-1) @ v
 

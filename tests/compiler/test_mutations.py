@@ -14,7 +14,7 @@ from attnc.compiler import algebra, conditions, domains, schedule, tabulate
 from attnc.compiler import simplify as simplification
 from attnc.compiler.domains import DomainBuilder, Keys
 from attnc.compiler.emit import bounds
-from attnc.compiler.emit.bounds import TileBounds
+from attnc.compiler.emit.bounds import Exact, Limits, TileBounds
 from attnc.compiler.emit.kernel import Kernel
 from attnc.compiler.emit.ranges import Ranges
 from attnc.compiler.emit.streamed import StreamedForward
@@ -148,8 +148,8 @@ def undivided(ends: Any, _: TileBounds) -> Any:
     return "0", ends[1]
 
 
-def always(exact: Any, _: TileBounds) -> Any:
-    return exact and replace(exact, when=None)
+def outer_only(exact: Any, of: TileBounds) -> Any:
+    return exact or Exact(tuple(Limits(of.name("lo0"), of.name("hi0"), True, True) for _ in of.key_set.runs[:1]))
 
 
 def negated_wrongly(graph: Graph, node: Node) -> Node | None:
@@ -247,7 +247,7 @@ MUTATIONS = [
     Mutation("the maximum stands still", "causal", kernels, written(r"\n( +)largest = peak", r"\n\1largest = largest")),
     Mutation("dead scores stay", "window", kernels, written(r's = tl\.where\(.*, s, float\("-inf"\)\)', "s = s")),
     Mutation("keys past a bound count", "local", kernels, written(r"\(j\[None, :\] < hi", "(j[None, :] <= hi")),
-    Mutation("a condition is not asked", "documents", kernels, returns(TileBounds, "exact", always)),
+    Mutation("a condition is not asked", "documents", kernels, returns(TileBounds, "exact", outer_only)),
     # emit: which tiles
     Mutation("tiles are visited twice", "streaming", kernels, instead(Ranges, "sweep", lambda *_: None)),
     Mutation("no first tile", "window", kernels, written(r"(tile0_0 = .*) // BLOCK_N", r"\1 // BLOCK_N + 1")),
@@ -255,7 +255,7 @@ MUTATIONS = [
     Mutation("full too early", "wide", kernels, written(r"tl\.cdiv\((full_first0_0), BLOCK_N\)", r"\1 // BLOCK_N")),
     Mutation("full too long", "causal", kernels, written(r"(full_last0_0) // BLOCK_N", r"tl.cdiv(\1, BLOCK_N)")),
     Mutation("extremes at the wrong end", "window", kernels, instead(bounds, "trend", lambda *_: DOWN)),
-    Mutation("all tiles are full", "window", kernels, written(r"if \(\(tile_n .*:", "if tile_n < 0:")),
+    Mutation("all tiles are full", "window", kernels, written(r"if APART or \(\(tile_n .*:", "if tile_n < 0:")),
     Mutation("steps begin beside", "strided", kernels, written(r"(origin_1 = .*)", r"\1 + 1")),
     Mutation("digits of the grid beside", "swin", kernels, written(r"(low_from_0 = .*)", r"\1 + 1")),
     Mutation("another line", "bigbird", kernels, written(r"(line_1 = tl\.minimum\(line_1), ", r"\1 + 1, ")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 
 import attnc
 from attnc.compiler import schedule
-from attnc.runtime import launch, launch_backward, work
+from attnc.runtime import kernel_call, launch, launch_backward, work
 from attnc.runtime.comparison import Case, Target, compare
 from attnc.runtime.inputs import Shape
 from attnc.runtime.settings import Setting
@@ -24,6 +25,14 @@ CUT: list[tuple[str, dict[str, Any], Shape]] = [
     ("strided", {"local": 6, "stride": 5}, Shape(1, 2, 2, 97, 131, 16, 16)),
     ("bigbird", {"block": 40, "randoms": 1}, Shape(1, 1, 1, 90, 90, 16, 16)),
     ("prefix_lm", {}, Shape(2, 2, 2, 70, 70, 16, 16)),
+]
+
+
+LOOPS: list[tuple[str, dict[str, Any], Shape]] = [
+    ("causal", {}, Shape(1, 4, 2, 77, 131, 16, 24)),
+    ("causal", {}, Shape(1, 1, 1, 1, 1, 16, 16)),
+    ("sliding_window", {"window": 70}, Shape(1, 2, 1, 150, 150, 24, 16)),
+    ("dilated_window", {"window": 40, "dilation": 3}, Shape(1, 1, 1, 201, 201, 16, 16)),
 ]
 
 
@@ -48,6 +57,19 @@ def test_a_condition_reads_the_products_themselves(scale: float) -> None:
         text = f"pattern p:\n    out = softmax[j]({score} where j <= i and q @ k > 0.3) @ v\n"
         case = Case(attnc.compile(text).p, Shape(1, 2, 2, 40, 40, 16, 16), Setting({"scale": scale}))
         assert [outcome for outcome in compare(case, TARGET) if not outcome.agrees] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "shape"), LOOPS, ids=lambda given: given if isinstance(given, str) else ""
+)
+def test_other_orders(name: str, parameters: dict[str, Any], shape: Shape, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Full tiles in a loop of their own; the products of a tile of queries the other way round."""
+    tile = replace(kernel_call.INTERPRETED, block_n=16, overlap=True, apart=True)
+    for module in (launch, launch_backward):
+        monkeypatch.setattr(module, "INTERPRETED", tile)
+    pattern = getattr(attnc.load(EXAMPLES / f"{name}.attn"), name)
+    outcomes = compare(Case(pattern, shape, Setting(parameters)), TARGET)
+    assert [outcome for outcome in outcomes if not outcome.agrees] == []
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-QUICK = ["prefix_lm", "dsa"]  # loops that begin and end at what is read from 64 bits; a selection of several tiles
+# Bounds that are read from 64 bits; a selection of several tiles; lone tokens.
+QUICK = ["prefix_lm", "dsa", "decode:strided", "decode:gated_delta"]
 NAMES = sorted(path.stem for path in (ROOT / "examples").glob("*.attn"))
 
 

@@ -13,7 +13,15 @@ from torch import Tensor
 from attnc.compiler import schedule_listed
 from attnc.compiler.plan import Plan
 from attnc.compiler.schedule import rows_stay
-from attnc.runtime import launch, launch_backward, launch_listed, listed_executor, listed_tiles, listed_work
+from attnc.runtime import (
+    launch,
+    launch_backward,
+    launch_listed,
+    launch_listed_backward,
+    listed_executor,
+    listed_tiles,
+    listed_work,
+)
 from attnc.runtime.backward import Engine, Gradients, differentiable
 from attnc.runtime.call import Call
 from attnc.runtime.executor import execute
@@ -121,6 +129,7 @@ def test_kernels(name: str, text: str) -> None:
 
 def test_kernels_in_small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch_listed, "PARTS", 500)
+    monkeypatch.setattr(launch_listed, "extent", lambda tensor: 2**31)  # rows lie too far apart for 32 bits
     check(made("wide_rows", "union"), launch.execute, KERNELS, torch.float32)
 
 
@@ -131,16 +140,26 @@ def test_kernels_with_blocks_cut_into_pieces(name: str, text: str, monkeypatch: 
     check(made(name, text), launch.execute, KERNELS, torch.float32)
 
 
+@pytest.mark.parametrize(("name", "text"), [("wide", "causal"), ("wide_group", "union"), ("wide_rows", "plain")])
+def test_all_gradients_of_a_block_at_once(name: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch_listed_backward, "TOGETHER", True)
+    check(made(name, text), launch.execute, KERNELS, torch.float32)
+
+
 @given(st.data())
 def test_pieces_cover_every_group_once(data: st.DataObject) -> None:
     lengths = data.draw(st.lists(st.integers(0, 40), min_size=1, max_size=8))
     piece, least, spare = data.draw(st.integers(1, 9)), data.draw(st.integers(0, 1)), data.draw(st.integers(0, 3))
-    programs = sum(lengths) // piece + len(lengths) + spare
-    pieces = listed_work.cut(torch.tensor(lengths, dtype=torch.int32), piece, programs, least=least)
-    found = [(g, f) for g, f in zip(pieces.group.tolist(), pieces.first.tolist(), strict=True)]
-    expected = [(group, first) for group, length in enumerate(lengths) for first in range(0, max(length, least), piece)]
+    programs = 2 * sum(lengths) // piece + len(lengths) + spare
+    starts = torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32)
+    pieces = listed_work.cut(starts, 2, piece, programs, least=least)
+    found = list(zip(pieces.group.tolist(), pieces.first.tolist(), strict=True))
+    number = [max(-(-2 * length // piece), least) for length in lengths]
+    expected = [(group, one * piece) for group, count in enumerate(number) for one in range(count)]
     assert found[: len(expected)] == expected
-    assert all(first >= lengths[group] and (first > 0 or not least) for group, first in found[len(expected) :])
+    assert all(first >= 2 * lengths[group] and (first > 0 or not least) for group, first in found[len(expected) :])
+    assert pieces.named.tolist() == [2 * lengths[group] for group, _ in found]
+    assert pieces.begin.tolist() == [int(starts[group]) for group, _ in found]
 
 
 @given(st.data())

@@ -64,7 +64,14 @@ def test_strided_operands_and_empty_sums() -> None:
     assert not empty.any()
 
 
-@pytest.mark.parametrize(("name", "rounded"), [("linformer", {"0_value", "1_value"}), ("mla", {"1_value", "2_value"})])
+ROUNDED = [
+    ("linformer", {"0_value", "1_value", "2_attention"}),
+    ("mla", {"1_value", "2_value"}),
+    ("agent", {"0_attention", "1_attention"}),
+]
+
+
+@pytest.mark.parametrize(("name", "rounded"), ROUNDED)
 def test_patterns_round_what_attention_rounds(name: str, rounded: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU: products of 16-bit operands stay in their type, and what only attention reads is rounded."""
     pattern = attnc.load(EXAMPLES / f"{name}.attn").patterns[name]
@@ -74,7 +81,7 @@ def test_patterns_round_what_attention_rounds(name: str, rounded: set[str], monk
         seen.update(rounded)
         return frozenset(rounded)
 
-    monkeypatch.setattr(array_structure, "kept_short", lambda x, y: x.dtype == y.dtype == torch.bfloat16)
+    monkeypatch.setattr(array_structure, "taken_as_held", lambda x, y, real: x.dtype == y.dtype)
     monkeypatch.setattr(steps, "rounded_arrays", forced)
     made = made_inputs(pattern.pattern, Shape(2, 4, 4, 33, 33, 16, 16), {}, dtype=torch.bfloat16, axes={"c": 24})
     leaves = [made.q, made.k, *([] if name == "mla" else [made.v]), *made.inputs.values()]

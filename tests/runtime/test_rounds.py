@@ -1,0 +1,83 @@
+"""A fixed number of rounds on small matrices in one kernel: against float64, forward and every gradient."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import attnc
+from attnc.runtime import rounds
+from attnc.runtime.inputs import Shape, made_inputs
+from attnc.runtime.tolerance import error, tolerance
+
+NEWTON = """
+pattern newton(steps: int = 3):
+    input A: real[b, h, x, y]
+    input w: real[h]
+    Z = transpose(A) / 9
+    repeat steps:
+        Y = Z @ (2 * identity[x] - A @ Z)
+        Z = Y * w - Z / (w + 2)
+    out = softmax[j](q @ k * scale) @ v + sum[x](sum[y](transpose(Z)))
+"""
+TWO_STATES = """
+pattern twice(steps: int = 4):
+    input A: real[x, y]
+    input B: real[b, h, x, y]
+    C = B
+    D = A @ transpose(A) / 20
+    repeat steps:
+        C = C + D @ B / 3
+        D = -D @ transpose(D) / 2
+    out = softmax[j](q @ k * scale) @ v + sum[x](sum[y](C))
+"""
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many programs the kernels were run with."""
+    seen: list[int] = []
+    run = rounds.Launch.run
+
+    def watched(self: Any, kernel: Any, given: Any, tensors: Any, programs: int, heads: int, **flags: bool) -> None:
+        seen.append(programs)
+        run(self, kernel, given, tensors, programs, heads, **flags)
+
+    monkeypatch.setattr(rounds.Launch, "run", watched)
+    return seen
+
+
+@pytest.mark.parametrize(("text", "name"), [(NEWTON, "newton"), (TWO_STATES, "twice")])
+@pytest.mark.parametrize("axes", [{"x": 5, "y": 3}, {"x": 1, "y": 17}, {"x": 16, "y": 16}])
+def test_rounds_and_their_gradients(text: str, name: str, axes: dict[str, int], launched: list[int]) -> None:
+    pattern = attnc.compile(text).patterns[name]
+    made = made_inputs(pattern.pattern, Shape(2, 2, 2, 3, 4, 8, 8), {"steps": 3}, axes=axes)
+    inputs = list(made.inputs.values())
+    for one in inputs:
+        one.requires_grad_()
+    out = pattern(made.q, made.k, made.v, **made.inputs)
+    expected = pattern.reference(made.q, made.k, made.v, **made.inputs)
+    assert error(out, expected) <= tolerance(torch.float32, 64)
+    cotangent = torch.randn_like(out)
+    found = torch.autograd.grad(out, inputs, cotangent)
+    wanted = torch.autograd.grad(expected, inputs, cotangent.double())
+    assert max(error(one, other) for one, other in zip(found, wanted, strict=True)) <= tolerance(torch.float32, 64)
+    assert launched == [4, 4, 4]  # forward; again for the gradient, with what it keeps; back
+
+
+def test_no_rounds_leave_the_start(launched: list[int]) -> None:
+    pattern = attnc.compile(NEWTON).patterns["newton"]
+    made = made_inputs(pattern.pattern, Shape(1, 2, 2, 3, 4, 8, 8), {"steps": 0}, axes={"x": 4, "y": 3})
+    out = pattern(made.q, made.k, made.v, steps=0, **made.inputs)
+    assert error(out, pattern.reference(made.q, made.k, made.v, steps=0, **made.inputs)) < 1e-5
+    assert launched == [2]
+
+
+def test_large_matrices_and_vectors_run_by_torch(launched: list[int]) -> None:
+    pattern = attnc.compile(NEWTON).patterns["newton"]
+    made = made_inputs(pattern.pattern, Shape(1, 1, 1, 3, 4, 8, 8), {"steps": 1}, axes={"x": 65, "y": 2})
+    out = pattern(made.q, made.k, made.v, steps=1, **made.inputs)
+    assert error(out, pattern.reference(made.q, made.k, made.v, steps=1, **made.inputs)) < 1e-5
+    assert launched == []
