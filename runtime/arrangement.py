@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 NOWHERE = 2**31 - 1  # the position in a slot that is empty: past every other
+PARTS = 32  # of a sequence: numbers of slots that are told apart
 NOBODY = 2**63 - 1  # the group of such a slot
 
 
@@ -44,19 +45,43 @@ def arrange(group: Tensor | None, live: Tensor | None) -> Arrangement:
     """
     if group is None:
         assert live is not None
-        group = torch.zeros(1, 1, 1, dtype=torch.int64, device=live.device)
+        return compacted(live)
     live = torch.ones_like(group, dtype=torch.bool) if live is None else live
     group, live = torch.broadcast_tensors(*same_heads(group, live))
     length = group.shape[-1]
     ordered, order = torch.where(live, group, NOBODY).sort(dim=-1, stable=True)
     count = live.sum(-1, keepdim=True)
-    capacity = min(max(int(count.max()), 1), length) if group.numel() else length
+    capacity = longest(count, length) if group.numel() else length
     ordered, order = ordered[..., :capacity].contiguous(), order[..., :capacity]
     slot = torch.arange(capacity, device=group.device)
     filled = slot < count
     slots = torch.full(group.shape, -1, dtype=torch.int64, device=group.device)
     slots.scatter_(-1, order, torch.where(filled, slot, -1))
     return Arrangement(order.masked_fill(~filled, -1), slots, ordered)
+
+
+def compacted(live: Tensor) -> Arrangement:
+    """The positions where `live` holds (b, h, L), in their order and in one group; the others follow behind."""
+    length = live.shape[-1]
+    before = live.cumsum(-1)
+    count = before[..., -1:] if length else before.new_zeros(*live.shape[:-1], 1)
+    capacity = longest(count, length) if live.numel() else length
+    position = torch.arange(length, device=live.device)
+    slot = torch.where(live, before - 1, count + position - before)
+    order = torch.empty_like(slot).scatter_(-1, slot, position.expand(live.shape))[..., :capacity]
+    empty = torch.arange(capacity, device=live.device) >= count
+    group = torch.where(empty, NOBODY, 0)
+    return Arrangement(order.masked_fill(empty, -1), torch.where(live, slot, -1), group)
+
+
+def longest(count: Tensor, length: int) -> int:
+    """Slots for the longest list, of 1 to `length` places: read from the device, rounded up where there are many.
+
+    Calls whose lists are about as long have as many slots, so that what was recorded of one serves the others.
+    """
+    step = max(length // PARTS, 1)
+    most = count.amax() if step == 1 else torch.div(count.amax() + (step - 1), step, rounding_mode="floor")
+    return min(max(int(most) * step, 1), length)
 
 
 def share(order: Arrangement) -> float:

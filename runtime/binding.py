@@ -43,6 +43,41 @@ class Bound:
         return built_in | self.inputs
 
 
+@dataclass(frozen=True)
+class Checked:
+    """A form of call that was checked: the operator's arguments but for the tensors that are given.
+
+    `names`: the inputs in order; `defaults`: those that are not given.
+    """
+
+    key: str
+    ints: list[int]
+    floats: list[float]
+    names: tuple[str, ...]
+    defaults: dict[str, Tensor]
+
+    def inputs(self, settings: Mapping[str, Any]) -> list[Tensor]:
+        """The inputs of a call of this form."""
+        if not self.defaults:
+            return [settings[name] for name in self.names]
+        return [self.defaults[name] if name in self.defaults else settings[name] for name in self.names]
+
+
+def form_of(q: Any, k: Any, v: Any, settings: Mapping[str, Any]) -> tuple[object, ...] | None:
+    """All that `bind` looks at; None where that is not so plain, or tensors made for it would not serve later."""
+    form: list[object] = [torch.is_inference_mode_enabled()]
+    for value in (q, k, v, *settings.values()):
+        if type(value) is Tensor or type(value) is torch.nn.Parameter:
+            form += (value.shape, value.dtype, value.device)
+        elif value is None or type(value) in (bool, int, float):
+            form += (type(value), value)
+        elif type(value) is tuple and all(type(one) is int for one in value):
+            form.append(value)
+        else:
+            return None
+    return (*settings, *form)
+
+
 def bind(
     pattern: Pattern, parameters: tuple[Parameter, ...], q: Any, k: Any, v: Any, settings: Mapping[str, Any]
 ) -> Bound:

@@ -37,8 +37,8 @@ def cached_module(key: str, build: Callable[[], str]) -> ModuleType:
     """The module of a generated text: from this process, else from disk, else from `build()`.
 
     `key` names all that the text depends on (plan, device kind, element type ..); the versions of the compiler,
-    torch and triton are added here. The module's functions have their source at hand (`inspect.getsource`)
-    whether or not a file could be written.
+    torch and triton are added here. Its kernels are launchers (see `launcher`); its functions have their source at
+    hand (`inspect.getsource`) whether or not a file could be written.
     """
     digest = _digest(key)
     with _lock:
@@ -49,7 +49,9 @@ def cached_module(key: str, build: Callable[[], str]) -> ModuleType:
             if text is None:
                 text = build()
                 _store(path, text, key)
-            module = _modules[digest] = _execute(path, text)
+            from attnc.runtime.launcher import Launchers  # late: it brings torch
+
+            module = _modules[digest] = Launchers(_execute(path, text))
         return module
 
 

@@ -47,7 +47,7 @@ def roundable(root: Node) -> frozenset[Node]:
 def rounded_arrays(composition: Composition, q: Tensor) -> frozenset[str]:
     """Steps whose arrays are only read by what rounds them to the type of q; the result is rounded to it anyway.
 
-    Values over one sequence, outputs of attention, and reads of states.
+    Values over one sequence, outputs of attention and reads of states.
     """
     if q.dtype not in SHORT_TYPES or q.device.type != "cuda":
         return frozenset()

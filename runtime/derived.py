@@ -53,10 +53,10 @@ def equal_bounds(plan: Plan, table: Derived, call: Call) -> dict[str, Tensor]:
     x, y = sides(plan, table, call)
     highest, lowest = running(y)
     bounds = {
-        "lo": torch.searchsorted(highest, x),
-        "hi": torch.searchsorted(lowest, x, right=True),
-        "inner_lo": torch.searchsorted(lowest, x),
-        "inner_hi": torch.searchsorted(highest, x, right=True),
+        "lo": torch.searchsorted(highest, x, out_int32=True),
+        "hi": torch.searchsorted(lowest, x, right=True, out_int32=True),
+        "inner_lo": torch.searchsorted(lowest, x, out_int32=True),
+        "inner_hi": torch.searchsorted(highest, x, right=True, out_int32=True),
     }
     return by_row(table, call, bounds)
 
@@ -101,7 +101,8 @@ def by_row(table: Derived, call: Call, bounds: dict[str, Tensor]) -> dict[str, T
     row, key = ("j", "i") if table.attribute == "i" else ("i", "j")
     kept = frozenset((table.args[0].type.indices | table.args[1].type.indices) - {key})
     first = call.offset if key == "i" else 0
-    return {part: without(bound if row in kept else bound.squeeze(-1), kept) + first for part, bound in bounds.items()}
+    found = {part: without(bound if row in kept else bound.squeeze(-1), kept) for part, bound in bounds.items()}
+    return {part: bound + first for part, bound in found.items()} if first else found
 
 
 def listing(plan: Plan, table: Derived, call: Call) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
@@ -17,6 +18,7 @@ from attnc.dsl.types import Base
 from attnc.runtime.binding import WIDEST, fixed_sizes
 from attnc.runtime.program import Program, program
 from attnc.runtime.refusal import extra_inputs, refuse
+from attnc.runtime.repeated import repeated
 from attnc.runtime.scalars import of_node, of_term
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ BACKENDS = ("auto", "executor", "triton")
 library = torch.library.Library("attnc", "DEF")
 library.define(SCHEMA)
 library.define(GRADIENT_SCHEMA)
+_operator = torch.ops.attnc.attention.default
 
 
 def pack(program: Program, parameters: dict[str, Any]) -> tuple[list[int], list[float]]:
@@ -177,19 +180,39 @@ def _run(
     backend: str,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """The result, lse (B, H, N) of a pattern that is one softmax (else empty), and what its heavy steps left."""
+    key = (plan, backend, *ints, *floats)
+    out, lse, *saved = repeated(
+        f"`{program(plan).pattern.name}`",
+        key,
+        (q, k, v, *inputs),
+        lambda: _forward(plan, q, k, v, inputs, ints, floats, backend),
+    )
+    return out, lse, saved
+
+
+def _forward(
+    plan: str,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor | None,
+    inputs: list[Tensor],
+    ints: list[int],
+    floats: list[float],
+    backend: str,
+) -> list[Tensor]:
+    """The result, lse, and what the heavy steps left."""
     prepared = checked(plan, q, k, v, inputs, ints, floats)
     engine = choose_engine(backend, q.device)
     step = prepared.composition.attention
     if step is not None:
-        out, lse = engine.execute(step.plan, prepared.call(step.plan), q.dtype)
-        return out, lse, []
+        return list(engine.execute(step.plan, prepared.call(step.plan), q.dtype))
     from attnc.runtime.steps import run
 
     with torch.no_grad():
         made = run(prepared.composition, prepared.frame(), engine)
     statistics = torch.float64 if q.dtype == torch.float64 else torch.float32
-    lse = made.saved[-1] if prepared.program.is_one_softmax else q.new_empty(0, dtype=statistics)
-    return _own(made.out.to(q.dtype), [q, k, v, *inputs, *made.saved]), lse.clone(), made.saved
+    lse = made.saved[-1].clone() if prepared.program.is_one_softmax else q.new_empty(0, dtype=statistics)
+    return [_own(made.out.to(q.dtype), [q, k, v, *inputs, *made.saved]), lse, *made.saved]
 
 
 def _own(out: Tensor, others: Sequence[Tensor | None]) -> Tensor:
@@ -258,19 +281,65 @@ def _shape(found: Program, sizes: dict[str, int]) -> list[int]:
     return [int(axis) if axis.isdigit() else sizes[axis] for axis in found.pattern.output_axes]
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, list[Tensor]]) -> None:
-    """Keeps what the backward reads; torch notices where one of them is changed in place."""
-    key, q, k, v, extra, ints, floats, backend = inputs
-    out, lse, saved = output
-    found = program(key)
-    ctx.gradients = _differentiable(found)
-    ctx.arguments = key, list(ints), list(floats), backend
-    ctx.optional = v is not None
-    ctx.count = len(saved)
-    ctx.save_for_backward(q, k, out, lse, *saved, *([] if v is None else [v]), *extra)
-    ctx.set_materialize_grads(False)
+class _Attention(torch.autograd.Function):
+    """The operator as autograd sees it, its lists flattened: torch's own way to register a gradient takes 0.2 ms."""
+
+    @staticmethod
+    def forward(ctx: Any, keys: Any, settings: tuple[Any, ...], *tensors: Tensor | None) -> Any:
+        key, ints, floats, backend = settings
+        q, k, v, *extra = tensors
+        with torch._C._AutoDispatchBelowAutograd():
+            out, lse, saved = _operator.redispatch(keys, key, q, k, v, extra, ints, floats, backend)
+        ctx.settings = settings
+        ctx.optional = v is not None
+        ctx.count = len(saved)
+        ctx.save_for_backward(q, k, out, lse, *saved, *([] if v is None else [v]), *extra)
+        ctx.set_materialize_grads(False)
+        return out, lse, *saved
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None, *grad_saved: Any) -> Any:
+        """What steps saved is nobody's to use, so it has no cotangent."""
+        key, ints, floats, backend = ctx.settings
+        q, k, out, lse, *rest = ctx.saved_tensors
+        saved, rest = rest[: ctx.count], rest[ctx.count :]
+        v = rest.pop(0) if ctx.optional else None
+        needed = [a and b for a, b in zip(ctx.needs_input_grad[2:], _differentiable(program(key)), strict=True)]
+        if grad_out is None:
+            grad_out = torch.zeros_like(out)
+        given = torch.ops.attnc.attention_backward(
+            key, grad_out, grad_lse, out, lse, saved, q, k, v, rest, ints, floats, backend, needed
+        )
+        made = iter(given)
+        return None, None, *(next(made) if need else None for need in needed)
 
 
+def _autograd(
+    keys: Any,
+    plan: str,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor | None,
+    inputs: list[Tensor],
+    ints: list[int],
+    floats: list[float],
+    backend: str,
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """The operator where tensors may ask for gradients; torch notices where one that is kept is changed in place."""
+    below = keys & torch._C._after_autograd_keyset
+    tensors = (q, k, v, *inputs)
+    if torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in tensors):
+        settings = (plan, list(ints), list(floats), backend)
+        out, lse, *saved = _Attention.apply(below, settings, *tensors)  # type: ignore[no-untyped-call]
+        return out, lse, saved
+    with torch._C._AutoDispatchBelowAutograd():
+        result: tuple[Tensor, Tensor, list[Tensor]] = _operator.redispatch(
+            below, plan, q, k, v, inputs, ints, floats, backend
+        )
+    return result
+
+
+@lru_cache(maxsize=256)
 def _differentiable(found: Program) -> list[bool]:
     """Which of q, k, v and the extra inputs have a gradient: not those that steer conditions and selections only."""
     from attnc.runtime.steps import differentiable
@@ -281,26 +350,6 @@ def _differentiable(found: Program) -> list[bool]:
 
 def _tensor_names(found: Program) -> list[str]:
     return ["q", "k", "v", *(declared.name for declared in extra_inputs(found.pattern))]
-
-
-def _backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None, grad_saved: Any = None) -> tuple[Any, ...]:
-    """The gradients of the operator's arguments. What steps saved is nobody's to use, so it has no cotangent."""
-    key, ints, floats, backend = ctx.arguments
-    q, k, out, lse, *rest = ctx.saved_tensors
-    saved, rest = rest[: ctx.count], rest[ctx.count :]
-    v = rest.pop(0) if ctx.optional else None
-    _, *asked, in_list = ctx.needs_input_grad[:5]
-    needed = [a and b for a, b in zip([*asked, *in_list], ctx.gradients, strict=True)]
-    if grad_out is None:
-        grad_out = torch.zeros_like(out)
-    given = torch.ops.attnc.attention_backward(
-        key, grad_out, grad_lse, out, lse, saved, q, k, v, rest, ints, floats, backend, needed
-    )
-    made = iter(given)
-    found_gradients = [next(made) if need else None for need in needed]
-    # torch takes an empty list for one of tensors, whose gradient is a list.
-    parameters: list[list[Tensor] | None] = [None if values else [] for values in (ints, floats)]
-    return None, *found_gradients[:3], found_gradients[3:], *parameters, None
 
 
 def _run_backward(
@@ -320,6 +369,27 @@ def _run_backward(
     needed: list[bool],
 ) -> list[Tensor]:
     """The gradients that are needed, in the order of q, k, v and the inputs."""
+    given = (grad_out, grad_lse, out, lse, q, k, v, *saved, *inputs)
+    return repeated(
+        f"the gradient of `{program(plan).pattern.name}`",
+        (plan, backend, len(saved), *needed, *ints, *floats),
+        given,
+        lambda: _gradients(plan, given, len(saved), ints, floats, backend, needed),
+    )
+
+
+def _gradients(
+    plan: str,
+    given: Sequence[Any],
+    count: int,
+    ints: list[int],
+    floats: list[float],
+    backend: str,
+    needed: list[bool],
+) -> list[Tensor]:
+    """The gradients that are needed. `given`: the operator's tensors, `count` of them what steps saved."""
+    grad_out, grad_lse, out, lse, q, k, v, *rest = given
+    saved, inputs = rest[:count], rest[count:]
     prepared = checked(plan, q, k, v, inputs, ints, floats)
     wanted = [name for name, need in zip(_tensor_names(prepared.program), needed, strict=True) if need]
     engine = choose_engine(backend, q.device)
@@ -385,7 +455,7 @@ for device in ("CPU", "CUDA"):
 torch.library.register_fake("attnc::attention", _fake, lib=library)
 torch.library.register_fake("attnc::attention_backward", _fake_backward, lib=library)
 # The one place that says what a gradient is.
-torch.library.register_autograd("attnc::attention", _backward, setup_context=_setup, lib=library)
+library.impl("attention", _autograd, "Autograd", with_keyset=True)
 torch.library.register_autograd("attnc::attention_backward", _second, setup_context=_keep_key, lib=library)
 torch.library.register_vmap("attnc::attention", _batch, lib=library)
 torch.library.register_vmap("attnc::attention_backward", _batch, lib=library)

@@ -12,7 +12,7 @@ from torch import Tensor
 from attnc.dsl.source import Source
 from attnc.dsl.terms import Input, Parameter, Pattern
 from attnc.dsl.types import Base
-from attnc.runtime.binding import Bound, bind, flat
+from attnc.runtime.binding import Bound, Checked, bind, flat, form_of
 from attnc.runtime.operator import Prepared, checked, pack, require
 from attnc.runtime.program import Program, program, register
 from attnc.runtime.refusal import extra_inputs, refuse
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from attnc.runtime.kv_cache import Pages
     from attnc.runtime.picture import View
 
+REMEMBERED = 256  # forms of calls that were checked
 PYTHON_TYPES = {Base.BOOL: bool, Base.INT: int, Base.REAL: float}
 
 
@@ -62,6 +63,7 @@ class CompiledPattern:
         self._parameters = self._program.parameters
         self._tuples = tuple(p.name for p in self._parameters if p.is_tuple)
         self._statics = self._program.statics
+        self._known_forms: dict[tuple[object, ...], Checked] = {}
         self.__name__ = self.__qualname__ = pattern.name
         self.__doc__ = _documentation(pattern, self._parameters)
         self.__signature__ = signature(pattern, self._parameters)
@@ -99,11 +101,25 @@ class CompiledPattern:
         "triton" (CUDA; on a CPU where TRITON_INTERPRET=1).
         """
         q, k, v = _autocast(q, k, v)
-        bound = bind(self._pattern, self._parameters, q, k, v, settings)
-        key, ints, floats = self._packed(bound)
-        inputs = list(bound.inputs.values())
+        form = None if torch.compiler.is_compiling() else form_of(q, k, v, settings)
+        known = self._known_forms.get(form) if form is not None else None
+        if known is None:
+            bound = bind(self._pattern, self._parameters, q, k, v, settings)
+            key, ints, floats = self._packed(bound)
+            inputs = list(bound.inputs.values())
+            if form is not None:
+                defaults = {name: value for name, value in bound.inputs.items() if settings.get(name) is None}
+                self._remember(form, Checked(key, ints, floats, tuple(bound.inputs), defaults))
+        else:
+            key, ints, floats = known.key, known.ints, known.floats
+            inputs = known.inputs(settings)
         out, statistics, _ = torch.ops.attnc.attention(key, q, k, v, inputs, ints, floats, backend)
         return out, statistics
+
+    def _remember(self, form: tuple[object, ...], known: Checked) -> None:
+        if len(self._known_forms) >= REMEMBERED:
+            self._known_forms.clear()
+        self._known_forms[form] = known
 
     def cache(self, max_length: int, *, pages: Pages | None = None, **parameters: Any) -> DecodingCache:
         """An empty cache for at most `max_length` tokens of these parameters: see `DecodingCache` and `decode`.

@@ -25,7 +25,7 @@ def carry_prompt(
     query, key, value, decay = operands
     if query is None or key is None or value is None:
         raise InternalError("an operand of a sum is missing")
-    parts = carry_sums(operands, Reach(), total, narrow)
+    parts = carry_sums(operands, Reach(), total, narrow, torch.float32)
     out = torch.cat([parts[0], parts[1].unsqueeze(-1)], -1) if total else parts[0]
     shapes = Shapes.of(query, key, value, decay)
     first = None if state is None else state.float()
@@ -60,12 +60,12 @@ def recur_prompt(operands: Sequence[Tensor | None], delta: bool, narrow: bool) -
     query, key, value, decay, left, right = operands
     if query is None or key is None or value is None or left is None or right is None:
         raise InternalError("an operand of a recurrence is missing")
-    out = recur_reads(operands, 0, delta, narrow)
+    out = recur_reads(operands, 0, delta, narrow, torch.float32)
     batch, heads, rows, width = out.shape
     shapes = Shapes(batch, heads, rows, key.shape[2], key.shape[3], width, out.dtype)
     later = torch.nn.functional.pad(right[:, :, 1:], (0, 0, 0, 1))
     later = spread(later, shapes).expand(shapes.batch, shapes.heads, -1, -1)
-    found = recur_reads([later, *operands[1:]], 0, delta, narrow)
+    found = recur_reads([later, *operands[1:]], 0, delta, narrow, torch.float32)
     reads = torch.nn.functional.pad(found[:, :, :-1], (0, 0, 1, 0))
     now = out.new_zeros(shapes.batch, shapes.heads, shapes.features, shapes.width)
     for start in range(0, shapes.rows, PIECE):

@@ -16,6 +16,7 @@ from attnc.compiler.plan import Branch, Diagonals, Domain, Grid, KeySet, Listed,
 from attnc.compiler.schedule import Split, TileShape, split_rows
 from attnc.runtime.call import Call
 from attnc.runtime.evaluate import Environment
+from attnc.runtime.tape import lasting
 
 REMEMBERED = 64
 FIXED_OPS = frozenset({"input", "derived"})
@@ -169,8 +170,8 @@ def tensors(split: Split, rows: RowTiles, call: Call) -> ProgramList:
     tile = torch.tensor([tile for tile, _, _ in split.long_tiles])
     device = call.q.device
     return ProgramList(
-        torch.tensor(split.entries, dtype=torch.int32, device=device),
-        torch.tensor([(slot, parts) for _, slot, parts in split.long_tiles], dtype=torch.int32, device=device),
-        torch.where(rows.exists, rows.rows, -1)[tile].to(device=device, dtype=torch.int32),
+        lasting(torch.tensor(split.entries, dtype=torch.int32, device=device)),
+        lasting(torch.tensor([(slot, parts) for _, slot, parts in split.long_tiles], dtype=torch.int32, device=device)),
+        lasting(torch.where(rows.exists, rows.rows, -1)[tile].to(device=device, dtype=torch.int32)),
         split.slots,
     )

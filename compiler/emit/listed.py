@@ -156,7 +156,7 @@ class Gathered(StreamedKernel):
             self.writer.let("i_low", "tl.min(tl.where(row_ok, i, FAR), 0)")
             self.writer.let("i_high", "tl.max(tl.where(row_ok, i, 0), 0)")
 
-    def turn(self) -> Loop:
+    def each(self) -> Loop:
         """What a step is told of its tile."""
         return Loop("0", "turns", lambda writer: None, partial=None if self.certain is None else "partial")
 
@@ -174,7 +174,7 @@ class Gathered(StreamedKernel):
         """A step for every tile of keys."""
         with self.writer.block("for n in range(0, turns):"):
             self.keys_of_turn()
-            self.step(self.key_set, self.turn())
+            self.step(self.key_set, self.each())
 
     def gathered(self, tensor: str, axis: str) -> str:
         """Pointers of gathered rows; how far they lie from the lane's first head may need 64 bits (not NARROW)."""

@@ -114,7 +114,7 @@ class ListedBackwardKeys(Gathered, BackwardKeys):
         self.next_lines("first + lanes_n")
         with writer.block("for n in range(0, (last - first + BLOCK_N - 1) // BLOCK_N):"):
             self.rows_of_turn()
-            self.step(self.key_set, self.turn())
+            self.step(self.key_set, self.each())
             if not self.gradient.leaves:
                 with writer.block("if FUSED:"):
                     self.parts_of_rows()
