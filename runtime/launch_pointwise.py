@@ -20,7 +20,6 @@ from attnc.dsl.types import Base
 from attnc.runtime.arrays import Frame
 from attnc.runtime.cache import cached_module
 from attnc.runtime.kernel_call import device_of, interpreting
-from attnc.runtime.launcher import Launcher, Launchers
 from attnc.runtime.row_layout import Given, Layout, contiguous_strides, dims_of, strided
 from attnc.runtime.scalars import of_node
 from attnc.runtime.views import ALIGNMENT
@@ -39,7 +38,7 @@ class Loaded:
     def __init__(self, kernel: RowKernel) -> None:
         self.kernel = kernel
         text = module(kernel.text)
-        self.function: Launcher = getattr(Launchers(cached_module(text, lambda: text)), kernel.name)
+        self.function = getattr(cached_module(text, lambda: text), kernel.name)
         self.prepared: OrderedDict[tuple[object, ...], Launch] = OrderedDict()
 
 
@@ -59,13 +58,14 @@ def backward_kernel(group: Group, wanted: tuple[str, ...], held: tuple[str, ...]
 class Launch:
     """A launch with all worked out but its tensors' addresses. `outs`: shape, dtype and whether to clear it first."""
 
-    function: Launcher
+    function: Any
     values: list[Any]
     slots: list[int]
     outs: list[tuple[list[int], torch.dtype, bool]]
     grid: tuple[int, int, int]
     constants: dict[str, Any]
     compiled: Any = None
+    ordered: Sequence[str] = ()
 
     def __call__(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """What the kernel writes."""
@@ -80,10 +80,12 @@ class Launch:
         for slot, tensor in zip(self.slots, (*tensors, *made), strict=True):
             values[slot] = tensor
         with device_of(like):
-            if self.compiled is None:
-                self.compiled = self.function.first(self.grid, values, self.constants)
-            else:
-                self.function.again(self.compiled, self.grid, values, self.constants)
+            if self.compiled is not None:
+                self.compiled[self.grid](*values, *(self.constants[name] for name in self.ordered))
+                return made
+            self.compiled = self.function[self.grid](*values, **self.constants, num_warps=WARPS)
+            if self.compiled is not None:  # the interpreter has none
+                self.ordered = self.function.arg_names[len(values) :]
         return made
 
 
@@ -204,7 +206,7 @@ class Rows:
             max(1, layout.heads // given[place.name].lengths["h"]) for place in kernel.reads if "h" in place.dims
         ]
         values += [*numbers, *widths, layout.rows, layout.offset, layout.heads, tiles]
-        constants: dict[str, Any] = {"BLOCK_R": rows, "num_warps": WARPS}
+        constants: dict[str, Any] = {"BLOCK_R": rows}
         for at, (block, width) in enumerate(zip(blocks, widths, strict=True)):
             constants |= {f"BLOCK_{at}": block, f"EVEN_{at}": block == width}
         grid = (tiles * layout.heads * layout.batch, 1, 1)
