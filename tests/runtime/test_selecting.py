@@ -13,6 +13,7 @@ import attnc
 from attnc.compiler.composition import Choose
 from attnc.compiler.pipeline import compose
 from attnc.compiler.schedule_selecting import HELD, held, selecting_shape
+from attnc.runtime import launch_selecting
 from attnc.runtime.arrays import Frame
 from attnc.runtime.choices import choose_topk
 from attnc.runtime.choose import choose, selected
@@ -156,6 +157,13 @@ def test_what_a_line_holds_does_not_grow_with_the_members() -> None:
 def test_whole_patterns(name: str) -> None:
     case = Case(getattr(PATTERNS, name), Shape(1, 2, 1, 19, 37, 5, 3), Setting({}, {}, {}))
     assert not [outcome for outcome in compare(case, INTERPRETER) if not outcome.agrees]
+
+
+def test_lists_that_no_kernel_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = found("past", SHAPES["plain"], torch.float32)
+    monkeypatch.setattr(launch_selecting, "MOST", 2)
+    assert selected(made.step, made.frame) is None
+    assert choose(made.step, made.frame).shape[-1] == 3
 
 
 def test_what_no_kernel_takes_says_why() -> None:
