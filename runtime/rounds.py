@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -10,29 +11,34 @@ import torch
 from torch import Tensor
 
 from attnc.compiler.emit.matrices import MatrixKernels, matrix_kernels
-from attnc.compiler.ir import Node
+from attnc.compiler.ir import Node, walk
 from attnc.runtime.arrays import Arrays, layout
 from attnc.runtime.cache import cached_module
+from attnc.runtime.launcher import Launchers
 
 LARGEST = 64  # rows and columns of a matrix that registers hold beside the others of a round
 
 
 @lru_cache(maxsize=256)
-def kernels_of(node: Node) -> tuple[MatrixKernels, Any] | None:
+def kernels_of(node: Node) -> tuple[MatrixKernels, Launchers] | None:
     """The kernels of a `repeat` and their module; None where no kernel takes it."""
     made = matrix_kernels(node)
-    return None if made is None else (made, cached_module(made.text, lambda: made.text))
+    return None if made is None else (made, Launchers(cached_module(made.text, lambda: made.text)))
 
 
 def runs(at: Arrays, node: Node) -> bool:
-    """Whether a kernel runs a `repeat` in this call."""
+    """Whether `rounds` takes a `repeat`: one of small matrices."""
+    return kernels_of(node) is not None
+
+
+def by_kernel(at: Arrays, kernels: MatrixKernels) -> bool:
+    """Whether a kernel runs them in this call."""
     from attnc.runtime.kernel_call import interpreting  # late: it brings what only kernels need
 
     frame = at.frame
     if frame.tracing or frame.real != torch.float32 or not (frame.device.type == "cuda" or interpreting()):
         return False
-    found = kernels_of(node)
-    return found is not None and all(0 < frame.length(axis) <= LARGEST for axis in found[0].axes)
+    return all(0 < frame.length(axis) <= LARGEST for axis in kernels.axes)
 
 
 def rounds(at: Arrays, node: Node) -> Tensor:
@@ -47,12 +53,68 @@ def rounds(at: Arrays, node: Node) -> Tensor:
             given = [
                 one.unsqueeze(0 if name == "b" else indices.index("b") + 1 if "b" in indices else 0) for one in given
             ]
-    launch = Launch(module, kernels, at.integer(node.args[0]), tuple(at.frame.length(axis) for axis in kernels.axes))
-    out: Tensor = Rounds.apply(launch, *given)  # type: ignore[no-untyped-call]
+    count = at.integer(node.args[0])
+    if by_kernel(at, kernels):
+        launch = Launch(module, kernels, count, tuple(at.frame.length(axis) for axis in kernels.axes))
+        out: Tensor = Rounds.apply(launch, *given)  # type: ignore[no-untyped-call]
+    else:
+        out = by_torch(at, node, count, dict(zip(kernels.reads, given, strict=True)))
     for place, name in ((1, "h"), (0, "b")):
         if name not in indices:
             out = out.squeeze(place)
     return out
+
+
+OPERATORS: dict[str, Callable[..., Any]] = {
+    "neg": operator.neg,
+    "add": operator.add,
+    "sub": operator.sub,
+    "mul": operator.mul,
+    "div": operator.truediv,
+    "dot": operator.matmul,
+    "matmul": operator.matmul,
+    "transpose": lambda x: x.mT,
+}
+
+
+def by_torch(at: Arrays, node: Node, count: int, given: Mapping[int, Tensor]) -> Tensor:
+    """The same by torch, without a look at types in each round. `given`: operands by place, (B, H) or matrices."""
+    block = node.block
+    assert block is not None
+    names: dict[object, Tensor] = {}
+    for place, name in enumerate((*block.states, *block.captured), 1):
+        operand = given.get(place)
+        if operand is None:
+            names[name] = _value(at, _order(node.args[place]), {})
+        else:
+            names[name] = operand[..., None, None] if operand.dim() == 2 else operand
+    steps = [(name, _order(step)) for name, step in block.steps]
+    for _ in range(count):
+        for name, order in steps:
+            names[name] = _value(at, order, names)
+    return names[block.result]
+
+
+@lru_cache(maxsize=256)
+def _order(root: Node) -> tuple[Node, ...]:
+    return tuple(walk(root))
+
+
+def _value(at: Arrays, order: Sequence[Node], names: Mapping[object, Tensor]) -> Tensor:
+    """The last of some nodes in order: (B, H, rows, columns), or 1 long where it is a number."""
+    found: dict[Node, Any] = {}
+    for node in order:
+        if node.op in ("state", "local"):
+            found[node] = names[node.attribute]
+        elif node.op == "literal":
+            found[node] = node.attribute
+        elif node.op == "identity":
+            length = at.frame.length(str(node.attribute))
+            found[node] = torch.eye(length, dtype=at.frame.real, device=at.frame.device)
+        else:
+            found[node] = OPERATORS[node.op](*(found[arg] for arg in node.args))
+    last: Tensor = found[order[-1]]
+    return last
 
 
 class Launch:

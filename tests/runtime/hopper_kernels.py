@@ -19,7 +19,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 import attnc
-from attnc.runtime import array_structure, chunked_operands, kernel_call, launch, launch_backward, rounds, views
+from attnc.runtime import chunked_operands, kernel_call, launch, launch_backward, rounds, views
 from attnc.runtime.comparison import defaults, filled
 from attnc.runtime.inputs import Shape, made_inputs
 from attnc.runtime.settings import Setting, settings
@@ -58,7 +58,7 @@ def prepare() -> None:
     changed: list[tuple[Any, str, Any]] = [
         (JITFunction, "__getitem__", compiled),
         (views, "copies_tiles", lambda tensor: True),
-        (array_structure, "runs", lambda at, node: rounds.kernels_of(node) is not None),
+        (rounds, "by_kernel", lambda at, kernels: True),
         (chunked_operands, "interpreting", lambda: True),
         *((module, "refuse_unfit", lambda call: None) for module in (kernel_call, launch, launch_backward)),
     ]

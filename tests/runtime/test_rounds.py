@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import attnc
-from attnc.runtime import rounds
+from attnc.runtime import repeated, rounds
 from attnc.runtime.inputs import Shape, made_inputs
 from attnc.runtime.tolerance import error, tolerance
 
@@ -81,3 +81,30 @@ def test_large_matrices_and_vectors_run_by_torch(launched: list[int]) -> None:
     out = pattern(made.q, made.k, made.v, steps=1, **made.inputs)
     assert error(out, pattern.reference(made.q, made.k, made.v, steps=1, **made.inputs)) < 1e-5
     assert launched == []
+
+
+@pytest.mark.parametrize(("text", "name"), [(NEWTON, "newton"), (TWO_STATES, "twice")])
+def test_rounds_by_torch_in_float64(text: str, name: str, launched: list[int]) -> None:
+    pattern = attnc.compile(text).patterns[name]
+    made = made_inputs(pattern.pattern, Shape(2, 2, 2, 3, 4, 8, 8), {}, axes={"x": 5, "y": 3}, dtype=torch.float64)
+    for one in made.inputs.values():
+        one.requires_grad_()
+    out = pattern(made.q, made.k, made.v, **made.inputs)
+    expected = pattern.reference(made.q, made.k, made.v, **made.inputs)
+    inputs = list(made.inputs.values())
+    found = torch.autograd.grad(out.sum(), inputs)
+    wanted = torch.autograd.grad(expected.sum(), inputs)
+    assert error(out, expected) <= 1e-12
+    assert max(error(one, other) for one, other in zip(found, wanted, strict=True)) <= 1e-12
+    assert launched == []
+
+
+def test_rounds_are_recorded(launched: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A repeated call launches the kernel without any of what decided on it, on other contents."""
+    monkeypatch.setattr(repeated, "devices", {"cpu"})
+    pattern = attnc.compile(NEWTON).patterns["newton"]
+    for seed in range(4):
+        made = made_inputs(pattern.pattern, Shape(1, 2, 2, 3, 4, 8, 8), {}, axes={"x": 4, "y": 3}, seed=seed)
+        out = pattern(made.q, made.k, made.v, **made.inputs)
+        assert error(out, pattern.reference(made.q, made.k, made.v, **made.inputs)) <= tolerance(torch.float32, 64)
+    assert launched == [2, 2]
