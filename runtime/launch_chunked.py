@@ -104,6 +104,15 @@ class ChunkedCall:
         self.tensors[name] = made
         return made
 
+    def for_rows(self, name: str, width: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
+        """A buffer (B, H, N, width) for what a kernel leaves at rows that have a position; 0 at those before any."""
+        sizes = self.sizes
+        made = self.buffer(name, sizes.batch, sizes.heads, sizes.rows, *width, dtype=dtype)
+        before = sizes.rows if not sizes.keys else min(max(-sizes.shift, 0), sizes.rows)
+        if before:
+            made[:, :, :before].zero_()
+        return made
+
     def run(self, name: str, grid: tuple[int, int, int], aliases: dict[str, str] | None = None, **given: Any) -> None:
         """Launch a kernel. `aliases`: other names of its buffers; `given`: constants, and sizes of this launch."""
         if 0 in grid:

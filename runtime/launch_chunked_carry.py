@@ -65,11 +65,9 @@ def carry_forward(
     del scaled
     refuse_states(call, reach, initial is not None or final)
     sizes = call.sizes
-    lead = (sizes.batch, sizes.heads, sizes.rows)
     first, chunks = sizes.query_chunks()
-    everywhere = first * sizes.length <= sizes.shift and sizes.shift >= 0
-    out = call.buffer("out", *lead, sizes.e, dtype=dtype, zero=not everywhere or not sizes.keys)
-    sums = call.buffer("total", *lead, dtype=torch.float32, zero=not everywhere or not sizes.keys) if total else None
+    out = call.for_rows("out", (sizes.e,), dtype)
+    sums = call.for_rows("total", (), torch.float32) if total else None
     if out.numel() and sizes.keys and sizes.f:
         run_forward(call, initial, final)
         e_blocks = call.blocks("outputs")[1]
@@ -108,8 +106,7 @@ def carry_backward(
     tensors["cotangent"] = cotangent.to(call.dtype)
     if total_cotangent is not None:
         tensors["total_cotangent"] = total_cotangent
-    zero = sizes.shift < 0
-    d_query = call.buffer("d_query", sizes.batch, sizes.heads, sizes.rows, sizes.f, zero=zero)
+    d_query = call.for_rows("d_query", (sizes.f,))
     d_key = call.buffer("d_key", *operands["key"].shape)
     d_value = call.buffer("d_value", *operands["value"].shape)
     if not (d_query.numel() and d_key.numel() and d_value.numel()):

@@ -73,10 +73,9 @@ def recur_forward(
     if initial is not None and given.offset < 0:
         raise ValueError("rows that read before position 0 do not see an initial state")
     first, chunks = sizes.query_chunks()
-    lead = (sizes.batch, sizes.heads)
-    whole = sizes.shift >= 0 and sizes.keys > 0 and sizes.f > 0
-    out = call.buffer("out", *lead, sizes.rows, sizes.e, dtype=dtype, zero=not whole)
+    out = call.for_rows("out", (sizes.e,), dtype)
     if not (out.numel() and sizes.keys and sizes.f):
+        out.zero_()
         return Recurred(out.to(dtype or call.given), initial)
     solve_states(call, initial, final)
     grid = (call.blocks("outputs")[1], chunks, sizes.batch * sizes.heads)

@@ -216,10 +216,12 @@ def gradients(
     back.again(list(saved))
     back.start(*cotangents)
     found = back.run()
+    given = cotangents[0].untyped_storage().data_ptr()
     made = {}
     for name in wanted:
         leaf, gradient = frame.tensors[name], found.get(name)
-        made[name] = torch.zeros_like(leaf) if gradient is None else gradient.to(leaf.dtype).contiguous()
+        gradient = torch.zeros_like(leaf) if gradient is None else gradient.to(leaf.dtype).contiguous()
+        made[name] = gradient.clone() if gradient.untyped_storage().data_ptr() == given else gradient
     return made
 
 
