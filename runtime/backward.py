@@ -131,7 +131,7 @@ class Gradients:
 
         out and grad_out (B, H, N, E), lse and grad_lse (B, H, N).
         """
-        lse = lse.masked_fill(lse == -math.inf, math.inf)
+        lse = lse.nan_to_num(nan=math.nan, posinf=math.inf, neginf=math.inf)
         delta = self.delta(out, grad_out, grad_lse)
         for number in range(len(self.plan.branches)):
             self.branch(number, grad_out, lse, delta)

@@ -39,7 +39,9 @@ def carries(operands: Operands, reach: Reach) -> bool:
     return query.dtype != torch.float64 and not (reach.kind == "period" and reach.amount < SHORTEST_PERIOD)
 
 
-def carry_sums(operands: Operands, reach: Reach, total: bool, narrow: bool, dtype: torch.dtype) -> list[Tensor]:
+def carry_sums(
+    operands: Operands, reach: Reach, total: bool, narrow: bool, dtype: torch.dtype = torch.float32
+) -> list[Tensor]:
     """[out in `dtype`, and where asked for, total in float32]. `narrow`: products of bfloat16."""
     query, key, value, decay = narrowed(operands, narrow)
     made = carry_forward(query, key, value, decay, reach=reach, total=total, dtype=dtype)
@@ -71,7 +73,9 @@ def recurrence(operands: Operands, offset: int, delta: bool, narrow: bool) -> Re
     return Recurrence(query, key, value, right, None if delta else left, decay, offset)
 
 
-def recur_reads(operands: Operands, offset: int, delta: bool, narrow: bool, dtype: torch.dtype) -> Tensor:
+def recur_reads(
+    operands: Operands, offset: int, delta: bool, narrow: bool, dtype: torch.dtype = torch.float32
+) -> Tensor:
     """The reads, in `dtype`."""
     return recur_forward(recurrence(operands, offset, delta, narrow), dtype=dtype).out
 

@@ -199,6 +199,8 @@ class Attending:
             "RAISING": factor is not None and factor > 0,
             "SPLIT": self.split,
             "ADDING": False,
+            "OVERLAP": False,
+            "APART": False,
         }
         function = getattr(self.module, kernel.name)
         named = {one.name: place for place, one in enumerate(kernel.arguments)}

@@ -288,6 +288,7 @@ class _Attention(torch.autograd.Function):
     def forward(ctx: Any, keys: Any, settings: tuple[Any, ...], *tensors: Tensor | None) -> Any:
         key, ints, floats, backend = settings
         q, k, v, *extra = tensors
+        ctx.gradients = _differentiable(program(key))  # raises, located, where there is no rule
         with torch._C._AutoDispatchBelowAutograd():
             out, lse, saved = _operator.redispatch(keys, key, q, k, v, extra, ints, floats, backend)
         ctx.settings = settings
@@ -304,7 +305,7 @@ class _Attention(torch.autograd.Function):
         q, k, out, lse, *rest = ctx.saved_tensors
         saved, rest = rest[: ctx.count], rest[ctx.count :]
         v = rest.pop(0) if ctx.optional else None
-        needed = [a and b for a, b in zip(ctx.needs_input_grad[2:], _differentiable(program(key)), strict=True)]
+        needed = [a and b for a, b in zip(ctx.needs_input_grad[2:], ctx.gradients, strict=True)]
         if grad_out is None:
             grad_out = torch.zeros_like(out)
         given = torch.ops.attnc.attention_backward(

@@ -48,6 +48,9 @@ def merged(recorder: Recorder) -> tuple[list[Event], dict[int, int]]:
             args, kwargs = renamed(event.args), {name: renamed(one) for name, one in event.kwargs.items()}
             event = replace(event, args=args, kwargs=kwargs)
             if not event.written and not changed & {*event.made.values()}:
+                if (alike := copied(recorder, event)) is not None and alike not in changed:
+                    same |= dict.fromkeys(event.made.values(), alike)
+                    continue
                 ages = tuple(age.get(place.root, 0) for place in places_of(event))
                 before = known.setdefault((event.function, spelt(args), spelt(tuple(kwargs.items())), ages), event)
                 if before is not event:
@@ -61,6 +64,16 @@ def merged(recorder: Recorder) -> tuple[list[Event], dict[int, int]]:
             age[root] += 1
         events.append(event)
     return events, same
+
+
+def copied(recorder: Recorder, event: Operation) -> int | None:
+    """The root that an operation gives again, the gradient of a slice that is all of its axis."""
+    if event.function is not torch.ops.aten.slice_backward.default:
+        return None
+    place, sizes, axis, start, end, step = event.args
+    (root,) = event.made.values()
+    whole = start == 0 and end >= sizes[axis] and step == 1
+    return place.root if whole and place.geometry == recorder.roots[root].geometry else None
 
 
 def changes(recorder: Recorder, event: Event) -> Iterable[int]:

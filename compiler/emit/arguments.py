@@ -76,7 +76,9 @@ def kernel_arguments(
             suffix = view_suffix(slot)
             streamed = (*signature.streamed, *signature.statistics)
             views += [Argument(f"{x}_view{suffix}", "view", x, slot, specialised=True) for x in streamed]
-    sizes = [Argument(name, "size", name) for name in ("B", "H", "N", "M", "D", "E", "OFFSET", "GROUP")]
+    sizes = [Argument(name, "size", name) for name in ("B", "H", "N", "M", "OFFSET", "GROUP")]
+    # Copies of vectors are as wide as what divides the limit that they are held against
+    sizes[4:4] = [Argument(name, "size", name, specialised=True) for name in ("D", "E")]
     sizes += [Argument("MEMBER", "size", "MEMBER")] if domain.rows.listed is not None else []
     nodes = list(walk(*expressions, *walk_nodes(domain)))
     used = {str(node.attribute) for node in nodes if node.op == "parameter"}

@@ -101,7 +101,7 @@ def combine_parts(part_out, part_lse, tiles, rows, o, lse, o_sb, o_sh, o_sn, o_s
     tl.store(lse + head.to(tl.int64) * N + row, statistic, mask=row_ok)
 
 
-@triton.jit(do_not_specialize=["H", "D"])
+@triton.jit(do_not_specialize=["H"])
 def add_parts(sums, tiles, rows, out, out_sb, out_sh, out_sn, out_sd, H, D,
               BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, ADDING: tl.constexpr):
     """Add the parts of a row tile in their order. tiles: (first slot, parts) a tile; rows: its rows."""
@@ -125,7 +125,7 @@ def add_parts(sums, tiles, rows, out, out_sb, out_sh, out_sn, out_sd, H, D,
     tl.store(place, total.to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["H", "N", "E"])
+@triton.jit(do_not_specialize=["H", "N"])
 def row_products(x, y, out, x_sb, x_sh, x_sn, x_se, y_sb, y_sh, y_sn, y_se, H, N, E,
                  BLOCK_M: tl.constexpr, BLOCK_E: tl.constexpr):
     """out[b, h, n] = sum over e of x[b, h, n, e] * y[b, h, n, e], in float32."""
