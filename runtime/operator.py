@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from attnc.dsl.types import Base
 from attnc.runtime.binding import WIDEST, fixed_sizes
+from attnc.runtime.operator_autograd import autograd, tensor_names
 from attnc.runtime.program import Program, program
 from attnc.runtime.refusal import extra_inputs, refuse
 from attnc.runtime.repeated import repeated
@@ -43,7 +43,6 @@ BACKENDS = ("auto", "executor", "triton")
 library = torch.library.Library("attnc", "DEF")
 library.define(SCHEMA)
 library.define(GRADIENT_SCHEMA)
-_operator = torch.ops.attnc.attention.default
 
 
 def pack(program: Program, parameters: dict[str, Any]) -> tuple[list[int], list[float]]:
@@ -281,78 +280,6 @@ def _shape(found: Program, sizes: dict[str, int]) -> list[int]:
     return [int(axis) if axis.isdigit() else sizes[axis] for axis in found.pattern.output_axes]
 
 
-class _Attention(torch.autograd.Function):
-    """The operator as autograd sees it, its lists flattened: torch's own way to register a gradient takes 0.2 ms."""
-
-    @staticmethod
-    def forward(ctx: Any, keys: Any, settings: tuple[Any, ...], *tensors: Tensor | None) -> Any:
-        key, ints, floats, backend = settings
-        q, k, v, *extra = tensors
-        ctx.gradients = _differentiable(program(key))  # raises, located, where there is no rule
-        with torch._C._AutoDispatchBelowAutograd():
-            out, lse, saved = _operator.redispatch(keys, key, q, k, v, extra, ints, floats, backend)
-        ctx.settings = settings
-        ctx.optional = v is not None
-        ctx.count = len(saved)
-        ctx.save_for_backward(q, k, out, lse, *saved, *([] if v is None else [v]), *extra)
-        ctx.set_materialize_grads(False)
-        return out, lse, *saved
-
-    @staticmethod
-    def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None, *grad_saved: Any) -> Any:
-        """What steps saved is nobody's to use, so it has no cotangent."""
-        key, ints, floats, backend = ctx.settings
-        q, k, out, lse, *rest = ctx.saved_tensors
-        saved, rest = rest[: ctx.count], rest[ctx.count :]
-        v = rest.pop(0) if ctx.optional else None
-        needed = [a and b for a, b in zip(ctx.needs_input_grad[2:], ctx.gradients, strict=True)]
-        if grad_out is None:
-            grad_out = torch.zeros_like(out)
-        given = torch.ops.attnc.attention_backward(
-            key, grad_out, grad_lse, out, lse, saved, q, k, v, rest, ints, floats, backend, needed
-        )
-        made = iter(given)
-        return None, None, *(next(made) if need else None for need in needed)
-
-
-def _autograd(
-    keys: Any,
-    plan: str,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor | None,
-    inputs: list[Tensor],
-    ints: list[int],
-    floats: list[float],
-    backend: str,
-) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """The operator where tensors may ask for gradients; torch notices where one that is kept is changed in place."""
-    below = keys & torch._C._after_autograd_keyset
-    tensors = (q, k, v, *inputs)
-    if torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in tensors):
-        settings = (plan, list(ints), list(floats), backend)
-        out, lse, *saved = _Attention.apply(below, settings, *tensors)  # type: ignore[no-untyped-call]
-        return out, lse, saved
-    with torch._C._AutoDispatchBelowAutograd():
-        result: tuple[Tensor, Tensor, list[Tensor]] = _operator.redispatch(
-            below, plan, q, k, v, inputs, ints, floats, backend
-        )
-    return result
-
-
-@lru_cache(maxsize=256)
-def _differentiable(found: Program) -> list[bool]:
-    """Which of q, k, v and the extra inputs have a gradient: not those that steer conditions and selections only."""
-    from attnc.runtime.steps import differentiable
-
-    names = differentiable(found.composition)
-    return [name in names for name in _tensor_names(found)]
-
-
-def _tensor_names(found: Program) -> list[str]:
-    return ["q", "k", "v", *(declared.name for declared in extra_inputs(found.pattern))]
-
-
 def _run_backward(
     plan: str,
     grad_out: Tensor,
@@ -392,7 +319,7 @@ def _gradients(
     grad_out, grad_lse, out, lse, q, k, v, *rest = given
     saved, inputs = rest[:count], rest[count:]
     prepared = checked(plan, q, k, v, inputs, ints, floats)
-    wanted = [name for name, need in zip(_tensor_names(prepared.program), needed, strict=True) if need]
+    wanted = [name for name, need in zip(tensor_names(prepared.program), needed, strict=True) if need]
     engine = choose_engine(backend, q.device)
     step = prepared.composition.attention
     if step is not None:
@@ -456,7 +383,7 @@ for device in ("CPU", "CUDA"):
 torch.library.register_fake("attnc::attention", _fake, lib=library)
 torch.library.register_fake("attnc::attention_backward", _fake_backward, lib=library)
 # The one place that says what a gradient is.
-library.impl("attention", _autograd, "Autograd", with_keyset=True)
+library.impl("attention", autograd, "Autograd", with_keyset=True)
 torch.library.register_autograd("attnc::attention_backward", _second, setup_context=_keep_key, lib=library)
 torch.library.register_vmap("attnc::attention", _batch, lib=library)
 torch.library.register_vmap("attnc::attention_backward", _batch, lib=library)
