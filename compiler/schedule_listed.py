@@ -52,7 +52,7 @@ def power(number: int) -> int:
 def piece_rows(rows: int, tiles: int, processors: int, step: int) -> int:
     """Rows of a piece, a multiple of `step`: `rows` is what all blocks are named by, each of `tiles` programs.
 
-    Pieces that leave their sums in slots are 2 * processors * PIECES_PER_PROCESSOR / tiles at most, whatever the length.
+    Pieces with slots for their sums are 2 * processors * PIECES_PER_PROCESSOR / tiles at most, whatever the length.
     """
     wanted = max(rows * tiles // (processors * PIECES_PER_PROCESSOR), SHORTEST_PIECE)
     return -(-wanted // step) * step

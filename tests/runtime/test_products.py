@@ -93,7 +93,7 @@ def test_patterns_round_what_attention_rounds(name: str, rounded: set[str], monk
     allowed = tolerance(torch.bfloat16, 33)
     assert seen
     assert error(out, expected) <= allowed
-    cotangent = torch.randn_like(out)
+    cotangent = torch.randn(out.shape, generator=torch.Generator().manual_seed(2)).to(out.dtype)
     found = torch.autograd.grad(out, leaves, cotangent)
     wanted = torch.autograd.grad(expected, leaves, cotangent.double())
     assert all(error(one, other) <= allowed for one, other in zip(found, wanted, strict=True))
