@@ -218,11 +218,11 @@ def is_antidiagonal(condition: Node, size: Node) -> bool:
 
 @dataclass(frozen=True)
 class Split:
-    """`closed`: the part in closed form, None where there is none. `members`: the node that reads a selection's lists;
-    `rest`: what else must hold of the pairs that it lists."""
+    """`closed`: the part in closed form, None where there is none. `members`: the node that reads a selection's lists, None
+    where its pairs are all among the others; `rest`: what else must hold of the pairs that it lists."""
 
     closed: Node | None
-    members: Node
+    members: Node | None
     rest: Node
 
 
@@ -245,7 +245,8 @@ def split(graph: Graph, condition: Node) -> Split | None:
             raise unlowered(chosen[-1], "a second selection in one softmax")
         members = chosen[0].args[1]
         rests.append(others)
-    assert members is not None
+    if members is None:
+        return Split(graph.any_of(graph.all_of(atoms) for atoms in closed), None, graph.literal(False))
     # An atom that every listed pair fulfils need not be denied.
     shared = set(rests[0]).intersection(*map(set, rests))
     covered = graph.any_of(graph.all_of(atom for atom in atoms if atom not in shared) for atoms in closed)

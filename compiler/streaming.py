@@ -62,7 +62,7 @@ def _branches(at: Decomposer, algebra: Algebra, tables: Tables, softmax: Softmax
         condition = tables.settled(tabulate(graph, closed, tables))
         domain = DomainBuilder(graph, algebra, tables).build(condition)
         branches.append(Branch(score, condition, domain, softmax.sink))
-    if parts is not None:
+    if parts is not None and parts.members is not None:
         rest = tables.readable(tabulate(graph, parts.rest, tables))
         selected = at.selected[str(parts.members.attribute)]
         branches.append(Branch(score, rest, Domain((), Rows()), None, selected=selected))

@@ -89,6 +89,7 @@ def check(
     shape: Sizes = None,
     device: Device = None,
     dtype: Dtype = None,
+    draws: Annotated[int, typer.Option(min=1, help="tensors for each call, one after the other")] = 1,
 ) -> None:
     """Type-check and compile files, and compare every back end, result and gradients, with the float64 reference.
 
@@ -109,7 +110,7 @@ def check(
         try:
             for one in select(file, pattern, all_of_them=True):
                 with console.status(f"{file.name}: {one.__name__}"):
-                    table.add_row(*check_pattern(one, set_, shape, places, failures))
+                    table.add_row(*check_pattern(one, set_, shape, places, failures, draws))
         except AttnError as error:
             table.add_row(file.stem, "", "", *("" for _ in places), "[red]not checked[/]")
             failures.append(str(error))
@@ -124,6 +125,7 @@ def check_pattern(
     shape: str | None,
     targets: list[Target],
     failures: list[str],
+    draws: int,
 ) -> list[str]:
     """The row of a pattern; what went wrong is added to `failures`."""
     from attnc.compiler.causality import leaks
@@ -135,7 +137,7 @@ def check_pattern(
     try:
         chosen = chosen_setting(pattern, set_, shape)
         tried = list(cases(pattern, chosen, settings(pattern.pattern, "check", pattern.known)))
-        outcomes = [compare_all(tried, target) for target in targets]
+        outcomes = [compare_all(tried, target, draws) for target in targets]
     except AttnError as error:
         failures.append(str(error))
         return [name, causal, "", *("" for _ in targets), "[red]not compiled[/]"]

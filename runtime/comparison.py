@@ -133,11 +133,16 @@ def shrunken(pattern: CompiledPattern) -> dict[str, Value]:
     return values
 
 
-def compare_all(tried: list[Case], target: Target) -> list[Outcome]:
-    """Every case with its gradients; in the interpreter, which is slow, those of one case of several heads."""
+def compare_all(tried: list[Case], target: Target, draws: int = 1) -> list[Outcome]:
+    """Every case with its gradients; in the interpreter, which is slow, those of one case of several heads.
+
+    `draws`: tensors of a case, one after the other: on CUDA, calls after the second do what was recorded of it.
+    """
     slow = target.label == "interpreter"
     chosen = next((case for case in tried if case.shape.heads > 1), None)
-    found = (compare(case, target, gradients=not slow or case is chosen) for case in tried)
+    found = (
+        compare(case, target, seed, gradients=not slow or case is chosen) for case in tried for seed in range(draws)
+    )
     return [outcome for outcomes in found for outcome in outcomes]
 
 

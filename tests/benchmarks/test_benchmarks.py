@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import attnc
 from benchmarks import bench, compilations, contenders, plot, report
 from benchmarks.ceilings import Ceilings
 from benchmarks.compiling import suite_module
@@ -224,3 +225,11 @@ def test_lengths_are_drawn_with_their_floors(tmp_path: Path) -> None:
     assert [time for _, time in curve["bandwidth floor"]] == pytest.approx([256 * tokens, 512 * tokens])
     plot.draw(data, tmp_path / "out.svg")
     assert "bandwidth floor" in (tmp_path / "out.svg").read_text() or (tmp_path / "out.svg").stat().st_size > 1000
+
+
+def test_whole_calls_name_what_examples_have() -> None:
+    from benchmarks.calls import CALLS
+
+    for name, (pattern, _, parameters, _) in CALLS.items():
+        declared = attnc.load(EXAMPLES / f"{pattern}.attn").patterns[pattern].pattern.parameters
+        assert set(parameters) <= {one.name for one in declared}, name

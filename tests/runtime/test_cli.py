@@ -60,6 +60,20 @@ def test_check_fails_where_a_result_falls_short(monkeypatch: pytest.MonkeyPatch)
     assert "falls short: causal on executor in float64, B1 H2 N5 D16: gradient of k: error" in done.stderr
 
 
+def test_check_draws_as_often_as_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+    compare = comparison.compare
+
+    def counted(case: comparison.Case, target: comparison.Target, seed: int, **more: bool) -> list[comparison.Outcome]:
+        seeds.append(seed)
+        return compare(case, target, seed, **more)
+
+    monkeypatch.setattr(comparison, "compare", counted)
+    done = attnc("check", "causal.attn", "--dtype", "float64", "--shape", "1,1,5,16", "--draws", "3")
+    assert done.exit_code == 0, done.output
+    assert seeds == [0, 1, 2]
+
+
 def test_check_goes_on_after_a_wrong_file() -> None:
     done = attnc("check", "wrong.attn", "l1.attn", "causal.attn", "--dtype", "float64", "--shape", "1,1,5,16")
     assert done.exit_code == 1

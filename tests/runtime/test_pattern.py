@@ -242,6 +242,6 @@ def test_loading_nothing_is_an_error(tmp_path: Path) -> None:
 def test_the_version_is_the_package_s() -> None:
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
     assert project["project"]["version"] == attnc.__version__
-    assert set(attnc.__all__) <= {*dir(attnc), *attnc._HOMES}
+    assert set(attnc.__all__) <= {*dir(attnc), *attnc._HOMES, "nn"}
     for name in attnc.__all__:
         assert getattr(attnc, name) is not None

@@ -281,3 +281,14 @@ def test_compiles_into_one_graph() -> None:
         )
         q, k, v = (x.float() for x in draw())
         torch.testing.assert_close(compiled(q, k, v), pattern(q, k, v, **settings))
+
+
+def test_a_selection_among_pairs_that_are_live_anyway_decides_nothing() -> None:
+    text = """pattern covered(top: int = 2):
+    axis s = blocks(j, 2)
+    picked = topk[s](q @ mean[j in s](k), top where s.stop <= i)
+    out = softmax[j](q @ k * scale where j <= i or (j <= i and j in picked)) @ v
+"""
+    covered = attnc.compile(text).patterns["covered"]
+    case = Case(covered, Shape(1, 2, 2, 9, 9, 8, 8), Setting())
+    assert all(outcome.agrees for outcome in compare(case, Target("executor", "executor", "cpu", torch.float64)))
