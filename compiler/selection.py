@@ -218,8 +218,8 @@ def is_antidiagonal(condition: Node, size: Node) -> bool:
 
 @dataclass(frozen=True)
 class Split:
-    """`closed`: the part in closed form, None where there is none. `members`: the node that reads a selection's lists, None
-    where its pairs are all among the others; `rest`: what else must hold of the pairs that it lists."""
+    """`closed`: the part in closed form, None where there is none. `members`: the node that reads a selection's lists,
+    None where its pairs are all among the others; `rest`: what else must hold of the pairs that it lists."""
 
     closed: Node | None
     members: Node | None
