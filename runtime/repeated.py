@@ -6,6 +6,7 @@ strides and alignment, and which of them are one memory. The contents are free t
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -40,7 +41,8 @@ class CaptureError(RuntimeError):
 
 _kinds: OrderedDict[Key, Kind] = OrderedDict()
 _lock = Lock()
-devices = {"cuda"}  # where calls are recorded: on a CPU what torch does outweighs what Python does
+# Where calls are recorded: on a CPU what torch does outweighs what Python does. ATTNC_RECORD=0: nowhere.
+devices: set[str] = set() if os.environ.get("ATTNC_RECORD") == "0" else {"cuda"}
 
 
 def repeated(name: str, key: Key, tensors: Sequence[Tensor | None], run: Run) -> list[Tensor]:
