@@ -1,6 +1,7 @@
-"""The `golden` fixture: text that a test compares with a file kept beside the tests.
+"""The `golden` fixture, and how hypothesis runs here.
 
-`pytest --update-golden` writes the files anew, and removes those that no test asks for.
+Golden text is compared with a file kept beside the tests. `pytest --update-golden` writes the files anew, and removes
+those that no test asks for. A busy machine is no error: examples have no deadline, and may be drawn slowly.
 """
 
 from __future__ import annotations
@@ -11,6 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
 
 TESTS = Path(__file__).parent
 GOLDEN = TESTS / "golden"
