@@ -73,10 +73,6 @@ class CachePlan:
         """What is kept along an index."""
         return next((one for one in self.kept if one.index == index), None)
 
-    def holder(self, array: str) -> Kept | None:
-        """What keeps an array."""
-        return next((one for one in self.kept if array in one.arrays), None)
-
 
 def cache_of(pattern: Pattern, composition: Composition, parameters: Mapping[str, int] | None = None) -> CachePlan:
     """What a decoding of the pattern keeps. `parameters`: values of ints; a lag may be causal for some of them only.

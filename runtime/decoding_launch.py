@@ -19,7 +19,7 @@ from attnc.compiler.plan import Plan
 from attnc.compiler.schedule_decoding import advance_shape, decoded_shape, parts_of
 from attnc.runtime.cache import cached_module
 from attnc.runtime.call import Call
-from attnc.runtime.kernel_call import interpreting, padded, processors, stride
+from attnc.runtime.kernel_call import block_constants, interpreting, padded, processors, stride
 from attnc.runtime.kv_cache import Held, Pages
 from attnc.runtime.scalars import of_node
 
@@ -186,21 +186,11 @@ class Attending:
 
     def launch_of(self, kernel: Kernel) -> tuple[Launch, list[int]]:
         """A branch's launch, and which of its arguments each call gives."""
-        width, value_width = self.padded
         factor = None if kernel.factor is None else of_node(kernel.factor, self.call.parameters, self.call.sizes)
         constants = {
-            "BLOCK_M": self.shape.block_m,
-            "BLOCK_N": self.shape.block_n,
-            "BLOCK_D": width,
-            "BLOCK_E": value_width,
-            "EVEN_D": self.sizes["D"] == width,
-            "EVEN_E": self.sizes["E"] == value_width,
-            "PRECISION": "tf32x3" if self.call.q.dtype == torch.float32 else "ieee",
+            **block_constants(self.shape, self.padded, self.sizes, self.call.q.dtype),
             "RAISING": factor is not None and factor > 0,
             "SPLIT": self.split,
-            "ADDING": False,
-            "OVERLAP": False,
-            "APART": False,
         }
         function = getattr(self.module, kernel.name)
         named = {one.name: place for place, one in enumerate(kernel.arguments)}

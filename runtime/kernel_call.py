@@ -136,20 +136,9 @@ class KernelCall:
                 values.append(None)
             else:
                 values.append(self.value(argument))
-        width, value_width = self.padded
-        given: dict[str, Any] = {
-            "BLOCK_M": self.shape.block_m,
-            "BLOCK_N": self.shape.block_n,
-            "BLOCK_D": width,
-            "BLOCK_E": value_width,
-            "EVEN_D": self.sizes["D"] == width,
-            "EVEN_E": self.sizes["E"] == value_width,
-            "PRECISION": "tf32x3" if self.call.q.dtype == torch.float32 else "ieee",
+        given = {
+            **block_constants(self.shape, self.padded, self.sizes, self.call.q.dtype),
             "RAISING": self.raising(kernel.factor),
-            "SPLIT": False,
-            "ADDING": False,
-            "OVERLAP": self.shape.overlap,
-            "APART": self.shape.apart,
             **views.present,
             **constants,
         }
@@ -199,6 +188,26 @@ class KernelCall:
         if domain.rows.listed is not None:
             values["entries"] = self.array(domain.rows.listed.table).shape[-1]
         return row_tiles(domain.rows, values, rows, offset, self.shape.block_m)
+
+
+def block_constants(
+    shape: TileShape, widths: tuple[int, int], sizes: Mapping[str, int], dtype: torch.dtype
+) -> dict[str, Any]:
+    """The constants of every streamed kernel, as most launches have them."""
+    width, value_width = widths
+    return {
+        "BLOCK_M": shape.block_m,
+        "BLOCK_N": shape.block_n,
+        "BLOCK_D": width,
+        "BLOCK_E": value_width,
+        "EVEN_D": sizes["D"] == width,
+        "EVEN_E": sizes["E"] == value_width,
+        "PRECISION": "tf32x3" if dtype == torch.float32 else "ieee",
+        "SPLIT": False,
+        "ADDING": False,
+        "OVERLAP": shape.overlap,
+        "APART": shape.apart,
+    }
 
 
 def padded(width: int) -> int:

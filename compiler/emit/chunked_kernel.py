@@ -105,13 +105,6 @@ LAYOUTS = {
     "total_cotangent": "bhn",
 }
 QUERY_SIDE = ("query", "cotangent", "total_cotangent")
-PER_QUERY_HEAD = (
-    *QUERY_SIDE,
-    "right",
-    "left",
-    "solved",
-    "d_solved",
-)  # a recurrence has as many key heads as query heads
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Sequence
 
+from attnc.compiler.emit.arithmetic import FLOORS, TANH
 from attnc.compiler.emit.kernel import Kernel
 from attnc.compiler.emit.listed_joins import LISTED_JOINS
 from attnc.compiler.emit.writer import Writer
@@ -37,15 +38,9 @@ LOG2E = tl.constexpr(1.4426950408889634)
 ALIGNED = tl.constexpr(4)  # float32 numbers between the places that a copy may begin at
 
 
-@triton.jit
-def _floor_div(x, y):
-    return (x - _floor_mod(x, y)) // y
-
-
-@triton.jit
-def _floor_mod(x, y):
-    return (x % y + y) % y
-
+"""
+    + FLOORS
+    + """
 
 @triton.jit
 def _int32(x):
@@ -53,10 +48,9 @@ def _int32(x):
     return (tl.zeros([], tl.int32) + x).to(tl.int32)
 
 
-@triton.jit
-def _tanh(x):
-    return 1.0 - 2.0 / (tl.exp(2.0 * x) + 1.0)
-
+"""
+    + TANH
+    + """
 
 @triton.jit
 def _pow(x, y):

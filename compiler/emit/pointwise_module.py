@@ -4,29 +4,24 @@ from __future__ import annotations
 
 import ast
 
+from attnc.compiler.emit.arithmetic import FLOORS, TANH
 from attnc.compiler.ir import Node
 from attnc.compiler.ops import OPS
 from attnc.dsl.types import Base
 
-PRELUDE = """
+PRELUDE = (
+    """
 import triton
 import triton.language as tl
 
 
-@triton.jit
-def _floor_div(x, y):
-    return (x - _floor_mod(x, y)) // y
+"""
+    + FLOORS
+    + """
 
-
-@triton.jit
-def _floor_mod(x, y):
-    return (x % y + y) % y
-
-
-@triton.jit
-def _tanh(x):
-    return 1.0 - 2.0 / (tl.exp(2.0 * x) + 1.0)
-
+"""
+    + TANH
+    + """
 
 @triton.jit
 def _least(x, y):
@@ -98,6 +93,7 @@ def _full(x, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 def _each(x, ROWS: tl.constexpr):
     return tl.zeros([ROWS], tl.float32) + x
 """
+)
 
 # Texts of their own where the op table's would lose a NaN, which arrays must show. Ints have 64 bits, as torch's.
 TEXTS = {
