@@ -21,6 +21,7 @@ from attnc.compiler.domains import DomainBuilder
 from attnc.compiler.ir import Graph, Node
 from attnc.compiler.membership import Tables
 from attnc.compiler.simplify import simplify
+from attnc.compiler.statics import specialised
 from attnc.dsl.diagnostics import AttnError
 from attnc.dsl.source import Span
 from attnc.dsl.terms import Axis, Pattern, Repeat, Scan, Term
@@ -59,12 +60,27 @@ def leaks(pattern: Pattern) -> list[tuple[Span, str]]:
     return sorted(spans, key=lambda leak: (leak[0].start, leak[1]))
 
 
+def causality(pattern: Pattern) -> str:
+    """`yes` or `no` for all values of parameters, or `by default`: proven for the default ones only."""
+    if not leaks(pattern):
+        return "yes"
+    return "no" if not defaults(pattern) or leaks(specialised(pattern, defaults(pattern))) else "by default"
+
+
+def defaults(pattern: Pattern) -> dict[str, int]:
+    """The default values of int parameters."""
+    return {one.name: one.default for one in pattern.parameters if type(one.default) is int}
+
+
 def describe_causality(pattern: Pattern) -> list[str]:
-    """Lines for people: `causal: yes`, or `causal: no, because ..` and each place."""
-    found = leaks(pattern)
-    if not found:
+    """Lines for people: whether no row depends on a later token, else each place that lets one."""
+    verdict, found = causality(pattern), leaks(pattern)
+    if verdict == "yes":
         return ["causal: yes, no row depends on a later token"]
     lines = ["causal: no, because"]
+    if verdict == "by default":
+        values = ", ".join(f"{name} = {value}" for name, value in defaults(pattern).items())
+        lines = [f"causal: yes for {values}, but not for all values, because"]
     for span, reason in found:
         lines.append(f"    line {span.source.position(span.start)[0]}, `{' '.join(span.text.split())}`: {reason}")
     return lines
@@ -208,7 +224,7 @@ class Causality:
         bounds = self.bounds(horizon, self.node(condition)) if condition is not None else None
         if bounds is not None:
             return (found - own) | bounds
-        reason = f"nothing keeps {name} at or before the query, whatever the values of parameters"
+        reason = f"nothing keeps {name} at or before the query"
         if name in self.axes:
             reason = f"members of `{name}` take part that may end after the query"
         place = self.place(term, term)

@@ -128,12 +128,12 @@ def check_pattern(
     draws: int,
 ) -> list[str]:
     """The row of a pattern; what went wrong is added to `failures`."""
-    from attnc.compiler.causality import leaks
+    from attnc.compiler.causality import causality
     from attnc.runtime.comparison import cases, compare_all
     from attnc.runtime.settings import settings
 
     name = str(pattern.__name__)
-    causal = "no" if leaks(pattern.pattern) else "yes"
+    causal = causality(pattern.pattern)
     try:
         chosen = chosen_setting(pattern, set_, shape)
         tried = list(cases(pattern, chosen, settings(pattern.pattern, "check", pattern.known)))

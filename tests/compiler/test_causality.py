@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import attnc
-from attnc.compiler.causality import describe_causality, leaks
+from attnc.compiler.causality import causality, describe_causality, leaks
 from attnc.runtime.comparison import defaults, shrunken
 from attnc.runtime.inputs import Shape, made_inputs
 from attnc.runtime.pattern import CompiledPattern
@@ -146,3 +146,16 @@ def test_the_place_of_a_leak_is_named() -> None:
     first, second = describe_causality(seer.pattern)
     assert first == "causal: no, because"
     assert "mean[i in a](q)" in second
+
+
+@pytest.mark.parametrize(
+    ("name", "verdict"), [("half_and_half", "by default"), ("causal", "yes"), ("longformer", "no"), ("full", "no")]
+)
+def test_default_values_may_prove_what_others_do_not(name: str, verdict: str) -> None:
+    pattern = pattern_of(ROOT / "examples" / f"{name}.attn")
+    assert causality(pattern.pattern) == verdict
+    if verdict == "by default":
+        first, second = describe_causality(pattern.pattern)
+        assert first == "causal: yes for window = 512, but not for all values, because"
+        assert "i - j >= window" in second
+        assert changed_rows(pattern) == []
