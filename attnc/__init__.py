@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from attnc.runtime.kv_cache import Pages
     from attnc.runtime.modules import AttnModule, compile, load
     from attnc.runtime.pattern import CompiledPattern
+    from attnc.runtime.state import State
 
 __version__ = "0.1.0"
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "CompiledPattern",
     "DecodingCache",
     "Pages",
+    "State",
     "__version__",
     "compile",
     "load",
@@ -40,6 +42,7 @@ _HOMES = {
     "CompiledPattern": "attnc.runtime.pattern",
     "DecodingCache": "attnc.runtime.decoding_cache",
     "Pages": "attnc.runtime.kv_cache",
+    "State": "attnc.runtime.state",
     "compile": "attnc.runtime.modules",
     "load": "attnc.runtime.modules",
     "orthogonal_gaussian": "attnc.runtime.gaussian",

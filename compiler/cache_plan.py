@@ -74,8 +74,11 @@ class CachePlan:
         return next((one for one in self.kept if one.index == index), None)
 
 
-def cache_of(pattern: Pattern, composition: Composition, parameters: Mapping[str, int] | None = None) -> CachePlan:
+def cache_of(
+    pattern: Pattern, composition: Composition, parameters: Mapping[str, int] | None = None, *, documents: bool = False
+) -> CachePlan:
     """What a decoding of the pattern keeps. `parameters`: values of ints; a lag may be causal for some of them only.
+    `documents`: states that begin anew with a document of packed ones are states, too.
 
     Raises AttnError, located in the text, for a pattern that cannot be decoded: a row depends on later tokens or on the
     length of the sequence, or a step has no form that goes on from a state.
@@ -83,7 +86,7 @@ def cache_of(pattern: Pattern, composition: Composition, parameters: Mapping[str
     for span, reason in leaks(specialised(pattern, parameters or {})):
         raise undecodable(pattern, span, f"a query depends on later tokens here: {reason}")
     check_lengths(pattern)
-    return _Deriving(pattern, composition).plan()
+    return _Deriving(pattern, composition, documents).plan()
 
 
 def undecodable(pattern: Pattern, span: Span, reason: str) -> AttnError:
@@ -124,6 +127,7 @@ class _Deriving:
 
     pattern: Pattern
     composition: Composition
+    documents: bool = False
     needs: dict[str, list[Retention]] = field(default_factory=dict)
     arrays: dict[str, dict[str, None]] = field(default_factory=dict)
     trailing: list[Trailing] = field(default_factory=list)
@@ -210,7 +214,7 @@ class _Deriving:
         extent = step.extent
         if extent.kind == "all":
             raise self.refused(None, "a sum over all keys")
-        if extent.same is not None:
+        if extent.same is not None and not self.documents:
             raise self.refused(None, f"a state that starts anew where `{extent.same}` changes")
         delayed = extent.kind == "lag" and not _is_zero(extent.amount)
         if step.decay is not None and extent.kind == "period":

@@ -125,6 +125,27 @@ class Extent:
 
 
 @dataclass(frozen=True)
+class Handing:
+    """What a step that carries a state takes from an earlier call and leaves to a later one (see `compiler.handing`).
+
+    `before` (b, h; f, e): the state before the first key, an input that may have no element (then it is 0); `after`:
+    that behind the last key, left beside the step's result. With a total, e has one more place, for sums of the keys.
+    `document`, where documents are packed: the input (b,) that holds the last call's last one, and the array of this
+    call's. `early`: a row reads the state before the update of its own position; `i - 1` in the place of i.
+    """
+
+    before: str
+    after: str
+    document: tuple[str, str] | None = None
+    early: bool = False
+
+    @property
+    def left(self) -> tuple[str, ...]:
+        """What the step leaves for it."""
+        return (self.after,) if self.document is None else (self.after, self.document[1])
+
+
+@dataclass(frozen=True)
 class Carry:
     """A sum over keys with separable weights, by the chunked skeleton: a state runs along the keys.
 
@@ -132,7 +153,7 @@ class Carry:
 
     `query` (b, h, i; f), `key` (b, h, j; f), `value` (b, h, j; e); `decay` is None, an array of log decays g (b, h, t)
     or one for each feature (b, h, t; f). Leaves `name` (b, h, i; e) and, where `total` is set, `total` (b, h, i): the
-    sum of the weights.
+    sum of the weights. `handing`: the state from before the first key, and behind the last one.
     """
 
     name: str
@@ -142,6 +163,7 @@ class Carry:
     extent: Extent
     decay: str | None = None
     total: str | None = None
+    handing: Handing | None = None
 
 
 @dataclass(frozen=True)
@@ -161,6 +183,7 @@ class Recur:
     decay: str | None
     left: str
     right: str
+    handing: Handing | None = None
 
 
 @dataclass(frozen=True)
@@ -231,6 +254,15 @@ Step = Compute | Attend | Regroup | Extreme | Carry | Recur | Choose | Sequentia
 
 
 @dataclass(frozen=True)
+class Handed:
+    """A tensor that goes from call to call: its name for the caller, the input that it is, the array that is left."""
+
+    name: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True)
 class Composition:
     """The steps of a pattern; the last one's array is the result, over the layout `output_axes`.
 
@@ -248,6 +280,7 @@ class Composition:
     output_axes: tuple[str, ...]
     uses_value: bool
     projections: tuple[Projection, ...] = ()  # of the keys, that a call with few queries takes over
+    handed: tuple[Handed, ...] = ()  # what goes from call to call, where that is asked for
     graph: Graph | None = field(default=None, repr=False, compare=False)
 
     @property

@@ -52,6 +52,8 @@ def step_reads(step: Step) -> list[str]:
             read = [step.query, step.key, step.value, step.decay, step.extent.same]
         case Recur():
             read = [step.query, step.key, step.value, step.decay, step.left, step.right]
+    if step.handing is not None:
+        read += [step.handing.before, *(step.handing.document or ())[:1]]
     return [name for name in read if name is not None]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -13,7 +14,20 @@ from attnc.dsl.diagnostics import InternalError
 from attnc.runtime.arrays import Frame
 from attnc.runtime.backward import Engine
 from attnc.runtime.carried import carry, carry_backward
+from attnc.runtime.chunked_operands import of_first_members
 from attnc.runtime.chunked_steps import carries, carry_gradients, carry_sums, recur_gradients, recur_reads, recurs
+from attnc.runtime.handed import (
+    at_keys,
+    by_group,
+    by_head,
+    first_row,
+    first_row_gradients,
+    from_keys,
+    initial_state,
+    left_shapes,
+    left_states,
+    state_heads,
+)
 from attnc.runtime.reaches import Reach
 from attnc.runtime.recurrent import recur, recur_backward
 from attnc.runtime.scalars import of_node
@@ -25,32 +39,48 @@ EXPANDED = 8  # times the width of q: more features than that are products of it
 class Carrying:
     """The kind of step: see `steps.Kind`."""
 
-    def again(self, step: Carry) -> bool:
-        return False
-
     def names(self, step: Carry) -> list[str]:
-        return [step.name, *([step.total] if step.total else [])]
+        return [step.name, *([step.total] if step.total else []), *(step.handing.left if step.handing else ())]
 
     def reads(self, step: Carry) -> list[str]:
-        return [step.query, step.key, step.value, *([step.decay] if step.decay else [])]
+        optional = (step.decay, step.handing and step.handing.before)
+        return [step.query, step.key, step.value, *(name for name in optional if name)]
 
     def shapes(self, step: Carry, frame: Frame) -> list[tuple[list[int], torch.dtype]]:
         rows = [frame.sizes["b"], frame.sizes["h"], frame.sizes["i"]]
         out = ([*rows, frame.tensors[step.value].shape[-1]], result_type(step, frame))
-        return [out, (rows, frame.real)] if step.total else [out]
+        left = left_shapes(step, frame, self.operands(step, frame))
+        return [out, *([(rows, frame.real)] if step.total else []), *left]
 
     def forward(self, step: Carry, frame: Frame, engine: Engine) -> list[Tensor]:
-        reach, operands = reach_of(step, frame), self.operands(step, frame)
+        reach, (*operands, state) = reach_of(step, frame), self.with_state(step, frame)
+        total, kept = step.total is not None, result_type(step, frame)
         if engine.chunked and on_kernels(step.name, frame, carries(operands, reach)):
-            kept = result_type(step, frame)
-            return carry_sums(operands, reach, step.total is not None, narrow(frame, step.query), kept)
+            hands = step.handing is not None
+            made = carry_sums(operands, reach, total, narrow(frame, step.query), kept, state=state, final=hands)
+            last = made.pop() if hands else None
+        else:
+            out, last = self.by_torch(step, operands, reach, state)
+            made = [out[..., :-1].contiguous(), out[..., -1].contiguous()] if total else [out.to(kept)]
+        add_first_row(step, made[0], operands[0], state, reach.offset)
+        return [*made, *left_states(step, frame, last, reach.same)]
+
+    @staticmethod
+    def by_torch(step: Carry, operands: Operands, reach: Reach, state: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The sums, with those of the weights as last column where they are asked for, and the last state."""
         query, key, value, decay = with_ones(step, operands)
         assert query is not None
         assert key is not None
         assert value is not None
-        out, _ = carry(query, key, value, decay, reach)
-        out = out.to(result_type(step, frame)) if step.total is None else out
-        return [out[..., :-1].contiguous(), out[..., -1].contiguous()] if step.total else [out]
+        shared, heads, offset = state_heads(operands), query.shape[1], reach.offset
+        state = None if state is None else by_head(state, heads)
+        if is_early(step):
+            query, start = at_keys(query, offset)
+            out, last = carry(query, key, value, decay, replace(reach, offset=start), state)
+            out = from_keys(out, offset)
+        else:
+            out, last = carry(query, key, value, decay, reach, state)
+        return out, last[:, :: heads // shared]
 
     def backward(
         self,
@@ -61,50 +91,90 @@ class Carrying:
         cotangents: Sequence[Tensor | None],
         wanted: Sequence[str],
     ) -> Mapping[str, Tensor]:
-        reach, given = reach_of(step, frame), filled(outputs, cotangents)
+        reach, count = reach_of(step, frame), 1 + (step.total is not None)
+        given = filled(outputs[:count], cotangents[:count])
+        of_last = cotangents[count] if step.handing else None
 
         def backward(operands: Operands) -> Sequence[Tensor | None]:
-            if engine.chunked and on_kernels(step.name, frame, carries(operands, reach)):
-                return carry_gradients(operands, reach, given, narrow(frame, step.query))
-            query, key, value, decay = with_ones(step, operands)
-            assert query is not None
-            assert key is not None
-            assert value is not None
-            grad = torch.cat([given[0], given[1].unsqueeze(-1)], -1) if step.total else given[0]
-            made = carry_backward(query, key, value, decay, grad, reach)
-            return made[0], made[1], made[2][..., :-1] if step.total else made[2], made[3]
+            *sides, state = operands
+            if engine.chunked and on_kernels(step.name, frame, carries(sides, reach)):
+                narrows = narrow(frame, step.query)
+                made = carry_gradients(sides, reach, given, narrows, state=state, of_last=of_last)
+            else:
+                made = self.back_by_torch(step, sides, reach, given, state, of_last)
+            add_first_row_gradients(step, made, given[0], sides[0], state, reach.offset)
+            return made
 
-        return through_views(frame, wanted, lambda frame: self.operands(step, frame), backward)
+        return through_views(frame, wanted, lambda frame: self.with_state(step, frame), backward)
+
+    @staticmethod
+    def back_by_torch(
+        step: Carry,
+        operands: Operands,
+        reach: Reach,
+        given: Sequence[Tensor],
+        state: Tensor | None,
+        of_last: Tensor | None,
+    ) -> list[Tensor | None]:
+        """Gradients of the operands and of the first state."""
+        query, key, value, decay = with_ones(step, operands)
+        assert query is not None
+        assert key is not None
+        assert value is not None
+        grad = torch.cat([given[0], given[1].unsqueeze(-1)], -1) if step.total else given[0]
+        heads, offset, early = query.shape[1], reach.offset, is_early(step)
+        if early:
+            grad, _ = at_keys(grad, offset)
+            query, start = at_keys(query, offset)
+            reach = replace(reach, offset=start)
+        first = None if state is None else by_head(state, heads)
+        of_last = None if of_last is None else of_first_members(of_last, heads)
+        made = list(carry_backward(query, key, value, decay, grad, reach, first, of_last))
+        made[0] = from_keys(made[0], offset) if early and made[0] is not None else made[0]
+        made[2] = made[2][..., :-1] if step.total and made[2] is not None else made[2]
+        made[4] = None if state is None or made[4] is None else by_group(made[4], state.shape[1])
+        return made
 
     def operands(self, step: Carry, frame: Frame) -> Operands:
         """query, key, value and decay."""
         return [*sides(frame, step.query, step.key, step.value), decay_of(frame, step.decay)]
 
+    def with_state(self, step: Carry, frame: Frame) -> Operands:
+        """The operands and the first state."""
+        found = self.operands(step, frame)
+        return [*found, initial_state(step, frame, found, reach_of(step, frame).same)]
+
 
 class Recurring:
     """The kind of step: see `steps.Kind`."""
 
-    def again(self, step: Recur) -> bool:
-        return False
-
     def names(self, step: Recur) -> list[str]:
-        return [step.name]
+        return [step.name, *(step.handing.left if step.handing else ())]
 
     def reads(self, step: Recur) -> list[str]:
-        names = [step.query, step.key, step.value, step.left, step.right]
-        return [*names, *([step.decay] if step.decay else [])]
+        optional = (step.decay, step.handing and step.handing.before)
+        return [step.query, step.key, step.value, step.left, step.right, *(name for name in optional if name)]
 
     def shapes(self, step: Recur, frame: Frame) -> list[tuple[list[int], torch.dtype]]:
         rows = [frame.sizes["b"], frame.sizes["h"], frame.sizes["i"]]
-        return [([*rows, frame.tensors[step.value].shape[-1]], result_type(step, frame))]
+        left = left_shapes(step, frame, self.operands(step, frame))
+        return [([*rows, frame.tensors[step.value].shape[-1]], result_type(step, frame)), *left]
 
     def forward(self, step: Recur, frame: Frame, engine: Engine) -> list[Tensor]:
-        operands = self.operands(step, frame)
-        if engine.chunked and on_kernels(step.name, frame, recurs(operands, frame.offset)):
-            kept = result_type(step, frame)
-            return [recur_reads(operands, frame.offset, step.left == step.key, narrow(frame, step.query), kept)]
-        out, _ = recur(*operands, offset=frame.offset)  # type: ignore[arg-type]
-        return [out.to(result_type(step, frame))]
+        *operands, state = self.with_state(step, frame)
+        offset, kept, hands = frame.offset - is_early(step), result_type(step, frame), step.handing is not None
+        if engine.chunked and on_kernels(step.name, frame, recurs(operands, offset)):
+            delta, narrows = step.left == step.key, narrow(frame, step.query)
+            made = recur_reads(operands, offset, delta, narrows, kept, state=state, final=hands)
+            out, last = made if hands else (made[0], None)
+        else:
+            query, *others = operands
+            assert query is not None
+            rows, start = at_keys(query, offset) if is_early(step) else (query, offset)
+            out, last = recur(rows, *others, offset=start, state=state)  # type: ignore[arg-type]
+            out = (from_keys(out, offset) if is_early(step) else out).to(kept)
+        add_first_row(step, out, operands[0], state, offset)
+        return [out, *left_states(step, frame, last)]
 
     def backward(
         self,
@@ -115,20 +185,27 @@ class Recurring:
         cotangents: Sequence[Tensor | None],
         wanted: Sequence[str],
     ) -> Mapping[str, Tensor]:
-        (grad,) = filled(outputs, cotangents)
+        (grad,) = filled(outputs[:1], cotangents[:1])
+        offset, early = frame.offset - is_early(step), is_early(step)
+        of_last = cotangents[1] if step.handing else None
 
         def backward(operands: Operands) -> Sequence[Tensor | None]:
-            if engine.chunked and on_kernels(step.name, frame, recurs(operands, frame.offset)):
-                return recur_gradients(operands, frame.offset, step.left == step.key, narrow(frame, step.query), grad)
-            query, key, value, decay, left, right = operands
-            assert query is not None
-            assert key is not None
-            assert value is not None
-            assert left is not None
-            assert right is not None
-            return recur_backward(query, key, value, decay, left, right, grad, offset=frame.offset)[:6]
+            *tokens, state = operands
+            if engine.chunked and on_kernels(step.name, frame, recurs(tokens, offset)):
+                delta, narrows = step.left == step.key, narrow(frame, step.query)
+                made = recur_gradients(tokens, offset, delta, narrows, grad, state=state, of_last=of_last)
+            else:
+                query, *others = tokens
+                assert query is not None
+                rows, start = at_keys(query, offset) if early else (query, offset)
+                given = at_keys(grad, offset)[0] if early else grad
+                found = recur_backward(rows, *others, given, offset=start, state=state, grad_state=of_last)  # type: ignore[arg-type,misc]
+                made = [from_keys(found[0], offset) if early else found[0], *found[1:]]
+                made[-1] = None if state is None else made[-1]
+            add_first_row_gradients(step, made, grad, tokens[0], state, offset)
+            return made
 
-        return through_views(frame, wanted, lambda frame: self.operands(step, frame), backward)
+        return through_views(frame, wanted, lambda frame: self.with_state(step, frame), backward)
 
     def operands(self, step: Recur, frame: Frame) -> Operands:
         """query, key, value, decay, left and right."""
@@ -137,6 +214,39 @@ class Recurring:
             whole(placed(frame, name, "j", vector=True), frame.sizes["j"]) for name in (step.left, step.right)
         )
         return [query, key, value, decay_of(frame, step.decay), left, right]
+
+    def with_state(self, step: Recur, frame: Frame) -> Operands:
+        """The operands and the first state."""
+        found = self.operands(step, frame)
+        return [*found, initial_state(step, frame, found)]
+
+
+def is_early(step: Carry | Recur) -> bool:
+    """Whether rows read the state before the update of their own position."""
+    return step.handing is not None and step.handing.early
+
+
+def add_first_row(step: Carry | Recur, out: Tensor, query: Tensor | None, state: Tensor | None, offset: int) -> None:
+    """What a row before the first key reads of the state that is handed over."""
+    if is_early(step) and offset < 0 and state is not None and query is not None:
+        out[:, :, :1] += first_row(query, state)
+
+
+def add_first_row_gradients(
+    step: Carry | Recur,
+    made: list[Tensor | None],
+    cotangent: Tensor,
+    query: Tensor | None,
+    state: Tensor | None,
+    offset: int,
+) -> None:
+    """Its gradients, to those of query and state."""
+    if is_early(step) and offset < 0 and state is not None and query is not None:
+        of_query, of_state = first_row_gradients(cotangent, query, state)
+        assert made[0] is not None
+        assert made[-1] is not None
+        made[0][:, :, :1] += of_query
+        made[-1] = made[-1] + of_state
 
 
 def result_type(step: Carry | Recur, frame: Frame) -> torch.dtype:
@@ -201,7 +311,7 @@ def reach_of(step: Carry, frame: Frame) -> Reach:
     same = None if extent.same is None else placed(frame, extent.same, "t", vector=False)[:, 0]
     if same is not None:
         same = same.expand(frame.sizes["b"], frame.sizes["t"])
-    return Reach(extent.kind, amount, frame.offset, same)
+    return Reach(extent.kind, amount, frame.offset - is_early(step), same)
 
 
 def sides(frame: Frame, query: str, key: str, value: str) -> tuple[Tensor, Tensor, Tensor]:

@@ -77,3 +77,9 @@ def gathered(gradient: Tensor, like: Tensor) -> Tensor:
     if gradient.shape[0] != batch:
         gradient = gradient.sum(0, keepdim=True, dtype=torch.float32)
     return gradient.to(like.dtype)
+
+
+def of_first_members(cotangent: Tensor, heads: int) -> Tensor:
+    """The cotangent of states that query heads share, as one of the first head of each group alone."""
+    shared = heads // cotangent.shape[1]
+    return torch.nn.functional.pad(cotangent.unsqueeze(2), (0, 0, 0, 0, 0, shared - 1)).flatten(1, 2)

@@ -40,22 +40,48 @@ def carries(operands: Operands, reach: Reach) -> bool:
 
 
 def carry_sums(
-    operands: Operands, reach: Reach, total: bool, narrow: bool, dtype: torch.dtype = torch.float32
+    operands: Operands,
+    reach: Reach,
+    total: bool,
+    narrow: bool,
+    dtype: torch.dtype = torch.float32,
+    *,
+    state: Tensor | None = None,
+    final: bool = False,
 ) -> list[Tensor]:
-    """[out in `dtype`, and where asked for, total in float32]. `narrow`: products of bfloat16."""
+    """[out in `dtype`, and where asked for, total and the last state in float32]. `narrow`: products of bfloat16.
+
+    `state`: the one before the first key (see `carry_forward`).
+    """
     query, key, value, decay = narrowed(operands, narrow)
-    made = carry_forward(query, key, value, decay, reach=reach, total=total, dtype=dtype)
-    return [made.out, *([made.total] if made.total is not None else [])]
+    made = carry_forward(query, key, value, decay, reach=reach, total=total, initial=state, final=final, dtype=dtype)
+    return [one for one in (made.out, made.total, made.final) if one is not None]
 
 
 def carry_gradients(
-    operands: Operands, reach: Reach, cotangents: Sequence[Tensor], narrow: bool
-) -> Sequence[Tensor | None]:
-    """Gradients of query, key, value and decay."""
+    operands: Operands,
+    reach: Reach,
+    cotangents: Sequence[Tensor],
+    narrow: bool,
+    *,
+    state: Tensor | None = None,
+    of_last: Tensor | None = None,
+) -> list[Tensor | None]:
+    """Gradients of query, key, value, decay and the first state. `of_last`: the last state's cotangent."""
     query, key, value, decay = narrowed(operands, narrow)
     total = cotangents[1] if len(cotangents) > 1 else None
-    found = carry_backward(query, key, value, decay, cotangents[0], reach=reach, total_cotangent=total)
-    return [found.query, found.key, found.value, found.decay]
+    found = carry_backward(
+        query,
+        key,
+        value,
+        decay,
+        cotangents[0],
+        reach=reach,
+        total_cotangent=total,
+        initial=state,
+        final_cotangent=of_last,
+    )
+    return [found.query, found.key, found.value, found.decay, found.initial]
 
 
 def recurs(operands: Operands, offset: int) -> bool:
@@ -74,18 +100,34 @@ def recurrence(operands: Operands, offset: int, delta: bool, narrow: bool) -> Re
 
 
 def recur_reads(
-    operands: Operands, offset: int, delta: bool, narrow: bool, dtype: torch.dtype = torch.float32
-) -> Tensor:
-    """The reads, in `dtype`."""
-    return recur_forward(recurrence(operands, offset, delta, narrow), dtype=dtype).out
+    operands: Operands,
+    offset: int,
+    delta: bool,
+    narrow: bool,
+    dtype: torch.dtype = torch.float32,
+    *,
+    state: Tensor | None = None,
+    final: bool = False,
+) -> list[Tensor]:
+    """[the reads, in `dtype`, and where asked for, the last state in float32]. `state`: before the first token."""
+    made = recur_forward(recurrence(operands, offset, delta, narrow), initial=state, final=final, dtype=dtype)
+    return [one for one in (made.out, made.final) if one is not None]
 
 
 def recur_gradients(
-    operands: Operands, offset: int, delta: bool, narrow: bool, cotangent: Tensor
-) -> Sequence[Tensor | None]:
-    """Gradients of query, key, value, decay, left (None for a delta rule: in that of the key) and right."""
-    found = recur_backward(recurrence(operands, offset, delta, narrow), cotangent)
-    return [found.query, found.key, found.value, found.decay, found.left, found.right]
+    operands: Operands,
+    offset: int,
+    delta: bool,
+    narrow: bool,
+    cotangent: Tensor,
+    *,
+    state: Tensor | None = None,
+    of_last: Tensor | None = None,
+) -> list[Tensor | None]:
+    """Gradients of query, key, value, decay, left (None for a delta rule: in that of the key), right, first state."""
+    given = recurrence(operands, offset, delta, narrow)
+    found = recur_backward(given, cotangent, initial=state, final_cotangent=of_last)
+    return [found.query, found.key, found.value, found.decay, found.left, found.right, found.initial]
 
 
 def narrowed(operands: Operands, narrow: bool) -> Sequence[Any]:

@@ -14,9 +14,9 @@ from attnc.runtime.arrays import Frame
 from attnc.runtime.backward import Engine
 from attnc.runtime.carried import carry
 from attnc.runtime.carrying import CARRY, RECUR, decay_of, narrow, reach_of, with_ones
-from attnc.runtime.chunked_steps import carries, recurs
+from attnc.runtime.chunked_steps import carries, carry_sums, recur_reads, recurs
 from attnc.runtime.decoded_attention import Reader, with_arrays
-from attnc.runtime.prompted_states import carry_prompt, recur_prompt
+from attnc.runtime.handed import by_head, state_heads
 from attnc.runtime.reaches import Reach
 from attnc.runtime.recurrent import recur
 
@@ -65,12 +65,14 @@ class States:
             factor = elapsed.exp().to(frame.real)
             query = query * (factor if factor.shape[1] == 1 else by_head(factor, query.shape[1]))
         state = self.last.get(step.name)
-        if self.on_kernels and frame.sizes["i"] > 1 and carries([query, *others], Reach()):
-            operands = [query, *others]
-            out, state = carry_prompt(operands, step.total is not None, narrow(frame, step.query), state)
-            self.keep(step.name, state)
-            return out
-        query, key, value, decay = with_ones(step, [query, *others])
+        operands = [query, *others]
+        if self.on_kernels and frame.sizes["i"] > 1 and carries(operands, Reach()):
+            heads, shared, total = query.shape[1], state_heads(operands), step.total is not None
+            first = None if state is None else state[:, :: heads // shared]
+            *made, last = carry_sums(operands, Reach(), total, narrow(frame, step.query), state=first, final=True)
+            self.keep(step.name, by_head(last, heads))
+            return torch.cat([made[0], made[1].unsqueeze(-1)], -1) if total else made[0]
+        query, key, value, decay = with_ones(step, operands)
         assert query is not None
         assert key is not None
         assert value is not None
@@ -135,17 +137,13 @@ class States:
             out, state = recurrent.advance(query, key, value, decay, left, right, state)
             self.keep(step.name, state)
             return out.unsqueeze(2)
-        if self.on_kernels and state is None and recurs(operands, 0):
-            out, state = recur_prompt(operands, step.left == step.key, narrow(frame, step.query))
+        if self.on_kernels and recurs(operands, 0):
+            delta, narrows = step.left == step.key, narrow(frame, step.query)
+            out, state = recur_reads(operands, 0, delta, narrows, state=state, final=True)
         else:
             out, state = recur(*operands, offset=0, state=state)  # type: ignore[arg-type]
         self.keep(step.name, state)
         return out
-
-
-def by_head(x: Tensor, heads: int) -> Tensor:
-    """(b, heads, ..) of fewer heads that are shared."""
-    return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], 1)
 
 
 def by_heads(x: Tensor, state: Tensor, along: int) -> Tensor:

@@ -180,7 +180,10 @@ class ChunkedCall:
                 self.run(name, (1, sizes.chunks, sizes.batch * sizes.heads))
 
     def sum_states(self, reverse: bool, store: bool, initial: Tensor | None = None, end: bool = False) -> None:
-        """States of a sum, or their gradients: buffers `states`, `norms`, `end`, `end_norm` (d_ before, in reverse)."""
+        """States of a sum, or their gradients: buffers `states`, `norms`, `end`, `end_norm` (d_ before, in reverse).
+
+        `initial` (B, heads, F, E, or E + 1 with a total): what they begin with.
+        """
         sizes, name = self.sizes, "states_reverse" if reverse else "states"
         heads = sizes.heads if reverse else sizes.state_heads
         f_blocks, e_blocks = self.blocks(name)
@@ -190,10 +193,11 @@ class ChunkedCall:
         span = -(-sizes.chunks // count)
         count = -(-sizes.chunks // span)
         mark = "d_" if reverse else ""
-        aliases = {one: f"{mark}{one}" for one in ("states", "norms", "end", "end_norm", "initial")}
+        named = ("states", "norms", "end", "end_norm", "initial", "initial_norm")
+        aliases = {one: f"{mark}{one}" for one in named}
         self.state_buffers(mark, heads, store, end, count)
         if initial is not None:
-            self.tensors[f"{mark}initial"] = initial
+            self.begin(mark, initial)
         grid = (f_blocks * e_blocks, sizes.batch * heads)
         flags = {"STORE": False, "INITIAL": False, "JOIN": False, "PARTS": False, "END": False, "SPAN": span}
         if count > 1:
@@ -203,6 +207,18 @@ class ChunkedCall:
             self.run(name, (*grid, count), aliases, **flags)
         else:
             self.run(name, (*grid, 1), aliases, **flags, FIRST=count)
+
+    def begin(self, mark: str, initial: Tensor) -> None:
+        """What states begin with, as the kernels take it."""
+        if self.variant.total:
+            self.tensors[f"{mark}initial_norm"] = initial[..., -1].float().contiguous()
+            initial = initial[..., :-1]
+        self.tensors[f"{mark}initial"] = initial.float().contiguous()
+
+    def end(self, mark: str = "") -> Tensor:
+        """The state at the end of a pass; with a total, the sum of the keys is its last column."""
+        state = self.tensors[f"{mark}end"]
+        return torch.cat([state, self.tensors[f"{mark}end_norm"][..., None]], -1) if self.variant.total else state
 
     def state_buffers(self, mark: str, heads: int, store: bool, end: bool, count: int) -> None:
         """Buffers of a pass over the states."""

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from attnc.compiler.emit.chunked_kernel import Variant
-from attnc.runtime.chunked_operands import batch_of, decay_gradient, element_type, gathered, spread, whole_decay
+from attnc.runtime.chunked_operands import (
+    batch_of,
+    decay_gradient,
+    element_type,
+    gathered,
+    of_first_members,
+    spread,
+    whole_decay,
+)
 from attnc.runtime.launch_chunked import ChunkedCall, Sizes, tile_length
 from attnc.runtime.reaches import Reach
 
@@ -18,6 +26,7 @@ from attnc.runtime.reaches import Reach
 class Carried:
     """out (B, H, N, E) in the operands' type, total (B, H, N) and final (B, heads of the states, F, E) in float32.
 
+    With a total, final has one more column: the sum of the (decayed) keys.
     `kept`: what spares `carry_backward` a part of its work, for 2 F E / 64 elements a position and head.
     """
 
@@ -55,15 +64,16 @@ def carry_forward(
 
     query (B, H, N, F), key (B, Hk, M, F), value (B, Hk, M, E), float32, bfloat16 or float16, of any strides; decay g
     None, (B, H or Hk, T) or (B, H or Hk, T, F), T >= the positions, or 1 for all. A batch or head of 1 serves all. The
-    offset of `reach` may be negative: rows before any key see none. `initial`: a state (B, heads of the states, F, E)
-    before the first key, float32. `dtype`: of out, else the operands'.
+    offset of `reach` may be negative: rows before any key see nothing. `initial`: a state as `final` is one, before the
+    first key. Its heads are those of the key and value, or all where the decay has more. `dtype`: of out, else the
+    operands'.
 
     Raises ValueError for operands that do not fit, and for a decay over all keys; else as `element_type`.
     """
     reach = reach or Reach()
     call, scaled = prepare(query, key, value, decay, reach, total)
     del scaled
-    refuse_states(call, reach, initial is not None or final)
+    refuse_states(reach, initial is not None or final)
     sizes = call.sizes
     first, chunks = sizes.query_chunks()
     out = call.for_rows("out", (sizes.e,), dtype)
@@ -76,9 +86,7 @@ def carry_forward(
         call.run("outputs", grid, aliases, FIRST=first * sizes.tiles)
     elif not out.numel() or not sizes.f:
         out.zero_()
-    return Carried(
-        out.to(dtype or call.given), sums, call.tensors.get("end") if final else None, call.kept() if keep else {}
-    )
+    return Carried(out.to(dtype or call.given), sums, call.end() if final else None, call.kept() if keep else {})
 
 
 def carry_backward(
@@ -100,7 +108,7 @@ def carry_backward(
     """
     reach = reach or Reach()
     call, scaled = prepare(query, key, value, decay, reach, total_cotangent is not None)
-    refuse_states(call, reach, initial is not None or final_cotangent is not None)
+    refuse_states(reach, initial is not None or final_cotangent is not None)
     sizes, tensors = call.sizes, call.tensors
     operands = dict(tensors)
     tensors["cotangent"] = cotangent.to(call.dtype)
@@ -117,7 +125,7 @@ def carry_backward(
     else:
         run_forward(call, initial, final=False)
     everything = reach.kind == "all"
-    start = final_cotangent.float().contiguous() if final_cotangent is not None else None
+    start = None if final_cotangent is None else of_first_members(final_cotangent, sizes.heads)
     call.sum_states(reverse=True, store=not everything, initial=start, end=everything or initial is not None)
     aliases = {}
     if everything:
@@ -143,7 +151,7 @@ def carry_backward(
         gathered(d_key, key),
         gathered(d_value, value),
         None if decay is None or d_decay is None else decay_gradient(d_decay, decay, d_decay.shape[2]),
-        None if initial is None else gathered(tensors["d_end"], initial),
+        None if initial is None else gathered(call.end("d_"), initial),
     )
 
 
@@ -195,10 +203,10 @@ def prepare(
     return ChunkedCall(variant, sizes, tensors), scaled
 
 
-def refuse_states(call: ChunkedCall, reach: Reach, given: bool) -> None:
+def refuse_states(reach: Reach, given: bool) -> None:
     """Raises ValueError for a state from outside that the reach gives no meaning."""
-    if given and (reach.kind != "lag" or call.sizes.shift < 0 or call.variant.total):
-        raise ValueError("a state from outside, or left outside, goes with `lag` reach without a total")
+    if given and (reach.kind != "lag" or reach.amount):
+        raise ValueError("a state from outside, or left outside, goes with `lag` reach of no amount")
 
 
 def run_forward(call: ChunkedCall, initial: Tensor | None, final: bool) -> None:
@@ -206,8 +214,7 @@ def run_forward(call: ChunkedCall, initial: Tensor | None, final: bool) -> None:
     call.prefix_sums()
     call.scores()
     everything = call.variant.extent == "all"
-    start = initial.float().contiguous() if initial is not None else None
-    call.sum_states(reverse=False, store=not everything, initial=start, end=everything or final)
+    call.sum_states(reverse=False, store=not everything, initial=initial, end=everything or final)
 
 
 def decay_steps(call: ChunkedCall, reach: Reach) -> Tensor:

@@ -65,13 +65,12 @@ def recur_forward(
 ) -> Recurred:
     """The rows' reads and, where `final`, the state at the end.
 
-    Float32, bfloat16 or float16 of any strides; `initial` (B, H, F, E) is the state before position 0. Raises
+    Float32, bfloat16 or float16 of any strides; `initial` (B, H, F, E) is the state before position 0,
+    which rows before position 0 do not see. Raises
     ValueError for operands that do not fit, or more than 128 features; else as `element_type`.
     """
     call = prepare(given)
     sizes = call.sizes
-    if initial is not None and given.offset < 0:
-        raise ValueError("rows that read before position 0 do not see an initial state")
     first, chunks = sizes.query_chunks()
     out = call.for_rows("out", (sizes.e,), dtype)
     if not (out.numel() and sizes.keys and sizes.f):

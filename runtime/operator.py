@@ -33,8 +33,9 @@ SCHEMA = (
     " -> (Tensor, Tensor, Tensor[])"
 )
 GRADIENT_SCHEMA = (
-    "attention_backward(str plan, Tensor grad_out, Tensor? grad_lse, Tensor out, Tensor lse, Tensor[] saved, Tensor q,"
-    " Tensor k, Tensor? v, Tensor[] inputs, SymInt[] ints, float[] floats, str backend, bool[] needed) -> Tensor[]"
+    "attention_backward(str plan, Tensor grad_out, Tensor? grad_lse, Tensor?[] grad_states, Tensor out, Tensor lse,"
+    " Tensor[] saved, Tensor q, Tensor k, Tensor? v, Tensor[] inputs, SymInt[] ints, float[] floats, str backend,"
+    " bool[] needed) -> Tensor[]"
 )
 FARTHEST = 2**30  # kernels count in 32 bits: positions, and what is added to them
 WIDEST_STEP = 2**24  # a tile's keys lie up to 127 steps apart
@@ -284,6 +285,7 @@ def _run_backward(
     plan: str,
     grad_out: Tensor,
     grad_lse: Tensor | None,
+    grad_states: list[Tensor | None],
     out: Tensor,
     lse: Tensor,
     saved: list[Tensor],
@@ -297,27 +299,28 @@ def _run_backward(
     needed: list[bool],
 ) -> list[Tensor]:
     """The gradients that are needed, in the order of q, k, v and the inputs."""
-    given = (grad_out, grad_lse, out, lse, q, k, v, *saved, *inputs)
+    given = (grad_out, grad_lse, out, lse, q, k, v, *grad_states, *saved, *inputs)
     return repeated(
         f"the gradient of `{program(plan).pattern.name}`",
         (plan, backend, len(saved), *needed, *ints, *floats),
         given,
-        lambda: _gradients(plan, given, len(saved), ints, floats, backend, needed),
+        lambda: _gradients(plan, given, (len(grad_states), len(saved)), ints, floats, backend, needed),
     )
 
 
 def _gradients(
     plan: str,
     given: Sequence[Any],
-    count: int,
+    counts: tuple[int, int],
     ints: list[int],
     floats: list[float],
     backend: str,
     needed: list[bool],
 ) -> list[Tensor]:
-    """The gradients that are needed. `given`: the operator's tensors, `count` of them what steps saved."""
+    """The gradients that are needed. `given`: the operator's tensors; `counts`: of states' cotangents, of saved ones."""
     grad_out, grad_lse, out, lse, q, k, v, *rest = given
-    saved, inputs = rest[:count], rest[count:]
+    of_states, rest = rest[: counts[0]], rest[counts[0] :]
+    saved, inputs = rest[: counts[1]], rest[counts[1] :]
     prepared = checked(plan, q, k, v, inputs, ints, floats)
     wanted = [name for name, need in zip(tensor_names(prepared.program), needed, strict=True) if need]
     engine = choose_engine(backend, q.device)
@@ -330,7 +333,8 @@ def _gradients(
         from attnc.runtime.steps import gradients
 
         grad_lse = grad_lse if prepared.program.is_one_softmax else None  # else lse is empty
-        made = gradients(prepared.composition, prepared.frame(), engine, saved, (grad_out, grad_lse), wanted)
+        cotangents = (grad_out, grad_lse, of_states)
+        made = gradients(prepared.composition, prepared.frame(), engine, saved, cotangents, wanted)
     return [made[name] for name in wanted]
 
 
@@ -338,6 +342,7 @@ def _fake_backward(
     plan: str,
     grad_out: Tensor,
     grad_lse: Tensor | None,
+    grad_states: list[Tensor | None],
     out: Tensor,
     lse: Tensor,
     saved: list[Tensor],

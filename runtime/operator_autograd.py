@@ -33,7 +33,7 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None, *grad_saved: Any) -> Any:
-        """What steps saved is nobody's to use, so it has no cotangent."""
+        """What steps saved is nobody's to use, so it has no cotangent; but for what is handed to a later call."""
         key, ints, floats, backend = ctx.settings
         q, k, out, lse, *rest = ctx.saved_tensors
         saved, rest = rest[: ctx.count], rest[ctx.count :]
@@ -41,8 +41,9 @@ class _Attention(torch.autograd.Function):
         needed = [a and b for a, b in zip(ctx.needs_input_grad[2:], ctx.gradients, strict=True)]
         if grad_out is None:
             grad_out = torch.zeros_like(out)
+        of_states = [grad_saved[place] for place in handed_places(program(key))]
         given = torch.ops.attnc.attention_backward(
-            key, grad_out, grad_lse, out, lse, saved, q, k, v, rest, ints, floats, backend, needed
+            key, grad_out, grad_lse, of_states, out, lse, saved, q, k, v, rest, ints, floats, backend, needed
         )
         made = iter(given)
         return None, None, *(next(made) if need else None for need in needed)
@@ -80,6 +81,17 @@ def differentiable_tensors(found: Program) -> list[bool]:
 
     names = differentiable(found.composition)
     return [name in names for name in tensor_names(found)]
+
+
+@lru_cache(maxsize=256)
+def handed_places(found: Program) -> list[int]:
+    """Where what is handed to a later call lies in what steps leave."""
+    if found.composition.attention is not None:
+        return []
+    from attnc.runtime.steps import places_of
+
+    places = places_of(found.composition)
+    return [places[one.after] for one in found.composition.handed]
 
 
 def tensor_names(found: Program) -> list[str]:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from attnc.runtime.decoding_cache import DecodingCache
     from attnc.runtime.kv_cache import Pages
     from attnc.runtime.picture import View
+    from attnc.runtime.state import State
 
 REMEMBERED = 256  # forms of calls that were checked
 PYTHON_TYPES = {Base.BOOL: bool, Base.INT: int, Base.REAL: float}
@@ -81,6 +82,36 @@ class CompiledPattern:
         self._require_one_softmax()
         return self.outputs(q, k, v, settings)
 
+    def with_state(
+        self, q: Tensor, k: Tensor, v: Tensor | None = None, *, state: State | None = None, **settings: Any
+    ) -> tuple[Tensor, State]:
+        """The result, and what these tokens leave to later ones: a long sequence in parts, with gradients through both.
+
+        `state`: what an earlier call left. Then the result is what one call with all tokens gives at the last N of
+        this call's M, N <= M. Inputs over t and j hold this call's tokens. `State` has shapes and types. For patterns
+        that need nothing but states of earlier tokens; raises AttnError, located, for others (a window, say), which
+        `cache` and `decode` serve.
+        """
+        if "state" in self.__signature__.parameters:
+            refuse(self._pattern, "argument", "`state` is an argument of `with_state`", about="state", help="rename it")
+        return self.outputs_with_state(q, k, v, state, settings)
+
+    def outputs_with_state(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor | None,
+        state: State | None,
+        settings: dict[str, Any],
+        backend: str = "auto",
+    ) -> tuple[Tensor, State]:
+        """`with_state` on a back end, as for `outputs`."""
+        from attnc.runtime.state import call_with_state
+
+        q, k, v = _autocast(q, k, v)
+        key, ints, floats, inputs = self._checked(q, k, v, settings)
+        return call_with_state(self._pattern, key, (q, k, v, inputs), (ints, floats), state, backend)
+
     @property
     def is_one_softmax(self) -> bool:
         """Whether the result is one softmax over keys, or a merge: it has a log-sum-exp."""
@@ -101,20 +132,24 @@ class CompiledPattern:
         "triton" (CUDA; on a CPU where TRITON_INTERPRET=1).
         """
         q, k, v = _autocast(q, k, v)
-        form = None if torch.compiler.is_compiling() else form_of(q, k, v, settings)
-        known = self._known_forms.get(form) if form is not None else None
-        if known is None:
-            bound = bind(self._pattern, self._parameters, q, k, v, settings)
-            key, ints, floats = self._packed(bound)
-            inputs = list(bound.inputs.values())
-            if form is not None:
-                defaults = {name: value for name, value in bound.inputs.items() if settings.get(name) is None}
-                self._remember(form, Checked(key, ints, floats, tuple(bound.inputs), defaults))
-        else:
-            key, ints, floats = known.key, known.ints, known.floats
-            inputs = known.inputs(settings)
+        key, ints, floats, inputs = self._checked(q, k, v, settings)
         out, statistics, _ = torch.ops.attnc.attention(key, q, k, v, inputs, ints, floats, backend)
         return out, statistics
+
+    def _checked(
+        self, q: Tensor, k: Tensor, v: Tensor | None, settings: dict[str, Any]
+    ) -> tuple[str, list[int], list[float], list[Tensor]]:
+        """The key of the program, ints, floats and inputs, as the operator takes them."""
+        form = None if torch.compiler.is_compiling() else form_of(q, k, v, settings)
+        known = self._known_forms.get(form) if form is not None else None
+        if known is not None:
+            return known.key, known.ints, known.floats, known.inputs(settings)
+        bound = bind(self._pattern, self._parameters, q, k, v, settings)
+        key, ints, floats = self._packed(bound)
+        if form is not None:
+            defaults = {name: value for name, value in bound.inputs.items() if settings.get(name) is None}
+            self._remember(form, Checked(key, ints, floats, tuple(bound.inputs), defaults))
+        return key, ints, floats, list(bound.inputs.values())
 
     def _remember(self, form: tuple[object, ...], known: Checked) -> None:
         if len(self._known_forms) >= REMEMBERED:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +25,9 @@ PROGRAMS: dict[str, Program] = {}
 class Program:
     """A checked pattern, its key, and its plan once somebody asks for it."""
 
-    def __init__(self, pattern: Pattern, root: Path | None) -> None:
+    def __init__(self, pattern: Pattern, root: Path | None, composition: Composition | None = None) -> None:
+        """`composition`: of a pattern that has another one than its text alone gives."""
+        self._composition = composition
         self.pattern = pattern
         self.root = root
         self.key = f"{pattern.name}-{fingerprint(pattern)[:24]} of {pattern.source.name}"
@@ -35,6 +38,8 @@ class Program:
     @cached_property
     def composition(self) -> Composition:
         """What the back ends execute. Raises AttnError where the pattern uses a form that is not lowered yet."""
+        if self._composition is not None:
+            return self._composition
         from attnc.compiler.pipeline import compose  # imports sympy, which a reader of files does not need
 
         return compose(self.pattern)
@@ -118,6 +123,25 @@ class Program:
         return self._numbered[chosen]
 
     @cached_property
+    def handing(self) -> Program:
+        """The program whose calls go on from one another: states are its last inputs, see `compiler.handing`.
+
+        Raises AttnError, located, for a pattern that needs more of earlier tokens than states.
+        """
+        from attnc.compiler.handing import handing, state_inputs
+
+        made = handing(self.pattern, self.composition, {})
+        inputs = (*self.pattern.inputs, *state_inputs(made))
+        return register(replace(self.pattern, parameters=made.parameters, inputs=inputs), self.root, made)
+
+    @property
+    def counts(self) -> bool:
+        """Whether such a program takes how many tokens earlier calls had, as its last int."""
+        from attnc.compiler.handing import COUNTED
+
+        return any(parameter.name == COUNTED for parameter in self.parameters)
+
+    @cached_property
     def counted(self) -> tuple[str, ...]:
         """The int parameters that kernels count with: all that a result reads but seeds of random numbers."""
         found: dict[str, None] = {}
@@ -144,9 +168,9 @@ class Program:
         return self._variants[changed]
 
 
-def register(pattern: Pattern, root: Path | None) -> Program:
+def register(pattern: Pattern, root: Path | None, composition: Composition | None = None) -> Program:
     """The program of a checked pattern, known by its key from now on."""
-    program = Program(pattern, root)
+    program = Program(pattern, root, composition)
     PROGRAMS[program.key] = PROGRAMS[_meaning(program.key)] = program
     return program
 

@@ -199,22 +199,31 @@ def composition_indices(composition: Composition) -> set[str]:
     return {*"bhijt", *(axis.name for axis in composition.axes)}
 
 
+def places_of(composition: Composition) -> dict[str, int]:
+    """Where the arrays of heavy steps lie in what they leave (`Result.saved`)."""
+    heavy = [step for step in composition.steps if not isinstance(step, Compute) and not made_again(step)]
+    return {name: at for at, name in enumerate(name for step in heavy for name in KINDS[type(step)].names(step))}
+
+
 def gradients(
     composition: Composition,
     frame: Frame,
     engine: Engine,
     saved: Sequence[Tensor],
-    cotangents: tuple[Tensor, Tensor | None],
+    cotangents: tuple[Tensor, Tensor | None, Sequence[Tensor | None]],
     wanted: Sequence[str],
 ) -> dict[str, Tensor]:
     """Gradients of q, k, v and inputs by name, in their shapes and types, zero where nothing flows.
 
-    `cotangents`: of the result, and of the log-sum-exp of a result that is one softmax.
+    `cotangents`: of the result, of the log-sum-exp of a result that is one softmax, and of what is handed over.
     """
     plain = with_arrays(frame, {name: frame.tensors[name].detach() for name in wanted})
     back = Backward(composition, plain, engine, set(wanted))
     back.again(list(saved))
-    back.start(*cotangents)
+    back.start(*cotangents[:2])
+    for handed, cotangent in zip(composition.handed, cotangents[2], strict=True):
+        if cotangent is not None:
+            back.add(handed.after, cotangent)
     found = back.run()
     given = cotangents[0].untyped_storage().data_ptr()
     made = {}
@@ -331,7 +340,7 @@ def last_name(composition: Composition) -> str:
 
 def differentiable(composition: Composition) -> set[str]:
     """Names of q, k, v and the inputs that the result follows smoothly."""
-    followed = {composition.steps[-1].name}
+    followed = {composition.steps[-1].name, *(one.after for one in composition.handed)}
     for step in reversed(composition.steps):
         if isinstance(step, Compute):
             followed |= smooth_inputs(step.node) if step.name in followed else set()

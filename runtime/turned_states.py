@@ -11,7 +11,8 @@ from attnc.compiler.composition import Carry
 from attnc.dsl.diagnostics import InternalError
 from attnc.runtime.arrays import Frame
 from attnc.runtime.carrying import CARRY, decay_of, with_ones
-from attnc.runtime.decoded_states import States, by_head
+from attnc.runtime.decoded_states import States
+from attnc.runtime.handed import by_head
 from attnc.runtime.kv_cache import Held
 from attnc.runtime.steps import with_arrays
 

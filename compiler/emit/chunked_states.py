@@ -69,7 +69,7 @@ class States(ChunkedWriter):
         else:
             self.buffers = (*self.buffers, "base", "reads", "rows")
         if variant.total:
-            self.buffers = (*self.buffers, "norms", "end_norm", "part_norms")
+            self.buffers = (*self.buffers, "norms", "initial_norm", "end_norm", "part_norms")
         if variant.decay != "none":
             self.buffers = (*self.buffers, "sums")
         if variant.scaled:
@@ -115,6 +115,8 @@ class States(ChunkedWriter):
             self.let("norm", "tl.zeros([BLOCK_F], tl.float32)")
         with self.block("if INITIAL:"):
             self.let("state", "tl.load(initial + head * F * E + inner, mask=inner_ok, other=0.0)")
+            if self.total:
+                self.let("norm", "tl.load(initial_norm + head * F + f, mask=f < F, other=0.0)")
         if self.variant.rule != "sum":
             return
         if decay == "scalar":

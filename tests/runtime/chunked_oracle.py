@@ -109,7 +109,9 @@ def sum_operands(case: Sum, device: str, dtype: torch.dtype) -> dict[str, Tensor
         decay = -torch.rand(shape, dtype=torch.float64).to(device, torch.float32) * case.strength
         decay[:, :, list(case.resets)] = -200.0
     heads = max(case.heads if case.decay_heads > case.key_heads else 0, case.key_heads)
-    initial = random((case.batch, heads, case.f, case.e), device) if case.states else None
+    initial = random((case.batch, heads, case.f, case.e + case.total), device) if case.states else None
+    if case.total and initial is not None:
+        initial[..., -1].abs_()
     return {"query": query, "key": key, "value": value, "decay": decay, "initial": initial}
 
 
@@ -135,9 +137,8 @@ def plain_sum(
     factors = torch.exp(spans.masked_fill(~live[..., None], 0.0))
     weights = torch.einsum("bhif,bhjf,bhijf->bhij", query, key, factors.expand(*factors.shape[:4], query.shape[3]))
     weights = weights.masked_fill(~live, 0.0)
+    value = torch.cat([value, torch.ones_like(value[..., :1])], -1) if case.total else value
     found = {"out": weights @ value}
-    if case.total:
-        found["total"] = weights.sum(-1)
     if initial is not None:
         whole = initial.repeat_interleave(heads // initial.shape[1], 1)
         found["out"] = found["out"] + (query * at_rows.exp()) @ whole
@@ -145,6 +146,8 @@ def plain_sum(
         kept = torch.exp(last - through[:, :, : case.keys]) * key
         final = kept.transpose(2, 3) @ value + last.transpose(2, 3).exp() * whole
         found["final"] = final.unflatten(1, (initial.shape[1], -1))[:, :, 0]
+    if case.total:
+        found["total"], found["out"] = found["out"][..., -1], found["out"][..., :-1]
     return found
 
 

@@ -30,6 +30,10 @@ SUMS = {
     "reads before the update": Sum(1, 1, 1, 1, 20, 20, 8, 7, "channel", Reach(offset=-1)),
     "states": Sum(1, 2, 1, 2, 37, 37, 8, 7, "scalar", states=True, keep=True),
     "states of channels": Sum(1, 1, 1, 1, 37, 37, 18, 7, "channel", states=True, keep=True),
+    "states that heads share": Sum(1, 4, 2, 1, 37, 37, 8, 7, "scalar", states=True),
+    "states with totals": Sum(1, 2, 2, 2, 37, 37, 8, 7, "scalar", total=True, states=True, keep=True),
+    "shared states with totals, last queries": Sum(1, 2, 1, 1, 5, 39, 18, 7, "none", Reach(offset=34), True, True),
+    "states of segments": Sum(1, 1, 1, 1, 66, 66, 8, 8, "channel", total=True, states=True),
     "strong decay": Sum(1, 1, 1, 1, 40, 40, 8, 7, "channel", strength=20.0),
     "resets": Sum(1, 1, 1, 1, 40, 40, 8, 7, "scalar", resets=(0, 7, 16, 33)),
 }
@@ -127,8 +131,8 @@ def test_what_does_not_fit_is_refused() -> None:
         carry_forward(q.double(), q.double(), q.double())
     with pytest.raises(ValueError, match="period"):
         carry_forward(q, q, q, reach=Reach("period", 0))
-    with pytest.raises(ValueError, match="without a total"):
-        carry_forward(q, q, q, total=True, final=True)
+    with pytest.raises(ValueError, match="goes with `lag` reach"):
+        carry_forward(q, q, q, reach=Reach("period", 20), final=True)
     wide = torch.zeros(1, 1, 2, 300)
     with pytest.raises(ValueError, match="at most 128"):
         recur_forward(Recurrence(wide, wide, wide, wide))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import attnc
-from attnc.runtime import decoding_launch, prompted_states
+from attnc.runtime import decoding_launch
 from attnc.runtime.decoding_cache import DecodingCache
 from attnc.runtime.kv_cache import Pages
 from attnc.runtime.tolerance import error, tolerance
@@ -130,9 +130,8 @@ def test_keys_are_shared_out(parts: int, heads: int, key_heads: int, monkeypatch
 
 
 @pytest.mark.parametrize("name", ["gla", "linear", "gated_delta"])
-def test_prompts_of_states(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their reads by the chunked kernels, beside a state or not; pieces end inside of them."""
-    monkeypatch.setattr(prompted_states, "PIECE", 4)
+def test_prompts_of_states(name: str) -> None:
+    """By the chunked kernels, from a state or not."""
     sequences = Sequences.of(name)
     cache = sequences.cache()
     cache.backend = "triton"
