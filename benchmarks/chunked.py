@@ -58,7 +58,7 @@ def ours(name: str, batch: int, tokens: int) -> tuple[Forward, Backward]:
         from_total = torch.randn(shape[:3], device="cuda") if total else None
         return (
             lambda keep: carry_forward(q, k, v, g, total=total, keep=keep),
-            lambda kept: carry_backward(q, k, v, g, cotangent, total_cotangent=from_total, kept=kept),
+            lambda kept: carry_backward(q, k, v, g, cotangent, total_cotangent=from_total, kept=[*kept.values()]),
         )
     unit, beta = normalize(k.float(), dim=-1), torch.rand(*shape[:3], 1, device="cuda")
     faded = 1.0 if g is None else g.exp() if g.dim() == 4 else g.exp()[..., None]
@@ -67,7 +67,7 @@ def ours(name: str, batch: int, tokens: int) -> tuple[Forward, Backward]:
     given = Recurrence(q, unit.bfloat16(), (beta * v).bfloat16(), right, left, g)
     return (
         lambda keep: recur_forward(given, keep=keep),
-        lambda kept: recur_backward(given, cotangent, kept=kept),
+        lambda kept: recur_backward(given, cotangent, kept=[*kept.values()]),
     )
 
 
@@ -105,7 +105,7 @@ def measured(forward: Forward, backward: Backward) -> str:
     """Times of one case."""
     alone = milliseconds(lambda: forward(False))
     kept = milliseconds(lambda: backward(forward(True).kept))
-    again = milliseconds(lambda: (forward(False), backward(None)))
+    again = milliseconds(lambda: (forward(False), backward({})))
     return f"forward {alone:.3f}, with backward {again:.3f}, states kept {kept:.3f}"
 
 

@@ -66,6 +66,7 @@ class Frame:
     totals: Mapping[str, int] = field(default_factory=dict)  # lengths as the text has them, where these are a part's
     tracing: bool = False  # only shapes and types are asked for
     rounded: frozenset[str] = frozenset()  # steps whose arrays every reader rounds to the type of q
+    kept: dict[str, list[Tensor]] | None = None  # by step, what forward keeps beside its results for its gradient
 
     def axis(self, name: str) -> Members:
         """The members of a declared axis."""

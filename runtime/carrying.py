@@ -15,7 +15,15 @@ from attnc.runtime.arrays import Frame
 from attnc.runtime.backward import Engine
 from attnc.runtime.carried import carry, carry_backward
 from attnc.runtime.chunked_operands import of_first_members
-from attnc.runtime.chunked_steps import carries, carry_gradients, carry_sums, recur_gradients, recur_reads, recurs
+from attnc.runtime.chunked_steps import (
+    carries,
+    carry_gradients,
+    carry_sums,
+    kept_count,
+    recur_gradients,
+    recur_reads,
+    recurs,
+)
 from attnc.runtime.handed import (
     at_keys,
     by_group,
@@ -56,8 +64,9 @@ class Carrying:
         reach, (*operands, state) = reach_of(step, frame), self.with_state(step, frame)
         total, kept = step.total is not None, result_type(step, frame)
         if engine.chunked and on_kernels(step.name, frame, carries(operands, reach)):
-            hands = step.handing is not None
-            made = carry_sums(operands, reach, total, narrow(frame, step.query), kept, state=state, final=hands)
+            hands, narrows = step.handing is not None, narrow(frame, step.query)
+            held = keeping(step, frame, reach.kind != "period")
+            made = carry_sums(operands, reach, total, narrows, kept, state=state, final=hands, kept=held)
             last = made.pop() if hands else None
         else:
             out, last = self.by_torch(step, operands, reach, state)
@@ -99,7 +108,8 @@ class Carrying:
             *sides, state = operands
             if engine.chunked and on_kernels(step.name, frame, carries(sides, reach)):
                 narrows = narrow(frame, step.query)
-                made = carry_gradients(sides, reach, given, narrows, state=state, of_last=of_last)
+                held = (frame.kept or {}).get(step.name, ())
+                made = carry_gradients(sides, reach, given, narrows, state=state, of_last=of_last, kept=held)
             else:
                 made = self.back_by_torch(step, sides, reach, given, state, of_last)
             add_first_row_gradients(step, made, given[0], sides[0], state, reach.offset)
@@ -139,6 +149,11 @@ class Carrying:
         """query, key, value and decay."""
         return [*sides(frame, step.query, step.key, step.value), decay_of(frame, step.decay)]
 
+    def kept(self, step: Carry, frame: Frame, engine: Engine) -> int:
+        """How many tensors a forward keeps that is asked to."""
+        reach, operands = reach_of(step, frame), self.operands(step, frame)
+        return kept_count(step, operands, reach) if engine.chunked and carries(operands, reach) else 0
+
     def with_state(self, step: Carry, frame: Frame) -> Operands:
         """The operands and the first state."""
         found = self.operands(step, frame)
@@ -165,7 +180,8 @@ class Recurring:
         offset, kept, hands = frame.offset - is_early(step), result_type(step, frame), step.handing is not None
         if engine.chunked and on_kernels(step.name, frame, recurs(operands, offset)):
             delta, narrows = step.left == step.key, narrow(frame, step.query)
-            made = recur_reads(operands, offset, delta, narrows, kept, state=state, final=hands)
+            held = keeping(step, frame)
+            made = recur_reads(operands, offset, delta, narrows, kept, state=state, final=hands, kept=held)
             out, last = made if hands else (made[0], None)
         else:
             query, *others = operands
@@ -193,7 +209,8 @@ class Recurring:
             *tokens, state = operands
             if engine.chunked and on_kernels(step.name, frame, recurs(tokens, offset)):
                 delta, narrows = step.left == step.key, narrow(frame, step.query)
-                made = recur_gradients(tokens, offset, delta, narrows, grad, state=state, of_last=of_last)
+                held = (frame.kept or {}).get(step.name, ())
+                made = recur_gradients(tokens, offset, delta, narrows, grad, state=state, of_last=of_last, kept=held)
             else:
                 query, *others = tokens
                 assert query is not None
@@ -215,10 +232,21 @@ class Recurring:
         )
         return [query, key, value, decay_of(frame, step.decay), left, right]
 
+    def kept(self, step: Recur, frame: Frame, engine: Engine) -> int:
+        """How many tensors a forward keeps that is asked to."""
+        operands = self.operands(step, frame)
+        on_chunks = engine.chunked and recurs(operands, frame.offset - is_early(step))
+        return kept_count(step, operands) if on_chunks else 0
+
     def with_state(self, step: Recur, frame: Frame) -> Operands:
         """The operands and the first state."""
         found = self.operands(step, frame)
         return [*found, initial_state(step, frame, found)]
+
+
+def keeping(step: Carry | Recur, frame: Frame, keeps: bool = True) -> list[Tensor] | None:
+    """Where what a step keeps for its gradient goes; None where it keeps nothing."""
+    return frame.kept.setdefault(step.name, []) if frame.kept is not None and keeps else None
 
 
 def is_early(step: Carry | Recur) -> bool:

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from attnc.compiler.composition import Carry, Composition, Recur
 from attnc.compiler.emit.chunked import chunked_text, variant_of
+from attnc.compiler.emit.chunked_kernel import Variant
 from attnc.compiler.schedule_chunked import WIDEST_SOLVED
+from attnc.runtime.launch_chunked import kept_names
 from attnc.runtime.launch_chunked_carry import carry_backward, carry_forward
 from attnc.runtime.launch_chunked_recur import Recurrence, recur_backward, recur_forward
 from attnc.runtime.reaches import Reach
@@ -48,13 +50,27 @@ def carry_sums(
     *,
     state: Tensor | None = None,
     final: bool = False,
+    kept: list[Tensor] | None = None,
 ) -> list[Tensor]:
     """[out in `dtype`, and where asked for, total and the last state in float32]. `narrow`: products of bfloat16.
 
-    `state`: the one before the first key (see `carry_forward`).
+    `state`: the one before the first key (see `carry_forward`). `kept` takes what backward needs again.
     """
     query, key, value, decay = narrowed(operands, narrow)
-    made = carry_forward(query, key, value, decay, reach=reach, total=total, initial=state, final=final, dtype=dtype)
+    made = carry_forward(
+        query,
+        key,
+        value,
+        decay,
+        reach=reach,
+        total=total,
+        initial=state,
+        final=final,
+        keep=kept is not None,
+        dtype=dtype,
+    )
+    if kept is not None:
+        kept += made.kept.values()
     return [one for one in (made.out, made.total, made.final) if one is not None]
 
 
@@ -66,6 +82,7 @@ def carry_gradients(
     *,
     state: Tensor | None = None,
     of_last: Tensor | None = None,
+    kept: Sequence[Tensor] = (),
 ) -> list[Tensor | None]:
     """Gradients of query, key, value, decay and the first state. `of_last`: the last state's cotangent."""
     query, key, value, decay = narrowed(operands, narrow)
@@ -80,6 +97,7 @@ def carry_gradients(
         total_cotangent=total,
         initial=state,
         final_cotangent=of_last,
+        kept=kept,
     )
     return [found.query, found.key, found.value, found.decay, found.initial]
 
@@ -108,9 +126,13 @@ def recur_reads(
     *,
     state: Tensor | None = None,
     final: bool = False,
+    kept: list[Tensor] | None = None,
 ) -> list[Tensor]:
     """[the reads, in `dtype`, and where asked for, the last state in float32]. `state`: before the first token."""
-    made = recur_forward(recurrence(operands, offset, delta, narrow), initial=state, final=final, dtype=dtype)
+    given = recurrence(operands, offset, delta, narrow)
+    made = recur_forward(given, initial=state, final=final, keep=kept is not None, dtype=dtype)
+    if kept is not None:
+        kept += made.kept.values()
     return [one for one in (made.out, made.final) if one is not None]
 
 
@@ -123,11 +145,23 @@ def recur_gradients(
     *,
     state: Tensor | None = None,
     of_last: Tensor | None = None,
+    kept: Sequence[Tensor] = (),
 ) -> list[Tensor | None]:
     """Gradients of query, key, value, decay, left (None for a delta rule: in that of the key), right, first state."""
     given = recurrence(operands, offset, delta, narrow)
-    found = recur_backward(given, cotangent, initial=state, final_cotangent=of_last)
+    found = recur_backward(given, cotangent, initial=state, final_cotangent=of_last, kept=kept)
     return [found.query, found.key, found.value, found.decay, found.left, found.right, found.initial]
+
+
+def kept_count(step: Carry | Recur, operands: Operands, reach: Reach | None = None) -> int:
+    """How many tensors the kernels of a step keep for its gradients. Periods may be short, so they keep none."""
+    decay = operands[DECAY]
+    packed = reach is not None and reach.same is not None
+    kind = "channel" if decay is not None and decay.dim() == 4 else "none" if decay is None and not packed else "scalar"
+    if isinstance(step, Recur):
+        return len(kept_names(Variant(kind, rule="delta" if step.left == step.key else "dplr")))
+    assert reach is not None
+    return 0 if reach.kind == "period" else len(kept_names(Variant(kind, reach.kind, step.total is not None)))
 
 
 def narrowed(operands: Operands, narrow: bool) -> Sequence[Any]:

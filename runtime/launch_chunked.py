@@ -12,6 +12,7 @@ from torch import Tensor
 
 from attnc.compiler.emit.chunked import chunked_kernels, chunked_text
 from attnc.compiler.emit.chunked_kernel import ChunkedKernel, Variant, scaled_name
+from attnc.compiler.emit.chunked_pairs import scores_name, stored_scores
 from attnc.compiler.schedule_chunked import ChunkShape, chunk_length, chunked_shape, segments
 from attnc.runtime.cache import cached_module
 from attnc.runtime.kernel_call import device_of, interpreting, padded, processors
@@ -145,13 +146,8 @@ class ChunkedCall:
         return found
 
     def kept(self) -> dict[str, Tensor]:
-        """What forward made and backward needs again, by name."""
-        variant = self.variant
-        names = ["sums", "states", "norms", "end", "end_norm", "inverse", "reads", "solved"]
-        names += [name for name in self.kernels if name.startswith("scores_")]
-        names += [scaled_name(read.x, False) for read in variant.reads]
-        names += [scaled_name(write.x, True) for write in variant.writes]
-        return {name: self.tensors[name] for name in names if name in self.tensors}
+        """What forward made and backward needs again, by name, in the order of `kept_names`."""
+        return {name: self.tensors[name] for name in kept_names(self.variant)}
 
     # What several kinds of calls do
 
@@ -237,6 +233,20 @@ class ChunkedCall:
             self.buffer("part_fades", count, *lead, sizes.f, dtype=torch.float32)
             if total:
                 self.buffer("part_norms", count, *lead, sizes.f, dtype=torch.float32)
+
+
+@cache
+def kept_names(variant: Variant) -> tuple[str, ...]:
+    """The buffers of forward that backward reads: prefix sums, states, and what was solved or weighed in chunks."""
+    names = [] if variant.decay == "none" else ["sums"]
+    state, norm = ("end", "end_norm") if variant.extent == "all" else ("states", "norms")
+    names += [state, norm] if variant.total else [state]
+    names += [] if variant.rule == "sum" else ["inverse", "reads", "solved"]
+    names += [scores_name(*pair) for pair in stored_scores(variant)]
+    if variant.scaled:
+        names += [scaled_name(read.x, False) for read in variant.reads]
+        names += [scaled_name(write.x, True) for write in variant.writes]
+    return tuple(names)
 
 
 @lru_cache(maxsize=1024)

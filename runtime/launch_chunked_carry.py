@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -18,7 +18,7 @@ from attnc.runtime.chunked_operands import (
     spread,
     whole_decay,
 )
-from attnc.runtime.launch_chunked import ChunkedCall, Sizes, tile_length
+from attnc.runtime.launch_chunked import ChunkedCall, Sizes, kept_names, tile_length
 from attnc.runtime.reaches import Reach
 
 
@@ -100,11 +100,11 @@ def carry_backward(
     total_cotangent: Tensor | None = None,
     initial: Tensor | None = None,
     final_cotangent: Tensor | None = None,
-    kept: Mapping[str, Tensor] | None = None,
+    kept: Sequence[Tensor] = (),
 ) -> CarryGradients:
     """Gradients of `carry_forward` from those of out, total (B, H, N) and final (where they were asked for).
 
-    `kept`: of a forward with the same operands; without it, its states are made again.
+    `kept`: the values of `kept` of a forward with the same operands; without them, its states are made again.
     """
     reach = reach or Reach()
     call, scaled = prepare(query, key, value, decay, reach, total_cotangent is not None)
@@ -121,7 +121,7 @@ def carry_backward(
         nothing = [None if one is None else torch.zeros_like(one) for one in (decay, initial)]
         return CarryGradients(torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value), *nothing)
     if kept:
-        tensors.update(kept)
+        tensors.update(zip(kept_names(call.variant), kept, strict=True))
     else:
         run_forward(call, initial, final=False)
     everything = reach.kind == "all"

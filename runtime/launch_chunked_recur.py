@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from attnc.compiler.emit.chunked_kernel import Variant
 from attnc.compiler.schedule_chunked import WIDEST_SOLVED
 from attnc.runtime.chunked_operands import batch_of, decay_gradient, element_type, gathered, spread, whole_decay
-from attnc.runtime.launch_chunked import ChunkedCall, Sizes, tile_length
+from attnc.runtime.launch_chunked import ChunkedCall, Sizes, kept_names, tile_length
 
 
 @dataclass(frozen=True)
@@ -88,11 +88,11 @@ def recur_backward(
     *,
     initial: Tensor | None = None,
     final_cotangent: Tensor | None = None,
-    kept: Mapping[str, Tensor] | None = None,
+    kept: Sequence[Tensor] = (),
 ) -> RecurrenceGradients:
     """Gradients of `recur_forward` from those of out and, where it was asked for, of the final state.
 
-    `kept`: of a forward with the same operands; without it, its states are made again.
+    `kept`: the values of `kept` of a forward with the same operands; without them, its states are made again.
     """
     call = prepare(given)
     sizes, tensors = call.sizes, call.tensors
@@ -104,7 +104,7 @@ def recur_backward(
         operands = (given.query, given.key, given.value, given.right, given.left, given.decay, initial)
         return RecurrenceGradients(*(None if one is None else torch.zeros_like(one) for one in operands))  # type: ignore[arg-type]
     if kept:
-        tensors.update(kept)
+        tensors.update(zip(kept_names(call.variant), kept, strict=True))
     else:
         solve_states(call, initial, final=False)
     found = {name: call.buffer(f"d_{name}", *lead, length[name], sizes.f, zero=sizes.shift < 0) for name in names}

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from attnc.runtime.call import Call
 
 SCHEMA = (
-    "attention(str plan, Tensor q, Tensor k, Tensor? v, Tensor[] inputs, SymInt[] ints, float[] floats, str backend)"
-    " -> (Tensor, Tensor, Tensor[])"
+    "attention(str plan, Tensor q, Tensor k, Tensor? v, Tensor[] inputs, SymInt[] ints, float[] floats, str backend,"
+    " bool keep=False) -> (Tensor, Tensor, Tensor[])"
 )
 GRADIENT_SCHEMA = (
     "attention_backward(str plan, Tensor grad_out, Tensor? grad_lse, Tensor?[] grad_states, Tensor out, Tensor lse,"
@@ -178,14 +178,18 @@ def _run(
     ints: list[int],
     floats: list[float],
     backend: str,
+    keep: bool = False,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """The result, lse (B, H, N) of a pattern that is one softmax (else empty), and what its heavy steps left."""
-    key = (plan, backend, *ints, *floats)
+    """The result, lse (B, H, N) of a pattern that is one softmax (else empty), and what its heavy steps left.
+
+    `keep`: beside them what their gradients would make again.
+    """
+    key = (plan, backend, keep, *ints, *floats)
     out, lse, *saved = repeated(
         f"`{program(plan).pattern.name}`",
         key,
         (q, k, v, *inputs),
-        lambda: _forward(plan, q, k, v, inputs, ints, floats, backend),
+        lambda: _forward(plan, q, k, v, inputs, ints, floats, backend, keep),
     )
     return out, lse, saved
 
@@ -199,6 +203,7 @@ def _forward(
     ints: list[int],
     floats: list[float],
     backend: str,
+    keep: bool,
 ) -> list[Tensor]:
     """The result, lse, and what the heavy steps left."""
     prepared = checked(plan, q, k, v, inputs, ints, floats)
@@ -209,7 +214,7 @@ def _forward(
     from attnc.runtime.steps import run
 
     with torch.no_grad():
-        made = run(prepared.composition, prepared.frame(), engine)
+        made = run(prepared.composition, prepared.frame(), engine, keep)
     statistics = torch.float64 if q.dtype == torch.float64 else torch.float32
     lse = made.saved[-1].clone() if prepared.program.is_one_softmax else q.new_empty(0, dtype=statistics)
     return [_own(made.out.to(q.dtype), [q, k, v, *inputs, *made.saved]), lse, *made.saved]
@@ -258,8 +263,9 @@ def _fake(
     ints: list[int],
     floats: list[float],
     backend: str,
+    keep: bool = False,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Shapes and types of the results, for tracing."""
+    """Shapes and types of the results, for tracing, where nothing is kept."""
     found = program(plan)
     parameters = unpack(found, ints, floats)
     sizes = sizes_of(found, q, k, v, inputs, parameters)
@@ -317,7 +323,7 @@ def _gradients(
     backend: str,
     needed: list[bool],
 ) -> list[Tensor]:
-    """The gradients that are needed. `given`: the operator's tensors; `counts`: of states' cotangents, of saved ones."""
+    """The gradients that are needed. `given`: the operator's tensors; `counts`: states' cotangents, saved ones."""
     grad_out, grad_lse, out, lse, q, k, v, *rest = given
     of_states, rest = rest[: counts[0]], rest[counts[0] :]
     saved, inputs = rest[: counts[1]], rest[counts[1] :]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import lru_cache
 from typing import Any
 
@@ -11,6 +12,9 @@ from torch import Tensor
 from attnc.runtime.program import Program, program
 from attnc.runtime.refusal import extra_inputs
 
+# Whether a forward with gradients keeps its states of chunks. ATTNC_KEEP=0: never, backward makes them again.
+keeps = os.environ.get("ATTNC_KEEP") != "0"
+
 
 class _Attention(torch.autograd.Function):
     """The operator as autograd sees it, its lists flattened: torch's own way to register a gradient takes 0.2 ms."""
@@ -19,10 +23,11 @@ class _Attention(torch.autograd.Function):
     def forward(ctx: Any, keys: Any, settings: tuple[Any, ...], *tensors: Tensor | None) -> Any:
         key, ints, floats, backend = settings
         q, k, v, *extra = tensors
+        keep = keeps and type(q) in (Tensor, torch.nn.Parameter)  # else it is traced: how much there is must be known
         ctx.gradients = differentiable_tensors(program(key))  # raises, located, where there is no rule
         with torch._C._AutoDispatchBelowAutograd():
             out, lse, saved = torch.ops.attnc.attention.default.redispatch(
-                keys, key, q, k, v, extra, ints, floats, backend
+                keys, key, q, k, v, extra, ints, floats, backend, keep
             )
         ctx.settings = settings
         ctx.optional = v is not None
@@ -59,6 +64,7 @@ def autograd(
     ints: list[int],
     floats: list[float],
     backend: str,
+    keep: bool = False,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """The operator where tensors may ask for gradients; torch notices where one that is kept is changed in place."""
     below = keys & torch._C._after_autograd_keyset
@@ -69,7 +75,7 @@ def autograd(
         return out, lse, saved
     with torch._C._AutoDispatchBelowAutograd():
         result: tuple[Tensor, Tensor, list[Tensor]] = torch.ops.attnc.attention.default.redispatch(
-            below, plan, q, k, v, inputs, ints, floats, backend
+            below, plan, q, k, v, inputs, ints, floats, backend, keep
         )
     return result
 

@@ -123,11 +123,15 @@ class Result:
     saved: list[Tensor]
 
 
-def run(composition: Composition, frame: Frame, engine: Engine | None) -> Result:
-    """All steps, forward, without gradients. Without an engine (in tracing): shapes only."""
+def run(composition: Composition, frame: Frame, engine: Engine | None, keep: bool = False) -> Result:
+    """All steps, forward, without gradients. Without an engine (in tracing): shapes only.
+
+    `keep`: states of chunks, and what was solved in them, are saved for the gradients, behind what the steps left.
+    """
     saved: list[Tensor] = []
     out: Tensor | None = None
-    frame = replace(frame, tracing=engine is None)
+    kept: dict[str, list[Tensor]] = {}
+    frame = replace(frame, tracing=engine is None, kept=kept if keep else None)
     for step in composition.steps:
         if isinstance(step, Compute):
             out = compute(composition, step, frame, engine)
@@ -142,7 +146,7 @@ def run(composition: Composition, frame: Frame, engine: Engine | None) -> Result
         out = left[0]
         frame = with_arrays(frame, dict(zip(kind.names(step), left, strict=True)))
     assert out is not None
-    return Result(arranged(composition, frame, out), saved)
+    return Result(arranged(composition, frame, out), [*saved, *(one for held in kept.values() for one in held)])
 
 
 def stepped(composition: Composition, frame: Frame, engine: Engine) -> Iterator[tuple[Step, Frame]]:
@@ -219,7 +223,9 @@ def gradients(
     """
     plain = with_arrays(frame, {name: frame.tensors[name].detach() for name in wanted})
     back = Backward(composition, plain, engine, set(wanted))
-    back.again(list(saved))
+    rest = list(saved)
+    back.again(rest)
+    back.share(rest)
     back.start(*cotangents[:2])
     for handed, cotangent in zip(composition.handed, cotangents[2], strict=True):
         if cotangent is not None:
@@ -253,10 +259,19 @@ class Backward:
 
     def again(self, saved: list[Tensor]) -> None:
         """All steps forward: heavy ones give back what they left."""
+        self.frame = replace(self.frame, kept={})
         for step in self.composition.steps:
             self.made = self.compute(step) if isinstance(step, Compute) else self.heavy(step, saved)
             names = [step.name] if isinstance(step, Compute) else KINDS[type(step)].names(step)
             self.frame = with_arrays(self.frame, dict(zip(names, self.made, strict=True)))
+
+    def share(self, kept: list[Tensor]) -> None:
+        """What forward kept, to the steps that did; nothing if it was not asked to."""
+        assert self.frame.kept is not None
+        for step in self.composition.steps if kept else ():
+            if isinstance(step, Carry | Recur):
+                count = KINDS[type(step)].kept(step, self.frame, self.engine)  # type: ignore[attr-defined]
+                self.frame.kept[step.name], kept = kept[:count], kept[count:]
 
     def compute(self, step: Compute) -> list[Tensor]:
         """A value over one sequence."""

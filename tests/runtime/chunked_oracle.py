@@ -82,7 +82,7 @@ def sum_errors(case: Sum, device: str, dtype: torch.dtype) -> dict[str, float]:
         total_cotangent=cotangents.get("total"),
         initial=initial,
         final_cotangent=cotangents.get("final"),
-        kept=result.kept,
+        kept=[*result.kept.values()],
     )
     pairs = {name: (getattr(result, name), wanted[name]) for name in wanted}
     pairs |= {f"d_{name}": (getattr(found, name), one) for name, one in zip(names, expected, strict=True)}
@@ -166,7 +166,7 @@ def recurrence_errors(case: Recurring, device: str, dtype: torch.dtype) -> dict[
     expected = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
     result = recur_forward(given, initial=initial, final=case.states, keep=case.keep)
     from_end = end_cotangent if case.states else None
-    found = recur_backward(given, cotangent, initial=initial, final_cotangent=from_end, kept=result.kept)
+    found = recur_backward(given, cotangent, initial=initial, final_cotangent=from_end, kept=[*result.kept.values()])
     pairs = {"out": (result.out, out)}
     if result.final is not None:
         pairs["final"] = (result.final, end)
