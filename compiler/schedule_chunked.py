@@ -28,25 +28,33 @@ def chunk_length(variant: Variant, single: bool) -> int:
     return 32 if variant.rule != "sum" and single else 64
 
 
-def chunked_shape(kernel: str, variant: Variant, f: int, e: int, single: bool) -> ChunkShape:
+def chunked_shape(kernel: str, variant: Variant, f: int, e: int, single: bool, few: bool = False) -> ChunkShape:
     """The shape of a kernel for `f` features and `e` values, each padded to a power of two.
+
+    `few`: so few heads that the states of a recurrence, a program for some values each, leave processors idle.
 
     Measured on an H100, see benchmarks/results/chunked-h100.md. In bfloat16 no block is narrower than 64, apart from
     the values of a recurrence's states: Triton 3.6 compiled narrower ones to wrong results there.
     """
     if single:
         return single_shape(kernel, variant, f, e)
-    f, e = max(f, 64), max(e, 64)
+    f, e, decays = max(f, 64), max(e, 64), variant.decay == "scalar"
     if kernel in ("states", "states_reverse"):
         if variant.rule != "sum":
-            return ChunkShape(f, 32, 4, 3)
+            return ChunkShape(f, 16 if few else 32, 4, 2 if decays and kernel == "states_reverse" else 3)
+        if decays and kernel == "states_reverse":  # a wider block decays the rows fewer times
+            return ChunkShape(64, min(e, 128), 4, 3)
+        return ChunkShape(64, 64, 4, 4)
+    if kernel == "outputs" and decays:
         return ChunkShape(64, 64, 4, 3)
     if kernel in ("outputs", "value_gradients"):
         return ChunkShape(min(f, 128), 64, 4, 2)
     if kernel == "feature_gradients":
         if variant.decay == "channel":
             return ChunkShape(64, 64, 8, 2)
-        return ChunkShape(64, 64, 4, 2)
+        if variant.rule != "sum" and decays:
+            return ChunkShape(min(f, 128), 64, 8, 2)
+        return ChunkShape(64, 64, 4, 3 if decays else 2)
     if kernel.startswith("solve"):
         return ChunkShape(min(f, 128), min(e, 128), 4, 1)
     return ChunkShape(64, 64, 4, 1)
@@ -59,6 +67,11 @@ def single_shape(kernel: str, variant: Variant, f: int, e: int) -> ChunkShape:
             return ChunkShape(f, 16, 4, 1)
         return ChunkShape(min(f, 64), min(e, 32), 4, 1)
     return ChunkShape(min(f, 32), min(e, 64 if kernel in ("outputs", "value_gradients") else 32), 4, 1)
+
+
+def idle(heads: int, e: int, processors: int) -> bool:
+    """Whether the states of a recurrence of so many heads (of all batch rows) take half of the processors at most."""
+    return 2 * heads * max(1, e // 32) <= processors
 
 
 def segments(programs: int, chunks: int, processors: int, shortest: int = SHORTEST_SEGMENT) -> int:

@@ -13,9 +13,9 @@ from torch import Tensor
 from attnc.compiler.emit.chunked import chunked_kernels, chunked_text
 from attnc.compiler.emit.chunked_kernel import ChunkedKernel, Variant, scaled_name
 from attnc.compiler.emit.chunked_pairs import scores_name, stored_scores
-from attnc.compiler.schedule_chunked import ChunkShape, chunk_length, chunked_shape, segments
+from attnc.compiler.schedule_chunked import ChunkShape, chunk_length, chunked_shape, idle, segments
 from attnc.runtime.cache import cached_module
-from attnc.runtime.kernel_call import device_of, interpreting, padded, processors
+from attnc.runtime.kernel_call import device_of, interpreting, padded
 
 INTERPRETED_CHUNK = 16  # small, so that small tests have several chunks
 INTERPRETED_BLOCK = 16  # the smallest
@@ -43,6 +43,7 @@ class Sizes:
     e: int
     length: int  # positions of a chunk
     tile: int  # positions of a tile
+    processors: int
 
     @cached_property
     def positions(self) -> int:
@@ -60,6 +61,10 @@ class Sizes:
     def state_heads(self) -> int:
         """Heads whose states differ."""
         return self.heads if self.decay_heads > self.key_heads else self.key_heads
+
+    @cached_property
+    def few(self) -> bool:
+        return idle(self.batch * self.heads, padded(self.e), self.processors)
 
     def query_chunks(self) -> tuple[int, int]:
         """The chunks that hold a query: the first, and how many."""
@@ -91,7 +96,8 @@ class ChunkedCall:
         return torch.bfloat16 if self.dtype == torch.bfloat16 else torch.float32
 
     def shape(self, kernel: str) -> ChunkShape:
-        return shape_of(kernel, self.variant, self.sizes.f, self.sizes.e, self.dtype == torch.float32)
+        sizes = self.sizes
+        return shape_of(kernel, self.variant, sizes.f, sizes.e, self.dtype == torch.float32, sizes.few)
 
     def blocks(self, kernel: str) -> tuple[int, int]:
         """Blocks of features, and of values."""
@@ -185,7 +191,7 @@ class ChunkedCall:
         f_blocks, e_blocks = self.blocks(name)
         programs = f_blocks * e_blocks * sizes.batch * heads
         shortest = {"shortest": 2} if interpreting() else {}
-        count = segments(programs, sizes.chunks, processors(self.tensors["query"]), **shortest)
+        count = segments(programs, sizes.chunks, sizes.processors, **shortest)
         span = -(-sizes.chunks // count)
         count = -(-sizes.chunks // span)
         mark = "d_" if reverse else ""
@@ -250,20 +256,20 @@ def kept_names(variant: Variant) -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=1024)
-def shape_of(kernel: str, variant: Variant, f: int, e: int, single: bool) -> ChunkShape:
+def shape_of(kernel: str, variant: Variant, f: int, e: int, single: bool, few: bool) -> ChunkShape:
     """The shape of a kernel in a call."""
     if interpreting():
         whole = variant.rule != "sum" and kernel.startswith("states")
         halves = [max(padded(width) // 2, INTERPRETED_BLOCK) for width in (f, e)]  # two blocks are as good as many
         return ChunkShape(padded(f) if whole else halves[0], halves[1], 1, 1)
-    return chunked_shape(kernel, variant, padded(f), padded(e), single)
+    return chunked_shape(kernel, variant, padded(f), padded(e), single, few)
 
 
 @lru_cache(maxsize=1024)
 def launch_numbers(kernel: str, variant: Variant, sizes: Sizes, given: torch.dtype) -> dict[str, Any]:
     """Sizes and constants of a launch, without those of its own. `given`: the element type that the caller has."""
     half = given == torch.bfloat16
-    shape = shape_of(kernel, variant, sizes.f, sizes.e, not half)
+    shape = shape_of(kernel, variant, sizes.f, sizes.e, not half, sizes.few)
     f_blocks, e_blocks = -(-sizes.f // shape.block_f), -(-sizes.e // shape.block_e)
     single = "tf32" if half else "tf32x3"
     return {

@@ -18,6 +18,7 @@ from attnc.runtime.chunked_operands import (
     spread,
     whole_decay,
 )
+from attnc.runtime.kernel_call import processors
 from attnc.runtime.launch_chunked import ChunkedCall, Sizes, kept_names, tile_length
 from attnc.runtime.reaches import Reach
 
@@ -190,6 +191,7 @@ def prepare(
         value.shape[3],
         length,
         tile,
+        processors(query),
     )
     query = spread(query, batch, heads)
     tensors = {"key": spread(key, batch, key_heads).to(dtype), "value": spread(value, batch, key_heads).to(dtype)}

@@ -11,6 +11,7 @@ from torch import Tensor
 from attnc.compiler.emit.chunked_kernel import Variant
 from attnc.compiler.schedule_chunked import WIDEST_SOLVED
 from attnc.runtime.chunked_operands import batch_of, decay_gradient, element_type, gathered, spread, whole_decay
+from attnc.runtime.kernel_call import processors
 from attnc.runtime.launch_chunked import ChunkedCall, Sizes, kept_names, tile_length
 
 
@@ -160,7 +161,8 @@ def prepare(given: Recurrence) -> ChunkedCall:
     variant = Variant(kind, rule="delta" if given.left is None else "dplr")
     tile = tile_length(variant, dtype)
     widths = given.key.shape[3], given.value.shape[3]
-    sizes = Sizes(batch, heads, heads, heads, given.query.shape[2], length, given.offset, *widths, tile, tile)
+    most = processors(given.query)
+    sizes = Sizes(batch, heads, heads, heads, given.query.shape[2], length, given.offset, *widths, tile, tile, most)
     tensors = {name: spread(one, batch, heads).to(dtype) for name, one in operands.items()}
     if decay is not None:
         decay = whole_decay(decay, None, batch, length)
