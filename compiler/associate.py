@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from attnc.compiler.algebra import Algebra
 from attnc.compiler.conditions import negate
 from attnc.compiler.extents import Reach, Reaches, looks_ahead
-from attnc.compiler.features import end_to_end, features
+from attnc.compiler.features import Score, end_to_end, features
 from attnc.compiler.ir import Graph, Node, walk
 from attnc.compiler.separate import Inseparable, Separator, Term, is_mixed
 from attnc.dsl.types import Base, Type
@@ -23,7 +23,7 @@ class Part:
     """One carried sum: out_i = times_i * sum over j in the reach of w_ij value_j, w as in `features.Features`.
 
     `query` (b, h, i; f), `key` (b, h, j; f), `value` (b, h, j; e) or, for the sum of the weights alone, (b, h, j; 1).
-    `times`: what the sum is multiplied by, a vector of the row; None: nothing.
+    `times`: what the sum is multiplied by, a vector of the row; None: nothing. `score`: as in `features.Features`.
     """
 
     query: Node
@@ -32,6 +32,7 @@ class Part:
     decay: Node | None
     reach: Reach
     times: Node | None = None
+    score: Score | None = None
 
 
 @dataclass(frozen=True)
@@ -175,8 +176,15 @@ def parts(graph: Graph, body: Node, value: Node | None, reach: Reach) -> list[Pa
         for made in features(separator, terms):
             if made.decay is not None:
                 check_decay(reach, body)
-            found.append(Part(made.query, made.key, values, made.decay, reach, own))
+            score = made.score if is_plain(reach) else None
+            found.append(Part(made.query, made.key, values, made.decay, reach, own, score))
     return found
+
+
+def is_plain(reach: Reach) -> bool:
+    """Whether a row sees every key up to its own."""
+    own = reach.amount is not None and reach.amount.op == "literal" and reach.amount.attribute == 0
+    return reach.kind == "lag" and own and reach.same is None and not reach.masks
 
 
 def check_decay(reach: Reach, body: Node) -> None:

@@ -8,10 +8,10 @@ from dataclasses import replace
 from attnc.compiler.algebra import Algebra
 from attnc.compiler.associate import Associated, Declined, Exponential, associate, finish
 from attnc.compiler.build import unlowered
-from attnc.compiler.composition import Attend, Carry, Extent, Extreme, Recur, Sequential
+from attnc.compiler.composition import Attend, Carry, Extent, Extreme, Near, Recur, Sequential
 from attnc.compiler.decompose import Decomposer
 from attnc.compiler.extents import Reach
-from attnc.compiler.features import end_to_end
+from attnc.compiler.features import Score, end_to_end
 from attnc.compiler.ir import Graph, Node, substitute, walk
 from attnc.compiler.recurrence import Read, Recognised, Unrecognised, reads_state, recognise
 from attnc.compiler.reindex import renamed
@@ -46,7 +46,8 @@ def carried(at: Decomposer, found: Associated) -> Node:
         decay = None if part.decay is None else at.array(part.decay)
         name = at.fresh("carry")
         total = at.fresh("total") if found.options is not None else None
-        at.steps.append(Carry(name, query, key, value, extent_of(at, part.reach), decay, total))
+        near = None if part.score is None else near_pairs(at, part.score)
+        at.steps.append(Carry(name, query, key, value, extent_of(at, part.reach), decay, total, near))
         made = at.declare(name, Type(Base.REAL, frozenset("bhi"), part.value.type.axes))
         sums.append(made if part.times is None else at.graph.make("mul", made, part.times))
         if total is not None:
@@ -56,6 +57,11 @@ def carried(at: Decomposer, found: Associated) -> Node:
         sums.append(at.graph.make("mul", made, factor))
         totals.append(factor)
     return at.lower(finish(at.graph, found, sums, totals))
+
+
+def near_pairs(at: Decomposer, score: Score) -> Near:
+    """A score with its arrays made."""
+    return Near(at.array(score.query), at.array(score.key), score.coefficients)
 
 
 def exponential_sum(at: Decomposer, found: Exponential) -> tuple[Node, Node]:

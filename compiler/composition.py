@@ -146,6 +146,18 @@ class Handing:
 
 
 @dataclass(frozen=True)
+class Near:
+    """The weights of a carried sum as powers of a score: w_ij = sum over n of coefficients[n] * (query_i @ key_j) ** n.
+
+    `query` (b, h, i; d) and `key` (b, h, j; d). Pairs of a block of positions are weighed so, not by features.
+    """
+
+    query: str
+    key: str
+    coefficients: tuple[Node, ...]
+
+
+@dataclass(frozen=True)
 class Carry:
     """A sum over keys with separable weights, by the chunked skeleton: a state runs along the keys.
 
@@ -153,7 +165,8 @@ class Carry:
 
     `query` (b, h, i; f), `key` (b, h, j; f), `value` (b, h, j; e); `decay` is None, an array of log decays g (b, h, t)
     or one for each feature (b, h, t; f). Leaves `name` (b, h, i; e) and, where `total` is set, `total` (b, h, i): the
-    sum of the weights. `handing`: the state from before the first key, and behind the last one.
+    sum of the weights. `near`: how pairs that are near one another are weighed, where that is not by the features.
+    `handing`: the state from before the first key, and behind the last one.
     """
 
     name: str
@@ -163,6 +176,7 @@ class Carry:
     extent: Extent
     decay: str | None = None
     total: str | None = None
+    near: Near | None = None
     handing: Handing | None = None
 
 

@@ -20,6 +20,7 @@ from attnc.compiler.composition import (
 from attnc.compiler.ir import Node, text, walk
 from attnc.compiler.plan import Branch, Diagonals, Domain, Grid, KeySet, Listed, Rows, Stepped
 from attnc.compiler.schedule import SHARED_ROWS, WIDE_ENTRY
+from attnc.compiler.schedule_chunked import NEAR
 from attnc.compiler.schedule_selecting import HELD
 
 SIZES = {"b": "B", "h": "H", "i": "N", "j": "M", "t": "M", "d": "D", "e": "E", "offset": "offset"}
@@ -195,7 +196,7 @@ def describe_step(step: Step) -> str:
             decay = "" if step.decay is None else f"; log decay {step.decay}"
             return (
                 f"{step.name}{total}: a state carried along the keys, read where {describe_extent(step.extent)}; "
-                f"q = {step.query}, k = {step.key}, v = {step.value}{decay}"
+                f"q = {step.query}, k = {step.key}, v = {step.value}{decay}{describe_near(step)}"
             )
         case Recur():
             decay = "" if step.decay is None else f"; log decay {step.decay}"
@@ -207,6 +208,14 @@ def describe_step(step: Step) -> str:
             return describe_choice(step)
         case Sequential():
             return f"{step.name}: one position after the other: {step.reason}"
+
+
+def describe_near(step: Carry) -> str:
+    """How pairs of a block are weighed, where that is not by the features."""
+    if step.near is None:
+        return ""
+    powers = " and ".join(str(power) for power, one in enumerate(step.near.coefficients) if one.attribute != 0.0)
+    return f"; pairs of {NEAR} positions by power {powers} of {step.near.query} @ {step.near.key}"
 
 
 def describe_extent(extent: Extent) -> str:

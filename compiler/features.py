@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from attnc.compiler.ir import Graph, Node
 from attnc.compiler.separate import Inseparable, Separator, Term
@@ -21,11 +21,22 @@ class Features:
     """w(i, j) = sum over features of query(i) * key(j) * exp(sum of decay(u) for j < u <= i).
 
     `query`, `key`: vectors over one axis. `decay`: None, a log decay a step, or a vector of them over that axis.
+    `score`: see `score_of`.
     """
 
     query: Node
     key: Node
     decay: Node | None
+    score: Score | None = None
+
+
+@dataclass(frozen=True)
+class Score:
+    """w(i, j) = sum over n of coefficients[n] * (query(i) @ key(j)) ** n, with numbers that all pairs share."""
+
+    query: Node
+    key: Node
+    coefficients: tuple[Node, ...]
 
 
 def features(separator: Separator, terms: Sequence[Term]) -> list[Features]:
@@ -45,9 +56,28 @@ def _joined(separator: Separator, terms: Sequence[Term]) -> Features:
     steady = separator.total(terms[0].decays)
     vectors = [decay for _, _, decay in made if decay is not None]
     if not vectors:
-        return Features(query, key, steady)
+        return Features(query, key, steady, score_of(separator, terms))
     decay = vectors[0] if len(made) == 1 else end_to_end(graph, vectors)
     return Features(query, key, decay if steady is None else graph.make("add", decay, steady))
+
+
+def score_of(separator: Separator, terms: Sequence[Term]) -> Score | None:
+    """A weight as powers of one dot product, of which the lowest is a square; None where it is none, or decays.
+
+    Such a weight vanishes faster than the features whose products cancel to it: near 0 nothing of it is left in their
+    sums, and a row may be divided by it. So pairs that are near one another are weighed by the score itself.
+    """
+    dots = {dot for term in terms for dot in term.dots}
+    powers = [len(term.dots) for term in terms]
+    own = [factor for term in terms for factor in term.factors if factor.type.indices or factor.type.axes]
+    if len(dots) != 1 or min(powers) < 2 or own or any(term.decays for term in terms):
+        return None
+    (dot,) = dots
+    found: list[Node] = []
+    for power in range(max(powers) + 1):
+        parts = [separator.node(replace(term, dots=())) for term in terms if len(term.dots) == power]
+        found.append(separator.total(parts) or separator.graph.literal(0.0))
+    return Score(dot.query, dot.key, tuple(found))
 
 
 def _of_term(separator: Separator, term: Term) -> tuple[Node, Node, Node | None]:

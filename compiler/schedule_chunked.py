@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from attnc.compiler.emit.chunked_kernel import Variant
 
 SHORTEST_SEGMENT = 8  # chunks; under that the second pass costs more than it spreads
+NEAR = 64  # positions of a block whose pairs are weighed by a score, where features would cancel
 WIDEST_SOLVED = 128  # features of a state that a recurrence keeps whole in one program
 
 

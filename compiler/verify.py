@@ -50,6 +50,7 @@ def step_reads(step: Step) -> list[str]:
             return regroup_reads(step)
         case Carry():
             read = [step.query, step.key, step.value, step.decay, step.extent.same]
+            read += [step.near.query, step.near.key] if step.near is not None else []
         case Recur():
             read = [step.query, step.key, step.value, step.decay, step.left, step.right]
     if step.handing is not None:

@@ -35,7 +35,7 @@ def carry(
     Linear in the number of keys; memory as well: the arrays, and the intermediates of some chunks.
     query (b, h, i, f), key (b, h, j, f), value (b, h, j, e), decay None or log decays, at most 0, (b, h, j) or
     (b, h, j, f). b may be 1 long, h may divide the most heads, j of a decay may be 1 long. `state`: what earlier keys
-    left to the first run here, for a reach of lag 0; then `reach.offset` counts from the first key given here.
+    left to the first run here, for a reach of periods or of lag 0; then `reach.offset` counts from the first key here.
 
     Raises ValueError for a state with another reach, or runs of `same` that are not contiguous.
     """
@@ -99,8 +99,8 @@ class Carried:
                 raise ValueError("rows that see all keys of their run are no carried sum")
             if bool((reach.same.diff(dim=-1) < 0).any()):
                 raise ValueError("the array that must agree at row and key has to be sorted along the sequence")
-        if state is not None and (reach.kind, reach.amount) != ("lag", 0):
-            raise ValueError("only a sum over j <= i goes on from a state")
+        if state is not None and (reach.kind == "all" or (reach.kind == "lag" and reach.amount)):
+            raise ValueError("a sum over all keys, or that lags, does not go on from a state")
 
     # Forward
 

@@ -1,4 +1,4 @@
-"""`Carry` and `Recur` steps at run time: arrays of the call as operands of carried and recurrent sums."""
+"""`Carry` steps at run time: arrays of the call as operands of carried sums; and what `Recur` steps share with them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from attnc.compiler.composition import Carry, Recur
+from attnc.compiler.schedule_chunked import NEAR
 from attnc.dsl.diagnostics import InternalError
 from attnc.runtime.arrays import Frame
 from attnc.runtime.backward import Engine
@@ -20,9 +21,6 @@ from attnc.runtime.chunked_steps import (
     carry_gradients,
     carry_sums,
     kept_count,
-    recur_gradients,
-    recur_reads,
-    recurs,
 )
 from attnc.runtime.handed import (
     at_keys,
@@ -36,8 +34,8 @@ from attnc.runtime.handed import (
     left_states,
     state_heads,
 )
+from attnc.runtime.near import coefficients, near_gradients, near_sums
 from attnc.runtime.reaches import Reach
-from attnc.runtime.recurrent import recur, recur_backward
 from attnc.runtime.scalars import of_node
 from attnc.runtime.through_views import Operands, through_views
 
@@ -52,7 +50,8 @@ class Carrying:
 
     def reads(self, step: Carry) -> list[str]:
         optional = (step.decay, step.handing and step.handing.before)
-        return [step.query, step.key, step.value, *(name for name in optional if name)]
+        near = () if step.near is None else (step.near.query, step.near.key)
+        return [step.query, step.key, step.value, *(name for name in optional if name), *near]
 
     def shapes(self, step: Carry, frame: Frame) -> list[tuple[list[int], torch.dtype]]:
         rows = [frame.sizes["b"], frame.sizes["h"], frame.sizes["i"]]
@@ -61,18 +60,38 @@ class Carrying:
         return [out, *([(rows, frame.real)] if step.total else []), *left]
 
     def forward(self, step: Carry, frame: Frame, engine: Engine) -> list[Tensor]:
-        reach, (*operands, state) = reach_of(step, frame), self.with_state(step, frame)
+        reach, (*operands, state), near = self.reach(step, frame), self.with_state(step, frame), self.near(step, frame)
         total, kept = step.total is not None, result_type(step, frame)
         if engine.chunked and on_kernels(step.name, frame, carries(operands, reach)):
             hands, narrows = step.handing is not None, narrow(frame, step.query)
             held = keeping(step, frame, reach.kind != "period")
-            made = carry_sums(operands, reach, total, narrows, kept, state=state, final=hands, kept=held)
+            dtype = frame.real if near else kept
+            made = carry_sums(operands, reach, total, narrows, dtype, state=state, final=hands, kept=held)
             last = made.pop() if hands else None
         else:
             out, last = self.by_torch(step, operands, reach, state)
-            made = [out[..., :-1].contiguous(), out[..., -1].contiguous()] if total else [out.to(kept)]
+            made = [out[..., :-1].contiguous(), out[..., -1].contiguous()] if total else [out]
+        if step.near is not None:
+            value = with_ones(step, operands)[2]
+            assert value is not None
+            found = near_sums(near[0], near[1], value.to(frame.real), coefficients(step.near, frame), reach.offset)
+            made[0] += found[..., : made[0].shape[-1]]
+            if total:
+                made[1] += found[..., -1]
         add_first_row(step, made[0], operands[0], state, reach.offset)
-        return [*made, *left_states(step, frame, last, reach.same)]
+        return [made[0] if total else made[0].to(kept), *made[1:], *left_states(step, frame, last, reach.same)]
+
+    def reach(self, step: Carry, frame: Frame) -> Reach:
+        """What the state gives: the blocks before the row's own, where near pairs are weighed by themselves."""
+        reach = reach_of(step, frame)
+        return reach if step.near is None else replace(reach, kind="period", amount=NEAR)
+
+    def near(self, step: Carry, frame: Frame) -> list[Tensor]:
+        """The query and key of near pairs, in the type of the sums."""
+        if step.near is None:
+            return []
+        query, key, _ = sides(frame, step.near.query, step.near.key, step.value)
+        return [query.to(frame.real), key.to(frame.real)]
 
     @staticmethod
     def by_torch(step: Carry, operands: Operands, reach: Reach, state: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -100,12 +119,15 @@ class Carrying:
         cotangents: Sequence[Tensor | None],
         wanted: Sequence[str],
     ) -> Mapping[str, Tensor]:
-        reach, count = reach_of(step, frame), 1 + (step.total is not None)
+        reach, count = self.reach(step, frame), 1 + (step.total is not None)
         given = filled(outputs[:count], cotangents[:count])
         of_last = cotangents[count] if step.handing else None
 
+        def viewed(frame: Frame) -> Operands:
+            return [*self.with_state(step, frame), *self.near(step, frame)]
+
         def backward(operands: Operands) -> Sequence[Tensor | None]:
-            *sides, state = operands
+            sides, state, near = operands[:4], operands[4], operands[5:]
             if engine.chunked and on_kernels(step.name, frame, carries(sides, reach)):
                 narrows = narrow(frame, step.query)
                 held = (frame.kept or {}).get(step.name, ())
@@ -113,9 +135,28 @@ class Carrying:
             else:
                 made = self.back_by_torch(step, sides, reach, given, state, of_last)
             add_first_row_gradients(step, made, given[0], sides[0], state, reach.offset)
-            return made
+            return made if step.near is None else self.back_near(step, frame, made, sides, near, given)
 
-        return through_views(frame, wanted, lambda frame: self.with_state(step, frame), backward)
+        return through_views(frame, wanted, viewed, backward)
+
+    @staticmethod
+    def back_near(
+        step: Carry,
+        frame: Frame,
+        made: list[Tensor | None],
+        operands: Operands,
+        near: Operands,
+        given: Sequence[Tensor],
+    ) -> list[Tensor | None]:
+        """The gradients with those of near pairs: added to the value's; of their query and key behind the others."""
+        assert step.near is not None
+        tensors = [one for one in (*near, with_ones(step, operands)[2]) if one is not None]
+        grad = torch.cat([given[0], given[1].unsqueeze(-1)], -1) if step.total else given[0]
+        powers = coefficients(step.near, frame)
+        query, key, value = near_gradients(tensors, powers, frame.offset, grad.to(frame.real))
+        assert made[2] is not None
+        made[2] = made[2] + value[..., : made[2].shape[-1]]
+        return [*made, query, key]
 
     @staticmethod
     def back_by_torch(
@@ -151,97 +192,13 @@ class Carrying:
 
     def kept(self, step: Carry, frame: Frame, engine: Engine) -> int:
         """How many tensors a forward keeps that is asked to."""
-        reach, operands = reach_of(step, frame), self.operands(step, frame)
+        reach, operands = self.reach(step, frame), self.operands(step, frame)
         return kept_count(step, operands, reach) if engine.chunked and carries(operands, reach) else 0
 
     def with_state(self, step: Carry, frame: Frame) -> Operands:
         """The operands and the first state."""
         found = self.operands(step, frame)
         return [*found, initial_state(step, frame, found, reach_of(step, frame).same)]
-
-
-class Recurring:
-    """The kind of step: see `steps.Kind`."""
-
-    def names(self, step: Recur) -> list[str]:
-        return [step.name, *(step.handing.left if step.handing else ())]
-
-    def reads(self, step: Recur) -> list[str]:
-        optional = (step.decay, step.handing and step.handing.before)
-        return [step.query, step.key, step.value, step.left, step.right, *(name for name in optional if name)]
-
-    def shapes(self, step: Recur, frame: Frame) -> list[tuple[list[int], torch.dtype]]:
-        rows = [frame.sizes["b"], frame.sizes["h"], frame.sizes["i"]]
-        left = left_shapes(step, frame, self.operands(step, frame))
-        return [([*rows, frame.tensors[step.value].shape[-1]], result_type(step, frame)), *left]
-
-    def forward(self, step: Recur, frame: Frame, engine: Engine) -> list[Tensor]:
-        *operands, state = self.with_state(step, frame)
-        offset, kept, hands = frame.offset - is_early(step), result_type(step, frame), step.handing is not None
-        if engine.chunked and on_kernels(step.name, frame, recurs(operands, offset)):
-            delta, narrows = step.left == step.key, narrow(frame, step.query)
-            held = keeping(step, frame)
-            made = recur_reads(operands, offset, delta, narrows, kept, state=state, final=hands, kept=held)
-            out, last = made if hands else (made[0], None)
-        else:
-            query, *others = operands
-            assert query is not None
-            rows, start = at_keys(query, offset) if is_early(step) else (query, offset)
-            out, last = recur(rows, *others, offset=start, state=state)  # type: ignore[arg-type]
-            out = (from_keys(out, offset) if is_early(step) else out).to(kept)
-        add_first_row(step, out, operands[0], state, offset)
-        return [out, *left_states(step, frame, last)]
-
-    def backward(
-        self,
-        step: Recur,
-        frame: Frame,
-        engine: Engine,
-        outputs: Sequence[Tensor],
-        cotangents: Sequence[Tensor | None],
-        wanted: Sequence[str],
-    ) -> Mapping[str, Tensor]:
-        (grad,) = filled(outputs[:1], cotangents[:1])
-        offset, early = frame.offset - is_early(step), is_early(step)
-        of_last = cotangents[1] if step.handing else None
-
-        def backward(operands: Operands) -> Sequence[Tensor | None]:
-            *tokens, state = operands
-            if engine.chunked and on_kernels(step.name, frame, recurs(tokens, offset)):
-                delta, narrows = step.left == step.key, narrow(frame, step.query)
-                held = (frame.kept or {}).get(step.name, ())
-                made = recur_gradients(tokens, offset, delta, narrows, grad, state=state, of_last=of_last, kept=held)
-            else:
-                query, *others = tokens
-                assert query is not None
-                rows, start = at_keys(query, offset) if early else (query, offset)
-                given = at_keys(grad, offset)[0] if early else grad
-                found = recur_backward(rows, *others, given, offset=start, state=state, grad_state=of_last)  # type: ignore[arg-type,misc]
-                made = [from_keys(found[0], offset) if early else found[0], *found[1:]]
-                made[-1] = None if state is None else made[-1]
-            add_first_row_gradients(step, made, grad, tokens[0], state, offset)
-            return made
-
-        return through_views(frame, wanted, lambda frame: self.with_state(step, frame), backward)
-
-    def operands(self, step: Recur, frame: Frame) -> Operands:
-        """query, key, value, decay, left and right."""
-        query, key, value = sides(frame, step.query, step.key, step.value)
-        left, right = (
-            whole(placed(frame, name, "j", vector=True), frame.sizes["j"]) for name in (step.left, step.right)
-        )
-        return [query, key, value, decay_of(frame, step.decay), left, right]
-
-    def kept(self, step: Recur, frame: Frame, engine: Engine) -> int:
-        """How many tensors a forward keeps that is asked to."""
-        operands = self.operands(step, frame)
-        on_chunks = engine.chunked and recurs(operands, frame.offset - is_early(step))
-        return kept_count(step, operands) if on_chunks else 0
-
-    def with_state(self, step: Recur, frame: Frame) -> Operands:
-        """The operands and the first state."""
-        found = self.operands(step, frame)
-        return [*found, initial_state(step, frame, found)]
 
 
 def keeping(step: Carry | Recur, frame: Frame, keeps: bool = True) -> list[Tensor] | None:
@@ -388,4 +345,4 @@ def placed(frame: Frame, name: str, along: str, *, vector: bool) -> Tensor:
     return tensor
 
 
-CARRY, RECUR = Carrying(), Recurring()
+CARRY = Carrying()

@@ -91,6 +91,7 @@ def reads(step: Step) -> tuple[list[str], list[str]]:
     """The arrays that a step reads: operands of its products, and others. One that is both is among the others."""
     if isinstance(step, Carry):
         others = [name for name in (step.decay, step.extent.same) if name]
+        others += [step.near.query, step.near.key] if step.near is not None else []
         operands = [step.query, step.key, step.value]
     elif isinstance(step, Recur):
         others = [step.decay] if step.decay else []

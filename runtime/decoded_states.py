@@ -13,12 +13,13 @@ from attnc.runtime import carried, recurrent
 from attnc.runtime.arrays import Frame
 from attnc.runtime.backward import Engine
 from attnc.runtime.carried import carry
-from attnc.runtime.carrying import CARRY, RECUR, decay_of, narrow, reach_of, with_ones
+from attnc.runtime.carrying import CARRY, decay_of, narrow, reach_of, with_ones
 from attnc.runtime.chunked_steps import carries, carry_sums, recur_reads, recurs
 from attnc.runtime.decoded_attention import Reader, with_arrays
 from attnc.runtime.handed import by_head, state_heads
 from attnc.runtime.reaches import Reach
 from attnc.runtime.recurrent import recur
+from attnc.runtime.recurring import RECUR
 
 
 @dataclass

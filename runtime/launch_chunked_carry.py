@@ -207,8 +207,8 @@ def prepare(
 
 def refuse_states(reach: Reach, given: bool) -> None:
     """Raises ValueError for a state from outside that the reach gives no meaning."""
-    if given and (reach.kind != "lag" or reach.amount):
-        raise ValueError("a state from outside, or left outside, goes with `lag` reach of no amount")
+    if given and (reach.kind == "all" or (reach.kind == "lag" and reach.amount)):
+        raise ValueError("a state from outside, or left outside, goes with reach of periods, or `lag` of no amount")
 
 
 def run_forward(call: ChunkedCall, initial: Tensor | None, final: bool) -> None:

@@ -35,10 +35,11 @@ from attnc.runtime.arrays import Arrays, Frame
 from attnc.runtime.attending import ATTEND, call_of, operands
 from attnc.runtime.backward import Engine, recording
 from attnc.runtime.call import Call
-from attnc.runtime.carrying import CARRY, RECUR
+from attnc.runtime.carrying import CARRY
 from attnc.runtime.choose import CHOOSE, ragged
 from attnc.runtime.computing import rounded_arrays
 from attnc.runtime.extremes import EXTREME
+from attnc.runtime.recurring import RECUR
 from attnc.runtime.regrouping import REGROUP, Slots, inside, move_all, slots_of
 from attnc.runtime.row_steps import Replay, compute, smooth_inputs
 from attnc.runtime.sequential import RUN

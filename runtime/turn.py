@@ -20,11 +20,12 @@ from attnc.compiler.plan import Diagonals, Domain, Listed, Plan
 from attnc.compiler.relocate import CLASS, FIRST, START, WINDOW, at_rows, obstacle, relocated, ringed, scattered
 from attnc.runtime.arrays import Frame
 from attnc.runtime.attending import call_of, four, spread
-from attnc.runtime.carrying import CARRY, RECUR, reach_of
+from attnc.runtime.carrying import CARRY, reach_of
 from attnc.runtime.decoding_launch import Advancing, Attending, Entering
 from attnc.runtime.kv_cache import Held
 from attnc.runtime.new_tokens import NewTokens, Stretch
 from attnc.runtime.reaches import Reach
+from attnc.runtime.recurring import RECUR
 from attnc.runtime.steps import arranged, with_arrays
 from attnc.runtime.turned_states import behind, by_periods
 

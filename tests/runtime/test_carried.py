@@ -256,7 +256,7 @@ def test_strided_arrays() -> None:
 def test_refusals() -> None:
     call = made(8, 8, "none", Reach())
     state = torch.zeros(2, 4, FEATURES, WIDTH, dtype=torch.float64)
-    with pytest.raises(ValueError, match="only a sum over j <= i goes on from a state"):
+    with pytest.raises(ValueError, match="does not go on from a state"):
         carry(call.query, call.key, call.value, None, Reach("lag", 2), state)
     with pytest.raises(ValueError, match="sorted along the sequence"):
         carry(call.query, call.key, call.value, None, Reach(same=torch.tensor([[0, 1, 0, 1, 0, 1, 0, 1]] * 2)))

@@ -131,8 +131,8 @@ def test_what_does_not_fit_is_refused() -> None:
         carry_forward(q.double(), q.double(), q.double())
     with pytest.raises(ValueError, match="period"):
         carry_forward(q, q, q, reach=Reach("period", 0))
-    with pytest.raises(ValueError, match="goes with `lag` reach"):
-        carry_forward(q, q, q, reach=Reach("period", 20), final=True)
+    with pytest.raises(ValueError, match="goes with reach of periods"):
+        carry_forward(q, q, q, reach=Reach("all"), final=True)
     wide = torch.zeros(1, 1, 2, 300)
     with pytest.raises(ValueError, match="at most 128"):
         recur_forward(Recurrence(wide, wide, wide, wide))
