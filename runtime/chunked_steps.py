@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from attnc.compiler.composition import Carry, Composition, Recur
-from attnc.compiler.emit.chunked import chunked_text, variant_of
+from attnc.compiler.emit.chunked import chunked_text, kept_names, plain_variant
 from attnc.compiler.emit.chunked_kernel import Variant
 from attnc.compiler.schedule_chunked import WIDEST_SOLVED
-from attnc.runtime.launch_chunked import kept_names
 from attnc.runtime.launch_chunked_carry import carry_backward, carry_forward
 from attnc.runtime.launch_chunked_recur import Recurrence, recur_backward, recur_forward
 from attnc.runtime.reaches import Reach
@@ -176,9 +175,5 @@ def chunked_texts(composition: Composition) -> dict[str, str]:
     texts = {}
     for step in composition.steps:
         if isinstance(step, Carry | Recur):
-            axes = () if step.decay is None else composition.arrays[step.decay].axes
-            channel = any(axis not in ("b", "h", "t", "1") for axis in axes)
-            delta = isinstance(step, Recur) and step.left == step.key
-            variant = variant_of(step, channel, grouped=False, delta=delta)
-            texts[step.name] = chunked_text(variant, composition.source.text)
+            texts[step.name] = chunked_text(plain_variant(step, composition.arrays), composition.source.text)
     return texts

@@ -11,6 +11,7 @@ import torch
 from attnc.compiler.causality import describe_causality
 from attnc.compiler.composition import Carry, Composition, Compute, Extreme, Recur, Regroup, Sequential
 from attnc.compiler.cost import cost_formulas, state_formula
+from attnc.compiler.emit.chunked import kept_numbers, plain_variant
 from attnc.compiler.fuse import groups
 from attnc.compiler.pipeline import trace
 from attnc.runtime.arrangement import share
@@ -46,12 +47,22 @@ def explain(prepared: Prepared, *, verbose: bool = False) -> str:
     states = [step for step in prepared.composition.steps if isinstance(step, Carry | Recur)]
     if states:
         lines += ["", *(state_formula(step, prepared.composition.arrays) for step in states)]
+        lines += [kept_formula(step, prepared.composition) for step in states]
     lines += row_kernels(prepared.composition)
     torch_only = [step.name for step in prepared.composition.steps if isinstance(step, Extreme | Sequential)]
     if torch_only:
         lines += ["", f"by torch operators on a GPU too, without a kernel: {', '.join(torch_only)}"]
     lines += ["", *cost(prepared), *participation(prepared)]
     return "\n".join(lines)
+
+
+def kept_formula(step: Carry | Recur, composition: Composition) -> str:
+    """What a forward on a GPU keeps of a state for its gradient."""
+    again = "backward makes its states again"
+    if isinstance(step, Carry) and (step.near is not None or step.extent.kind == "period"):
+        return f"{step.name}: {again}"
+    numbers = kept_numbers(plain_variant(step, composition.arrays))
+    return f"{step.name} keeps for gradients, on a GPU: B*H*N*({numbers}) numbers; with ATTNC_KEEP=0 none, {again}"
 
 
 def row_kernels(composition: Composition) -> list[str]:

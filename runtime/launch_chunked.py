@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnc.compiler.emit.chunked import chunked_kernels, chunked_text
+from attnc.compiler.emit.chunked import chunked_kernels, chunked_text, kept_names
 from attnc.compiler.emit.chunked_kernel import ChunkedKernel, Variant, scaled_name
-from attnc.compiler.emit.chunked_pairs import scores_name, stored_scores
 from attnc.compiler.schedule_chunked import ChunkShape, chunk_length, chunked_shape, idle, segments
 from attnc.runtime.cache import cached_module
 from attnc.runtime.kernel_call import device_of, interpreting, padded
@@ -239,20 +238,6 @@ class ChunkedCall:
             self.buffer("part_fades", count, *lead, sizes.f, dtype=torch.float32)
             if total:
                 self.buffer("part_norms", count, *lead, sizes.f, dtype=torch.float32)
-
-
-@cache
-def kept_names(variant: Variant) -> tuple[str, ...]:
-    """The buffers of forward that backward reads: prefix sums, states, and what was solved or weighed in chunks."""
-    names = [] if variant.decay == "none" else ["sums"]
-    state, norm = ("end", "end_norm") if variant.extent == "all" else ("states", "norms")
-    names += [state, norm] if variant.total else [state]
-    names += [] if variant.rule == "sum" else ["inverse", "reads", "solved"]
-    names += [scores_name(*pair) for pair in stored_scores(variant)]
-    if variant.scaled:
-        names += [scaled_name(read.x, False) for read in variant.reads]
-        names += [scaled_name(write.x, True) for write in variant.writes]
-    return tuple(names)
 
 
 @lru_cache(maxsize=1024)

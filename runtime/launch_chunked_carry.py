@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from attnc.compiler.emit.chunked import kept_names
 from attnc.compiler.emit.chunked_kernel import Variant
 from attnc.runtime.chunked_operands import (
     batch_of,
@@ -19,7 +20,7 @@ from attnc.runtime.chunked_operands import (
     whole_decay,
 )
 from attnc.runtime.kernel_call import processors
-from attnc.runtime.launch_chunked import ChunkedCall, Sizes, kept_names, tile_length
+from attnc.runtime.launch_chunked import ChunkedCall, Sizes, tile_length
 from attnc.runtime.reaches import Reach
 
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from attnc.compiler.emit.chunked import kept_names
 from attnc.compiler.emit.chunked_kernel import Variant
 from attnc.compiler.schedule_chunked import WIDEST_SOLVED
 from attnc.runtime.chunked_operands import batch_of, decay_gradient, element_type, gathered, spread, whole_decay
 from attnc.runtime.kernel_call import processors
-from attnc.runtime.launch_chunked import ChunkedCall, Sizes, kept_names, tile_length
+from attnc.runtime.launch_chunked import ChunkedCall, Sizes, tile_length
 
 
 @dataclass(frozen=True)
