@@ -56,7 +56,7 @@ class Carrying:
     def shapes(self, step: Carry, frame: Frame) -> list[tuple[list[int], torch.dtype]]:
         rows = [frame.sizes["b"], frame.sizes["h"], frame.sizes["i"]]
         out = ([*rows, frame.tensors[step.value].shape[-1]], result_type(step, frame))
-        left = left_shapes(step, frame, self.operands(step, frame))
+        left = left_shapes(step, frame, self.operands(step, frame)) if step.handing else []
         return [out, *([(rows, frame.real)] if step.total else []), *left]
 
     def forward(self, step: Carry, frame: Frame, engine: Engine) -> list[Tensor]:
@@ -321,7 +321,7 @@ def decay_of(frame: Frame, name: str | None) -> Tensor | None:
         return None
     layout = [axis for axis in frame.layouts[name] if axis not in ("b", "h", "t", "1")]
     found = placed(frame, name, "t", vector=bool(layout))
-    if found.shape[2] == 1 and found.device.type == "cpu" and bool(found.isnan().any()):
+    if not frame.tracing and found.shape[2] == 1 and found.device.type == "cpu" and bool(found.isnan().any()):
         raise ValueError("the base of a power of the distance is negative: its logarithm is no decay")
     return found
 

@@ -42,7 +42,7 @@ class Recurring:
 
     def shapes(self, step: Recur, frame: Frame) -> list[tuple[list[int], torch.dtype]]:
         rows = [frame.sizes["b"], frame.sizes["h"], frame.sizes["i"]]
-        left = left_shapes(step, frame, self.operands(step, frame))
+        left = left_shapes(step, frame, self.operands(step, frame)) if step.handing else []
         return [([*rows, frame.tensors[step.value].shape[-1]], result_type(step, frame)), *left]
 
     def forward(self, step: Recur, frame: Frame, engine: Engine) -> list[Tensor]:

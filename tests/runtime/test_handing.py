@@ -265,3 +265,30 @@ def test_a_state_that_does_not_fit_is_refused() -> None:
     ):
         with pytest.raises(AttnError, match=message):
             pattern.with_state(q, k, v, state=wrong, gamma=gamma)
+
+
+def test_the_operator_with_states_under_opcheck() -> None:
+    pattern = pattern_of("retention")
+    q, k, v = (torch.randn(1, 2, 9, 4, requires_grad=True) for _ in range(3))
+    start = torch.randn(1, 2, 4, 4, requires_grad=True)
+    inputs = [torch.tensor([0.5, 0.9], requires_grad=True), start]
+    arguments: tuple[Any, ...] = (pattern.program.handing.key, q, k, v, inputs, [], [0.5], "auto")
+    assert set(torch.library.opcheck(torch.ops.attnc.attention.default, arguments).values()) == {"SUCCESS"}
+    out, lse, saved = torch.ops.attnc.attention(*arguments)
+    of_state = torch.randn_like(saved[-1])
+    detached = [[one.detach() for one in given] for given in (saved, (q, k, v), inputs)]
+    given = (
+        arguments[0],
+        torch.randn_like(out),
+        None,
+        [of_state],
+        out.detach(),
+        lse.detach(),
+        detached[0],
+        *detached[1],
+    )
+    needed = [True] * 5
+    tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+    gradient = torch.ops.attnc.attention_backward.default
+    checked = torch.library.opcheck(gradient, (*given, detached[2], [], [0.5], "auto", needed), test_utils=tests)
+    assert set(checked.values()) == {"SUCCESS"}

@@ -194,7 +194,20 @@ def test_opcheck_of_the_gradient(patterns: Any) -> None:
         (None, [True, False, True, True, False]),
         (torch.randn_like(lse), [False, True] * 2 + [False]),
     ):
-        arguments = (*head, torch.randn_like(out), grad_lse, out, lse, saved, q, k, v, *tail, needed)
+        arguments: tuple[Any, ...] = (
+            *head,
+            torch.randn_like(out),
+            grad_lse,
+            [],
+            out,
+            lse,
+            saved,
+            q,
+            k,
+            v,
+            *tail,
+            needed,
+        )
         tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
         checked = torch.library.opcheck(torch.ops.attnc.attention_backward.default, arguments, test_utils=tests)
         assert set(checked.values()) == {"SUCCESS"}
