@@ -16,12 +16,7 @@ from attnc.runtime.arrays import Frame
 from attnc.runtime.backward import Engine
 from attnc.runtime.carried import carry, carry_backward
 from attnc.runtime.chunked_operands import of_first_members
-from attnc.runtime.chunked_steps import (
-    carries,
-    carry_gradients,
-    carry_sums,
-    kept_count,
-)
+from attnc.runtime.chunked_steps import carries, carry_gradients, carry_sums, kept_by_sum, kept_count
 from attnc.runtime.handed import (
     at_keys,
     by_group,
@@ -190,10 +185,17 @@ class Carrying:
         """query, key, value and decay."""
         return [*sides(frame, step.query, step.key, step.value), decay_of(frame, step.decay)]
 
-    def kept(self, step: Carry, frame: Frame, engine: Engine) -> int:
-        """How many tensors a forward keeps that is asked to."""
+    def kept(self, step: Carry, frame: Frame) -> list[tuple[list[int], torch.dtype]]:
+        """Shape and type of what the kernels keep. Periods may be short, so of them nothing."""
         reach, operands = self.reach(step, frame), self.operands(step, frame)
-        return kept_count(step, operands, reach) if engine.chunked and carries(operands, reach) else 0
+        if reach.kind == "period" or not carries(operands, reach):
+            return []
+        return kept_by_sum(operands, reach, step.total is not None, narrow(frame, step.query))
+
+    def kept_count(self, step: Carry, frame: Frame) -> int:
+        """How many those are."""
+        reach, operands = self.reach(step, frame), self.operands(step, frame)
+        return 0 if reach.kind == "period" or not carries(operands, reach) else kept_count(step, operands, reach)
 
     def with_state(self, step: Carry, frame: Frame) -> Operands:
         """The operands and the first state."""

@@ -13,7 +13,9 @@ from attnc.compiler.emit.chunked import chunked_text, kept_names, plain_variant
 from attnc.compiler.emit.chunked_kernel import Variant
 from attnc.compiler.schedule_chunked import WIDEST_SOLVED
 from attnc.runtime.launch_chunked_carry import carry_backward, carry_forward
+from attnc.runtime.launch_chunked_carry import prepare as prepare_sum
 from attnc.runtime.launch_chunked_recur import Recurrence, recur_backward, recur_forward
+from attnc.runtime.launch_chunked_recur import prepare as prepare_recurrence
 from attnc.runtime.reaches import Reach
 
 DECAY = 3  # its place among the operands
@@ -153,14 +155,27 @@ def recur_gradients(
 
 
 def kept_count(step: Carry | Recur, operands: Operands, reach: Reach | None = None) -> int:
-    """How many tensors the kernels of a step keep for its gradients. Periods may be short, so they keep none."""
+    """How many tensors the kernels of a step keep for its gradients."""
     decay = operands[DECAY]
     packed = reach is not None and reach.same is not None
     kind = "channel" if decay is not None and decay.dim() == 4 else "none" if decay is None and not packed else "scalar"
     if isinstance(step, Recur):
         return len(kept_names(Variant(kind, rule="delta" if step.left == step.key else "dplr")))
     assert reach is not None
-    return 0 if reach.kind == "period" else len(kept_names(Variant(kind, reach.kind, step.total is not None)))
+    return len(kept_names(Variant(kind, reach.kind, step.total is not None)))
+
+
+def kept_by_sum(operands: Operands, reach: Reach, total: bool, narrow: bool) -> list[tuple[list[int], torch.dtype]]:
+    """Shape and type of what the kernels of a sum keep for its gradients."""
+    query, key, value, decay = narrowed(operands, narrow)
+    return prepare_sum(query, key, value, decay, reach, total)[0].kept_shapes()
+
+
+def kept_by_recurrence(
+    operands: Operands, offset: int, delta: bool, narrow: bool
+) -> list[tuple[list[int], torch.dtype]]:
+    """The same of a recurrence."""
+    return prepare_recurrence(recurrence(operands, offset, delta, narrow)).kept_shapes()
 
 
 def narrowed(operands: Operands, narrow: bool) -> Sequence[Any]:

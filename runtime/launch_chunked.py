@@ -12,6 +12,7 @@ from torch import Tensor
 
 from attnc.compiler.emit.chunked import chunked_kernels, chunked_text, kept_names
 from attnc.compiler.emit.chunked_kernel import ChunkedKernel, Variant, scaled_name
+from attnc.compiler.emit.chunked_pairs import scores_name, stored_scores
 from attnc.compiler.schedule_chunked import ChunkShape, chunk_length, chunked_shape, idle, segments
 from attnc.runtime.cache import cached_module
 from attnc.runtime.kernel_call import device_of, interpreting, padded
@@ -86,8 +87,15 @@ class ChunkedCall:
         self.dtype = torch.float32 if self.given == torch.float16 else self.given
         self.tensors |= {name: one.to(self.dtype) for name, one in tensors.items() if name != "decay"}
         self.device = tensors["query"].device
-        self.module, self.kernels = modules_of(variant)
         self.known_strides: dict[str, tuple[int, ...]] = {}
+
+    @property
+    def module(self) -> ModuleType:
+        return modules_of(self.variant)[0]
+
+    @property
+    def kernels(self) -> dict[str, ChunkedKernel]:
+        return modules_of(self.variant)[1]
 
     @property
     def state_dtype(self) -> torch.dtype:
@@ -154,6 +162,28 @@ class ChunkedCall:
         """What forward made and backward needs again, by name, in the order of `kept_names`."""
         return {name: self.tensors[name] for name in kept_names(self.variant)}
 
+    def kept_shapes(self) -> list[tuple[list[int], torch.dtype]]:
+        """Shape and type of each of them, of a sum without periods or a recurrence; for tracing."""
+        sizes = self.sizes
+        lead, summed = [sizes.batch, sizes.heads], self.variant.rule == "sum"
+        states = [sizes.batch, sizes.state_heads if summed else sizes.heads]
+        states += [] if self.variant.extent == "all" else [sizes.chunks]
+        features = [sizes.f] if self.variant.decay == "channel" else []
+        square = [*lead, sizes.chunks, sizes.tile, sizes.tile]
+        single, kept = torch.float32, self.state_dtype
+        shapes = {
+            "sums": ([sizes.batch, sizes.decay_heads, sizes.positions, *features], single),
+            "states": ([*states, sizes.f, sizes.e], kept),
+            "norms": ([*states, sizes.f], single),
+            "end": ([*states, sizes.f, sizes.e], single),
+            "end_norm": ([*states, sizes.f], single),
+            "inverse": (square, self.dtype),
+            "solved": ([*lead, sizes.positions, sizes.e], self.dtype),
+        }
+        rows = ([*lead, sizes.positions, sizes.f], self.dtype)  # reads, and rows scaled by their decay
+        scores = {name: (square, single if strict else self.dtype) for name, strict in score_buffers(self.variant)}
+        return [(shapes | scores).get(name, rows) for name in kept_names(self.variant)]
+
     # What several kinds of calls do
 
     def prefix_sums(self) -> None:
@@ -173,12 +203,10 @@ class ChunkedCall:
             rows = [(read.x, False) for read in variant.reads] + [(write.x, True) for write in variant.writes]
             for name, to_end in rows:
                 self.buffer(scaled_name(name, to_end), sizes.batch, sizes.heads, sizes.positions, sizes.f)
-        for name in self.kernels:
-            if name.startswith("scores_"):
-                strict = name.startswith("scores_right")
-                shape = (sizes.batch, sizes.heads, sizes.chunks, sizes.tile, sizes.tile)
-                self.buffer(name, *shape, dtype=torch.float32 if strict else None)
-                self.run(name, (1, sizes.chunks, sizes.batch * sizes.heads))
+        for name, strict in score_buffers(variant):
+            shape = (sizes.batch, sizes.heads, sizes.chunks, sizes.tile, sizes.tile)
+            self.buffer(name, *shape, dtype=torch.float32 if strict else None)
+            self.run(name, (1, sizes.chunks, sizes.batch * sizes.heads))
 
     def sum_states(self, reverse: bool, store: bool, initial: Tensor | None = None, end: bool = False) -> None:
         """States of a sum, or their gradients: buffers `states`, `norms`, `end`, `end_norm` (d_ before, in reverse).
@@ -238,6 +266,11 @@ class ChunkedCall:
             self.buffer("part_fades", count, *lead, sizes.f, dtype=torch.float32)
             if total:
                 self.buffer("part_norms", count, *lead, sizes.f, dtype=torch.float32)
+
+
+def score_buffers(variant: Variant) -> list[tuple[str, bool]]:
+    """The weights of pairs that kernels of their own leave, and whether they are strict: the system's, in float32."""
+    return [(scores_name(read, write), read.strict) for read, write in stored_scores(variant)]
 
 
 @lru_cache(maxsize=1024)

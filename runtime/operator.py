@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import Tensor
 
-from attnc.dsl.types import Base
 from attnc.runtime.binding import WIDEST, fixed_sizes
 from attnc.runtime.operator_autograd import autograd, tensor_names
+from attnc.runtime.packing import unpack
 from attnc.runtime.program import Program, program
 from attnc.runtime.refusal import extra_inputs, refuse
 from attnc.runtime.repeated import repeated
@@ -44,34 +44,6 @@ BACKENDS = ("auto", "executor", "triton")
 library = torch.library.Library("attnc", "DEF")
 library.define(SCHEMA)
 library.define(GRADIENT_SCHEMA)
-
-
-def pack(program: Program, parameters: dict[str, Any]) -> tuple[list[int], list[float]]:
-    """Values of parameters (tuples whole) as the operator takes them."""
-    ints: list[int] = []
-    floats: list[float] = []
-    for declared in program.parameters:
-        value = parameters[declared.name]
-        into: list[Any] = floats if declared.base is Base.REAL else ints
-        if declared.base is Base.BOOL:
-            value = 1 if value else 0  # a list that holds a symbolic int takes no bool
-        into.extend(value if declared.is_tuple else (value,))
-    return ints, floats
-
-
-def unpack(program: Program, ints: Sequence[int], floats: Sequence[float]) -> dict[str, Any]:
-    """Inverse of `pack`, with the elements of tuples as `segments.0` .."""
-    values: dict[str, Any] = {}
-    reals: list[Any] = list(reversed(floats))
-    others: list[Any] = list(reversed(ints))
-    for declared in program.parameters:
-        pool = reals if declared.base is Base.REAL else others
-        count = program.lengths.get(declared.name)
-        names = [declared.name] if count is None else [f"{declared.name}.{at}" for at in range(count)]
-        for name in names:
-            value = pool.pop()
-            values[name] = bool(value) if declared.base is Base.BOOL else value
-    return values
 
 
 def sizes_of(
@@ -265,7 +237,7 @@ def _fake(
     backend: str,
     keep: bool = False,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Shapes and types of the results, for tracing, where nothing is kept."""
+    """Shapes and types of the results, for tracing."""
     found = program(plan)
     parameters = unpack(found, ints, floats)
     sizes = sizes_of(found, q, k, v, inputs, parameters)
@@ -279,7 +251,8 @@ def _fake(
 
     given = dict(zip((declared.name for declared in extra_inputs(found.pattern)), inputs, strict=True))
     prepared = Prepared(found, {"q": q, "k": k, "v": v}, given, parameters, sizes)
-    return out, lse, run(prepared.composition, prepared.frame(), None).saved
+    keep = keep and _on_triton(backend, q.device)
+    return out, lse, run(prepared.composition, prepared.frame(), None, keep).saved
 
 
 def _shape(found: Program, sizes: dict[str, int]) -> list[int]:

@@ -23,11 +23,10 @@ class _Attention(torch.autograd.Function):
     def forward(ctx: Any, keys: Any, settings: tuple[Any, ...], *tensors: Tensor | None) -> Any:
         key, ints, floats, backend = settings
         q, k, v, *extra = tensors
-        keep = keeps and type(q) in (Tensor, torch.nn.Parameter)  # else it is traced: how much there is must be known
         ctx.gradients = differentiable_tensors(program(key))  # raises, located, where there is no rule
         with torch._C._AutoDispatchBelowAutograd():
             out, lse, saved = torch.ops.attnc.attention.default.redispatch(
-                keys, key, q, k, v, extra, ints, floats, backend, keep
+                keys, key, q, k, v, extra, ints, floats, backend, keeps
             )
         ctx.settings = settings
         ctx.optional = v is not None

@@ -13,7 +13,8 @@ from attnc.dsl.source import Source
 from attnc.dsl.terms import Input, Parameter, Pattern
 from attnc.dsl.types import Base
 from attnc.runtime.binding import Bound, Checked, bind, flat, form_of
-from attnc.runtime.operator import Prepared, checked, pack, require
+from attnc.runtime.operator import Prepared, checked, require
+from attnc.runtime.packing import pack
 from attnc.runtime.program import Program, program, register
 from attnc.runtime.refusal import extra_inputs, refuse
 

@@ -24,7 +24,7 @@ from attnc.runtime.carrying import (
     sides,
     whole,
 )
-from attnc.runtime.chunked_steps import kept_count, recur_gradients, recur_reads, recurs
+from attnc.runtime.chunked_steps import kept_by_recurrence, kept_count, recur_gradients, recur_reads, recurs
 from attnc.runtime.handed import at_keys, from_keys, initial_state, left_shapes, left_states
 from attnc.runtime.recurrent import recur, recur_backward
 from attnc.runtime.through_views import Operands, through_views
@@ -102,11 +102,17 @@ class Recurring:
         )
         return [query, key, value, decay_of(frame, step.decay), left, right]
 
-    def kept(self, step: Recur, frame: Frame, engine: Engine) -> int:
-        """How many tensors a forward keeps that is asked to."""
+    def kept(self, step: Recur, frame: Frame) -> list[tuple[list[int], torch.dtype]]:
+        """Shape and type of what the kernels keep."""
+        operands, offset = self.operands(step, frame), frame.offset - is_early(step)
+        if not recurs(operands, offset):
+            return []
+        return kept_by_recurrence(operands, offset, step.left == step.key, narrow(frame, step.query))
+
+    def kept_count(self, step: Recur, frame: Frame) -> int:
+        """How many those are."""
         operands = self.operands(step, frame)
-        on_chunks = engine.chunked and recurs(operands, frame.offset - is_early(step))
-        return kept_count(step, operands) if on_chunks else 0
+        return kept_count(step, operands) if recurs(operands, frame.offset - is_early(step)) else 0
 
     def with_state(self, step: Recur, frame: Frame) -> Operands:
         """The operands and the first state."""

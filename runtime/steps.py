@@ -127,7 +127,8 @@ class Result:
 def run(composition: Composition, frame: Frame, engine: Engine | None, keep: bool = False) -> Result:
     """All steps, forward, without gradients. Without an engine (in tracing): shapes only.
 
-    `keep`: states of chunks, and what was solved in them, are saved for the gradients, behind what the steps left.
+    `keep`: states of chunks, and what was solved in them, are saved for the gradients, behind what the steps left;
+    without an engine, where kernels would run.
     """
     saved: list[Tensor] = []
     out: Tensor | None = None
@@ -147,7 +148,17 @@ def run(composition: Composition, frame: Frame, engine: Engine | None, keep: boo
         out = left[0]
         frame = with_arrays(frame, dict(zip(kind.names(step), left, strict=True)))
     assert out is not None
+    if engine is None and keep:
+        shapes = [one for step in composition.steps for one in kept_shapes(step, frame)]
+        kept = {"": [torch.empty(shape, dtype=dtype, device=frame.device) for shape, dtype in shapes]}
     return Result(arranged(composition, frame, out), [*saved, *(one for held in kept.values() for one in held)])
+
+
+def kept_shapes(step: Step, frame: Frame) -> list[tuple[list[int], torch.dtype]]:
+    """Shape and type of what the kernels of a step keep for its gradients."""
+    if isinstance(step, Carry):
+        return CARRY.kept(step, frame)
+    return RECUR.kept(step, frame) if isinstance(step, Recur) else []
 
 
 def stepped(composition: Composition, frame: Frame, engine: Engine) -> Iterator[tuple[Step, Frame]]:
@@ -270,9 +281,10 @@ class Backward:
         """What forward kept, to the steps that did; nothing if it was not asked to."""
         assert self.frame.kept is not None
         for step in self.composition.steps if kept else ():
-            if isinstance(step, Carry | Recur):
-                count = KINDS[type(step)].kept(step, self.frame, self.engine)  # type: ignore[attr-defined]
-                self.frame.kept[step.name], kept = kept[:count], kept[count:]
+            if not isinstance(step, Carry | Recur):
+                continue
+            count = (CARRY if isinstance(step, Carry) else RECUR).kept_count(step, self.frame)  # type: ignore[arg-type]
+            self.frame.kept[step.name], kept = kept[:count], kept[count:]
 
     def compute(self, step: Compute) -> list[Tensor]:
         """A value over one sequence."""

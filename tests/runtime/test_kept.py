@@ -77,3 +77,25 @@ def test_without_gradients_nothing_is_kept() -> None:
         key, ints, floats, inputs = pattern._checked(q, k, v, more)
         _, _, left = torch.ops.attnc.attention(key, q, k, v, inputs, ints, floats, "triton")
     assert len(left) == 1
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_compiled_calls_keep_as_much(name: str) -> None:
+    """What tracing says of shapes and types is what there is."""
+    pattern, given, more = leaves(TEXTS[name])
+
+    def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out: Tensor = pattern.outputs(q, k, v, more, "triton")[0]
+        return out
+
+    torch._dynamo.reset()
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    found = [
+        torch.autograd.grad(run(given[0], given[1], given[2]).square().sum(), given[:3]) for run in (compiled, call)
+    ]
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+    plain = [one.detach() for one in given[:3]]
+    key, ints, floats, inputs = pattern._checked(*plain, more)
+    arguments = (key, *plain, [one.detach() for one in inputs], ints, floats, "triton", True)
+    checked = torch.library.opcheck(torch.ops.attnc.attention.default, arguments, test_utils=("test_faketensor",))
+    assert set(checked.values()) == {"SUCCESS"}

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 import attnc
-from attnc.runtime.operator import choose_engine, pack, unpack
+from attnc.runtime.operator import choose_engine
+from attnc.runtime.packing import pack, unpack
 from attnc.runtime.program import PROGRAMS, program
 from attnc.runtime.tolerance import error, tolerance
 
