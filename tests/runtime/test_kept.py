@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor
 
 import attnc
 from attnc.runtime import operator_autograd
+from tests.runtime.test_decoding import pattern_of
 
 TEXTS = {
     "gates": """
@@ -99,3 +101,19 @@ def test_compiled_calls_keep_as_much(name: str) -> None:
     arguments = (key, *plain, [one.detach() for one in inputs], ints, floats, "triton", True)
     checked = torch.library.opcheck(torch.ops.attnc.attention.default, arguments, test_utils=("test_faketensor",))
     assert set(checked.values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize("name", ["linear", "gla", "gated_delta", "kda", "rwkv7"])
+def test_explain_says_how_many_numbers(name: str) -> None:
+    pattern = pattern_of(name)
+    q, k, v = torch.rand(2, 3, 32, 8), torch.rand(2, 3, 32, 8), torch.rand(2, 3, 32, 5)  # two chunks of 16
+    wide = {"gla": ("g",), "kda": ("g",), "rwkv7": ("g", "a", "b")}.get(name, ())
+    names = [one.name for one in pattern.pattern.inputs]
+    more: dict[str, Any] = {one: -torch.rand(2, 3, 32, *([8] if one in wide else [])) for one in names}
+    text = pattern.explain(q, k, v, **more)
+    said = re.search(r"keeps for gradients, on a GPU: (.*) numbers", text)
+    assert said is not None
+    key, ints, floats, inputs = pattern._checked(q, k, v, more)
+    left = [torch.ops.attnc.attention(key, q, k, v, inputs, ints, floats, "triton", keep)[2] for keep in (False, True)]
+    kept = left[1][len(left[0]) :]
+    assert sum(one.numel() for one in kept) == eval(said[1], {"B": 2, "H": 3, "N": 32, "F": 8, "E": 5, "C": 16})
