@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +13,7 @@ from torch import Tensor
 from attnc.compiler.schedule import TileShape
 from attnc.runtime import repeated, tuned
 from attnc.runtime.clock import clock, medians
-from attnc.runtime.comparison import defaults, filled
-from attnc.runtime.inputs import Shape, made_inputs
 from attnc.runtime.pattern import CompiledPattern
-from attnc.runtime.settings import Setting
 from attnc.runtime.tolerance import error, tolerance
 from attnc.runtime.tuned import Session, Site
 
@@ -54,54 +51,55 @@ class Outcome:
 
 def tune(
     pattern: CompiledPattern,
-    shape: Shape,
-    setting: Setting,
-    device: str,
-    dtype: torch.dtype,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor | None,
+    settings: dict[str, Any],
     *,
     most: int = MOST,
     tell: Tell = lambda text: None,
 ) -> list[Outcome]:
-    """Tries shapes for every kernel of a call on made tensors, forward and backward, and keeps the winners.
+    """Tries tile shapes for every kernel of a call, forward and backward, and keeps the winners for calls like it.
 
-    Raises AttnError where the pattern cannot be compiled. `tell` hears what is being measured.
+    `most`: shapes of a kernel that are measured. `tell` hears what is tried. Raises AttnError as a call does.
     """
-    parameters = filled(pattern) | setting.parameters
-    made = made_inputs(
-        pattern.pattern, shape, defaults(pattern) | parameters, dtype=dtype, device=device, ranges=setting.ranges
-    )
-    settings: dict[str, Any] = {**parameters, **made.inputs}
-    leaves = [one.requires_grad_() for one in (made.q, made.k, made.v) if one is not None]
-    backend = "triton"
-
-    def forward() -> Sequence[Tensor]:
-        with torch.no_grad():
-            return [pattern.outputs(made.q, made.k, made.v, settings, backend)[0]]
-
+    outcomes: list[Outcome] = []
+    allowed = 2 * tolerance(q.dtype, k.shape[2])  # both results are rounded
     with tuned.session() as session, clock():
-        outcomes = tune_pass(session, forward, dtype, shape.keys, most, tell)
-        out, _ = pattern.outputs(made.q, made.k, made.v, settings, backend)
-        cotangent = torch.randn_like(out)
-
-        def backward() -> Sequence[Tensor]:
-            found = torch.autograd.grad(out, leaves, cotangent, retain_graph=True, allow_unused=True)
-            return [one for one in found if one is not None]
-
-        if out.requires_grad:
-            outcomes += tune_pass(session, backward, dtype, shape.keys, most, tell)
+        for run in passes(pattern, q, k, v, settings):
+            outcomes += tune_pass(session, run, allowed, most, tell)
     for outcome in outcomes:
         tuned.settle(outcome.site, outcome.winner.shape)
     repeated.forget()  # recordings hold the shapes of before
     return outcomes
 
 
-def tune_pass(
-    session: Session, run: Run, dtype: torch.dtype, keys: int, most: int, tell: Tell
-) -> list[Outcome]:
+def passes(
+    pattern: CompiledPattern, q: Tensor, k: Tensor, v: Tensor | None, settings: dict[str, Any]
+) -> Iterator[Run]:
+    """A call's forward, then the gradients of q, k and v."""
+    leaves = [one.detach().requires_grad_() for one in (q, k, v) if one is not None]
+
+    def forward() -> Sequence[Tensor]:
+        with torch.no_grad():
+            return [pattern.outputs(q, k, v, settings, "triton")[0]]
+
+    yield forward
+    out, _ = pattern.outputs(leaves[0], leaves[1], None if v is None else leaves[2], settings, "triton")
+    if out.requires_grad:
+        cotangent = torch.randn_like(out)
+
+        def backward() -> Sequence[Tensor]:
+            found = torch.autograd.grad(out, leaves, cotangent, retain_graph=True, allow_unused=True)
+            return [one for one in found if one is not None]
+
+        yield backward
+
+
+def tune_pass(session: Session, run: Run, allowed: float, most: int, tell: Tell) -> list[Outcome]:
     """The kernels that a pass launches, one after the other, each with the winners of those before."""
     known = set(session.sites)
     expected = [result.clone() for result in run()]
-    allowed = 2 * tolerance(dtype, keys)  # both are rounded
     outcomes = []
     for site, options in [(site, options) for site, options in session.sites.items() if site not in known]:
         trials = []
@@ -116,12 +114,13 @@ def tune_pass(
 
 
 def attempt(shape: TileShape, run: Run, expected: Sequence[Tensor], allowed: float) -> Trial:
-    """One shape: its results first, then its time."""
+    """One shape: its results first, then its time. A failure that the device does not survive is raised."""
     try:
-        results = run()
-    except Exception as failure:  # out of registers or shared memory, or what a compiler does not take
+        off = max((error(one, other) for one, other in zip(run(), expected, strict=True)), default=0.0)
+    except Exception as failure:  # too many registers, too much shared memory, or what Triton does not take
+        if expected[0].is_cuda:
+            torch.cuda.synchronize()
         return Trial(shape, None, f"{type(failure).__name__}: {failure}".splitlines()[0][:80])
-    off = max((error(one, other) for one, other in zip(results, expected, strict=True)), default=0.0)
     if not off <= allowed:  # NaN is not
         return Trial(shape, None, f"wrong: off by {off:.1e}")
     return Trial(shape, milliseconds(run))
