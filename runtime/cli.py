@@ -213,14 +213,20 @@ def explain(
     device: Device = None,
     dtype: Dtype = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="also print the graph after every stage")] = False,
+    measure: Annotated[bool, typer.Option("--measure", help="times of the kernels beside the predicted (CUDA)")] = False,
 ) -> None:
     """Say what each stage of the compiler did and declined, and what a call costs, as formulas and numbers."""
+    import torch
+
     from attnc.runtime.explanation import explain_at
 
     one = select(file, pattern)[0]
-    kind = known_dtype(dtype)
-    setting, sizes = run_setting(one, set_, shape, known_device(device) or "cpu")
-    print(explain_at(one, sizes, setting, kind, verbose=verbose))
+    place = known_device(device) or ("cuda" if measure else "cpu")
+    if measure and not (place.startswith("cuda") and torch.cuda.is_available()):
+        raise UsageError("--measure times kernels by events of a CUDA device, and there is none here")
+    kind = known_dtype(dtype) or (torch.bfloat16 if place.startswith("cuda") else torch.float32)
+    setting, sizes = run_setting(one, set_, shape, place)
+    print(explain_at(one, sizes, setting, kind, device=place, verbose=verbose, measure=measure))
 
 
 @app.command()

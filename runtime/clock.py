@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any
 
@@ -15,11 +15,21 @@ FLUSHED = 2**28  # bytes written before a launch, twice: more than a second-leve
 FLUSHES = 2  # the device is busy with them while the host prepares the launch, so that its time is not counted
 
 
+@dataclass(frozen=True)
+class Launched:
+    """A launch: of which step (as far as a composition runs), of which kernel, and how long it took."""
+
+    step: str
+    kernel: str
+    milliseconds: float
+
+
 @dataclass
 class Clock:
-    """Launches as they come while the clock runs, each with the marks around it."""
+    """Launches as they come while the clock runs, each with the marks around it. `step`: whose they are."""
 
-    marks: list[tuple[str, Any, Any]] = field(default_factory=list)
+    step: str = ""
+    marks: list[tuple[str, str, Any, Any]] = field(default_factory=list)
     flushed: torch.Tensor | None = None
 
     @contextmanager
@@ -27,7 +37,7 @@ class Clock:
         """Around one launch."""
         before = self.mark(on_device, flush=True)
         yield
-        self.marks.append((name, before, self.mark(on_device)))
+        self.marks.append((self.step, name, before, self.mark(on_device)))
 
     def mark(self, on_device: bool, *, flush: bool = False) -> Any:
         if not on_device:
@@ -41,11 +51,11 @@ class Clock:
         event.record()
         return event
 
-    def taken(self) -> list[tuple[str, float]]:
-        """(Kernel, milliseconds) of every launch since the last time; waits for the device."""
+    def taken(self) -> list[Launched]:
+        """Every launch since the last time; waits for the device."""
         if self.flushed is not None:
             torch.cuda.synchronize()
-        found = [(name, elapsed(before, after)) for name, before, after in self.marks]
+        found = [Launched(step, name, elapsed(before, after)) for step, name, before, after in self.marks]
         self.marks.clear()
         return found
 
@@ -55,9 +65,12 @@ def elapsed(before: Any, after: Any) -> float:
     return (after - before) * 1e3 if isinstance(before, float) else float(before.elapsed_time(after))
 
 
-def medians(runs: list[list[tuple[str, float]]]) -> list[tuple[str, float]]:
-    """(Kernel, median milliseconds) of launches that come in the same order in all runs."""
-    return [(launches[0][0], median(ms for _, ms in launches)) for launches in zip(*runs, strict=True)]
+def medians(runs: list[list[Launched]]) -> list[Launched]:
+    """The median times of launches that come in the same order in all runs."""
+    return [
+        replace(launches[0], milliseconds=median(one.milliseconds for one in launches))
+        for launches in zip(*runs, strict=True)
+    ]
 
 
 _running: Clock | None = None
@@ -66,6 +79,12 @@ _running: Clock | None = None
 def running() -> Clock | None:
     """The clock that launches go by; calls are not recorded meanwhile, nor done as recorded."""
     return _running
+
+
+def at_step(name: str) -> None:
+    """Tells a running clock whose launches follow."""
+    if _running is not None:
+        _running.step = name
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from attnc.compiler.schedule import TileShape
 from attnc.runtime import repeated, tuned
-from attnc.runtime.clock import clock, medians
+from attnc.runtime.clock import Launched, clock, medians
 from attnc.runtime.pattern import CompiledPattern
 from attnc.runtime.tolerance import error, tolerance
 from attnc.runtime.tuned import Session, Site
@@ -128,16 +128,16 @@ def attempt(shape: TileShape, run: Run, expected: Sequence[Tensor], allowed: flo
 
 def milliseconds(run: Run) -> float:
     """Of all generated kernels of a pass."""
-    return math.fsum(ms for _, ms in launch_times(run))
+    return math.fsum(one.milliseconds for one in launch_times(run))
 
 
-def launch_times(run: Run, runs: int = RUNS) -> list[tuple[str, float]]:
-    """(Kernel, median milliseconds) of every launch of a pass, in order. A clock of its own measures."""
+def launch_times(run: Run, runs: int | None = None) -> list[Launched]:
+    """Every launch of a pass, in order, with its median time of some runs. A clock of its own measures."""
     with clock() as own:
         run()  # what is compiled or allocated at a first time
         own.taken()
         found = []
-        for _ in range(runs):
+        for _ in range(runs or RUNS):
             run()
             found.append(own.taken())
     return medians(found)
