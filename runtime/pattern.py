@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from attnc.runtime.decoding_cache import DecodingCache
     from attnc.runtime.kv_cache import Pages
     from attnc.runtime.picture import View
+    from attnc.runtime.tuning import Outcome
 
 REMEMBERED = 256  # forms of calls that were checked
 PYTHON_TYPES = {Base.BOOL: bool, Base.INT: int, Base.REAL: float}
@@ -191,6 +192,16 @@ class CompiledPattern:
         from attnc.runtime.explanation import explain
 
         return explain(self.prepared(q, k, v, settings), verbose=verbose)
+
+    def tune(self, q: Tensor, k: Tensor, v: Tensor | None = None, *, most: int = 6, **settings: Any) -> list[Outcome]:
+        """Measures tile shapes for every kernel of such a call and of its gradients, on q's CUDA device.
+
+        The fastest that give the same results are kept on disk, and taken by calls of such sizes from now on, in this
+        process and in others. `most`: shapes of a kernel that are measured.
+        """
+        from attnc.runtime.tuning import tune
+
+        return tune(self, q, k, v, settings, most=most)
 
     def draw(
         self,
