@@ -23,6 +23,9 @@ FOUR = sympy.Integer(4)  # bytes of row statistics and of states
 CHUNK = 64
 
 QUERIES, KEYS = B * H * N, B * HK * M
+# Operations of a pair by what a kernel does. Weights are made again for gradients: three products for q's, four for
+# those of k and v (FlashAttention-2, arXiv 2307.08691, section 3.1).
+OF_A_PAIR = {"forward": 2 * (D + E), "rows": 4 * D + 2 * E, "keys": 4 * (D + E)}
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,10 @@ class Load:
 
     def at(self, values: Mapping[str, int]) -> Amount:
         """What it comes to for values by name."""
-        found = (int(value_of(one, values)) for one in (self.operations, self.exponentials, self.moved))
-        return Amount(*found, launches=self.launches)
+        operations, exponentials, moved = (
+            int(value_of(one, values)) for one in (self.operations, self.exponentials, self.moved)
+        )
+        return Amount(operations, exponentials, moved, self.launches)
 
 
 @dataclass(frozen=True)
@@ -50,18 +55,29 @@ class Amount:
     operations: int
     exponentials: int
     moved: int
-    launches: int
+    launches: int = 1
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """What tiles visit: pairs, the operations of each, and bytes of a key (or query) that streams by."""
+
+    pairs: int
+    operations: int
+    streamed: int
 
 
 @dataclass(frozen=True)
 class Rates:
     """What a device does at most in a second. `operations`: of matrix products by bytes of an element.
 
-    `exponentials`: 0 where not known. `launch`: seconds that a launch takes beside its work. `source`: where from.
+    `shared`: bytes of the second-level cache; `exponentials`: 0 where not known. `launch`: seconds that a launch takes
+    beside its work. `source`: where from.
     """
 
     name: str
     bytes: float
+    shared: float
     operations: Mapping[int, float]
     exponentials: float
     launch: float
@@ -70,6 +86,13 @@ class Rates:
     def floor(self, amount: Amount, itemsize: int) -> float:
         """Seconds below which nothing can be: every byte once, every operation at the full rate."""
         return max(amount.moved / self.bytes, amount.operations / self.operations[itemsize])
+
+    def of_tiles(self, load: Tiles, block_m: int, itemsize: int) -> float:
+        """Seconds of tiles, to tell shapes apart: of products and exponentials, or of the side that streams by."""
+        work = load.pairs * load.operations / self.operations[itemsize]
+        if self.exponentials:
+            work += load.pairs / self.exponentials
+        return max(work, load.pairs / block_m * load.streamed / self.shared)
 
     def predicted(self, amount: Amount, itemsize: int, waste: float = 1.0) -> float:
         """Seconds. `waste`: pairs of the tiles that are visited over live ones.
@@ -82,16 +105,17 @@ class Rates:
         return max(amount.moved / self.bytes, work * waste) + amount.launches * self.launch
 
 
-# Float32 takes three passes of TF32, each at half the rate of bfloat16. Special functions: 16 a cycle and
-# multiprocessor (CUDA C++ programming guide, throughput of native arithmetic instructions, 9.0), 132 of them, 1.755 GHz.
+# Float32 takes three passes of TF32, each at half the rate of bfloat16. Special functions: 16 a cycle on each of 132
+# multiprocessors (CUDA C++ programming guide, throughput of native arithmetic instructions, 9.0) at 1.755 GHz.
 KNOWN = {
     "NVIDIA H100 80GB HBM3": Rates(
         "NVIDIA H100 80GB HBM3",
         bytes=3.005e12,
+        shared=4.8e12,
         operations={2: 806.7e12, 4: 806.7e12 / 6},
         exponentials=132 * 16 * 1.755e9,
-        launch=4e-6,
-        source="a copy and a product, benchmarks/results/fixed-h100.json",
+        launch=7e-6,
+        source="copies, a product and an empty launch, measured",
     )
 }
 
@@ -101,7 +125,7 @@ def forward_loads(plan: Plan) -> list[Load]:
     return [
         Load(
             f"forward_{number}",
-            2 * (D + E) * LIVE,
+            OF_A_PAIR["forward"] * LIVE,
             LIVE,
             ITEM * (QUERIES + KEYS) * (D + E) + FOUR * QUERIES,
             1,
@@ -113,21 +137,18 @@ def forward_loads(plan: Plan) -> list[Load]:
 
 
 def gradient_loads(plan: Plan) -> list[Load]:
-    """Its gradients, weights made again: for q three products a pair, for k and v four (FlashAttention-2, section 3.1).
-
-    `plan`: with transposed domains.
-    """
+    """Its gradients. `plan`: with transposed domains."""
     statistics = 2 * FOUR * QUERIES  # lse and delta
     read = ITEM * (QUERIES + KEYS) * (D + E) + statistics
     loads = [Load("row_products", sympy.Integer(0), sympy.Integer(0), QUERIES * (2 * ITEM * E + FOUR), 1)]
     for number, branch in enumerate(plan.branches):
         rows = Load(
-            f"backward_rows_{number}", (4 * D + 2 * E) * LIVE, LIVE, read + ITEM * QUERIES * D, 1, number, "i"
+            f"backward_rows_{number}", OF_A_PAIR["rows"] * LIVE, LIVE, read + ITEM * QUERIES * D, 1, number, "i"
         )
         passes = max(len(branch.transposed), 1)
         keys = Load(
             f"backward_keys_{number}",
-            4 * (D + E) * LIVE,
+            OF_A_PAIR["keys"] * LIVE,
             LIVE,
             passes * read + ITEM * KEYS * (D + E),
             passes,

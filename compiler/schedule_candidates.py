@@ -38,6 +38,7 @@ def candidates(role: str, width: int, itemsize: int, rule: TileShape) -> tuple[T
     `role`: `forward`, `rows`, `keys` (gradients where that side stays) or `listed`, whose tiles hold no more of what
     stays than the rule says. `width`: the larger of D and E, padded; `itemsize`: bytes of an element.
     """
+    families: tuple[tuple[int, int, int, int], ...]
     if itemsize > 2:
         families = SINGLE
     elif width > 128:

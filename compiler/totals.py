@@ -36,8 +36,13 @@ def total_keys(domain: Domain) -> Expr | None:
     rows = domain.rows
     if rows.phase is not None or rows.listed is not None or rows.packed:
         return None
-    parts = [_of_key_set(key_set) for key_set in domain.key_sets]
-    return None if None in parts else sympy.Add(*parts)
+    total: Expr = ZERO
+    for key_set in domain.key_sets:
+        part = _of_key_set(key_set)
+        if part is None:
+            return None
+        total += part
+    return total
 
 
 MEANING: dict[type, Callable[..., Any]] = {

@@ -213,7 +213,7 @@ def explain(
     device: Device = None,
     dtype: Dtype = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="also print the graph after every stage")] = False,
-    measure: Annotated[bool, typer.Option("--measure", help="times of the kernels beside the predicted (CUDA)")] = False,
+    measure: Annotated[bool, typer.Option("--measure", help="times of kernels beside the predicted (CUDA)")] = False,
 ) -> None:
     """Say what each stage of the compiler did and declined, and what a call costs, as formulas and numbers."""
     import torch

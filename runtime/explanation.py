@@ -98,7 +98,7 @@ def explain_at(
     from attnc.runtime.measured import measured
 
     step = prepared.composition.attention
-    times = measured(pattern, made.q, made.k, made.v, settings, step and step.name)
+    times = measured(pattern, made.q, made.k, made.v, settings, step.name if step else None)
     return explain(prepared, verbose=verbose, measured=times)
 
 

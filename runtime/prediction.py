@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from attnc.compiler.composition import Attend, Carry, Compute, Recur, Step
+from attnc.compiler.composition import Attend, Carry, Compute, Recur
 from attnc.compiler.fuse import groups
 from attnc.compiler.ir import walk
 from attnc.compiler.loads import CHUNK, Amount, Load, Rates, forward_loads, gradient_loads, state_load
@@ -20,7 +20,8 @@ from attnc.runtime.attending import call_of, operands
 from attnc.runtime.call import Call
 from attnc.runtime.executor import live_pairs
 from attnc.runtime.kernel_call import kind_of, padded
-from attnc.runtime.work import RowTiles, splits, work_of
+from attnc.runtime.tile_costs import tile_pairs
+from attnc.runtime.work import splits
 
 if TYPE_CHECKING:
     from attnc.runtime.measured import Measured
@@ -29,8 +30,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Line:
-    """Some launches of one step. `load`: the kernel, or `forward`. `itemsize`: bytes of an operand's element; `waste`: see
-    `Rates`."""
+    """Some launches of one step. `load`: the kernel, or `forward`.
+
+    `itemsize`: bytes of an operand's element; `waste`: see `Rates`.
+    """
 
     step: str
     load: str
@@ -102,13 +105,6 @@ def visited_pairs(plan: Plan, load: Load, call: Call) -> int:
     return sum(tile_pairs(plan, domain, call, rule(load, domain, call), load.side) for domain in domains)
 
 
-def tile_pairs(plan: Plan, domain: Domain, call: Call, shape: TileShape, at: str) -> int:
-    """Pairs of the tiles of one domain in a tile shape, over all heads."""
-    rows = RowTiles.of(plan, domain, call, shape, at)
-    tiles = sum(work_of(plan, domain, call, shape, rows))
-    return tiles * shape.block_m * shape.block_n * call.sizes["b"] * call.sizes["h"]
-
-
 def rule(load: Load, domain: Domain, call: Call) -> TileShape:
     """The tile shape that `schedule` picks."""
     value = call.k if call.v is None else call.v
@@ -160,9 +156,8 @@ def milliseconds(time: float | None) -> str:
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Rows of cells as lines: names to the left, numbers to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.rjust(width) if at else cell.ljust(width) for at, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+    lines = []
+    for name, *others in rows:
+        cells = [name.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))]
+        lines.append("  ".join(cells).rstrip())
+    return lines

@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 
@@ -22,6 +22,7 @@ from attnc.compiler.schedule_candidates import candidates
 from attnc.runtime.cache import keep, kept
 from attnc.runtime.call import Call
 from attnc.runtime.kernel_call import Kernels, padded
+from attnc.runtime.tile_costs import tile_seconds
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,24 @@ class Site:
         return json.dumps(["tile shape", asdict(self)], sort_keys=True)
 
 
+@dataclass(frozen=True)
+class Choice:
+    """What a launch chooses among: `options`, that of the rule first. `seconds`: by the cost model, to compare."""
+
+    options: Sequence[TileShape]
+    seconds: Callable[[TileShape], float] = lambda shape: 0.0
+
+    def likely(self, most: int) -> list[TileShape]:
+        """The rule's shape, and those that the cost model takes to be the fastest others; first ones first."""
+        rule, *others = self.options
+        return [rule, *sorted(others, key=self.seconds)][:most]
+
+
 @dataclass
 class Session:
-    """A tuner at work. `sites`: the kernels that were launched, with the shapes to try (the first: the rule's)."""
+    """A tuner at work. `sites`: the kernels that were launched."""
 
-    sites: dict[Site, Sequence[TileShape]] = field(default_factory=dict)
+    sites: dict[Site, Choice] = field(default_factory=dict)
     chosen: dict[Site, TileShape] = field(default_factory=dict)
 
 
@@ -91,17 +105,19 @@ def chosen_shape(
     value = call.v if call.v is not None else call.k
     width = max(padded(call.sizes["d"]), padded(value.shape[3]))
     options = candidates(role, width, itemsize or call.q.element_size(), rule)
-    return tile_of(site_of(kernel.name, kernels.text, call), options)
+    seconds = partial(tile_seconds, kernels.plan, kernel.domain, call, role)
+    return tile_of(site_of(kernel.name, kernels.text, call), Choice(options, seconds))
 
 
-def tile_of(site: Site, options: Sequence[TileShape]) -> TileShape:
-    """The shape of a launch. `options`: that of the rule, then what else may be tried."""
+def tile_of(site: Site, choice: Choice) -> TileShape:
+    """The shape of a launch."""
+    rule = choice.options[0]
     if _session is not None:
-        _session.sites.setdefault(site, options)
-        return _session.chosen.get(site, options[0])
+        _session.sites.setdefault(site, choice)
+        return _session.chosen.get(site, rule)
     if site not in _known:
-        _known[site] = None if os.environ.get("ATTNC_TUNED") == "0" else read(site, options)
-    return _known[site] or options[0]
+        _known[site] = None if os.environ.get("ATTNC_TUNED") == "0" else read(site, choice.options)
+    return _known[site] or rule
 
 
 def read(site: Site, options: Sequence[TileShape]) -> TileShape | None:

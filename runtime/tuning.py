@@ -74,9 +74,7 @@ def tune(
     return outcomes
 
 
-def passes(
-    pattern: CompiledPattern, q: Tensor, k: Tensor, v: Tensor | None, settings: dict[str, Any]
-) -> Iterator[Run]:
+def passes(pattern: CompiledPattern, q: Tensor, k: Tensor, v: Tensor | None, settings: dict[str, Any]) -> Iterator[Run]:
     """A call's forward, then the gradients of q, k and v."""
     leaves = [one.detach().requires_grad_() for one in (q, k, v) if one is not None]
 
@@ -101,9 +99,9 @@ def tune_pass(session: Session, run: Run, allowed: float, most: int, tell: Tell)
     known = set(session.sites)
     expected = [result.clone() for result in run()]
     outcomes = []
-    for site, options in [(site, options) for site, options in session.sites.items() if site not in known]:
+    for site, choice in [(site, choice) for site, choice in session.sites.items() if site not in known]:
         trials = []
-        for shape in options[:most]:
+        for shape in choice.likely(most):
             tell(f"{site.kernel}: {label(shape)}")
             session.chosen[site] = shape
             trials.append(attempt(shape, run, expected, allowed))

@@ -1,4 +1,4 @@
-"""What a user waits for: the import, and the first call of a pattern; in processor time, which a busy machine spares."""
+"""What a user waits for: the import, and the first call of a pattern; by the processor's time, not the clock's."""
 
 from __future__ import annotations
 

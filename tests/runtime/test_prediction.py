@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ H100 = KNOWN["NVIDIA H100 80GB HBM3"]
 FIXED = ("causal", "sliding_window", "strided", "dilated_window", "streaming", "longformer", "bigbird", "prefix_lm")
 
 
-def prepared(name: str, rows: int = 70, keys: int = 90, **settings: object) -> Prepared:
+def prepared(name: str, rows: int = 70, keys: int = 90, **settings: Any) -> Prepared:
     pattern = attnc.load(EXAMPLES / f"{name}.attn").patterns[name]
     q, k = torch.randn(2, 4, rows, 8), torch.randn(2, 2, keys, 8)
     return pattern.prepared(q, k, torch.randn(2, 2, keys, 4), settings)
@@ -30,8 +31,7 @@ def prepared(name: str, rows: int = 70, keys: int = 90, **settings: object) -> P
 
 @pytest.mark.parametrize("name", FIXED)
 def test_live_pairs_are_those_that_tiles_count(name: str) -> None:
-    given = {"prefix": torch.tensor([3, 50])} if name == "prefix_lm" else {}
-    call = prepared(name, **given)
+    call = prepared(name, prefix=torch.tensor([3, 50])) if name == "prefix_lm" else prepared(name)
     plan = call.program.plan
     found = call.call(plan)
     assert sum(branch_live(plan, branch, found) for branch in plan.branches) == live_pairs(plan, found)
@@ -49,11 +49,11 @@ def test_operations_and_bytes_of_causal_attention() -> None:
 
 @pytest.mark.parametrize("name", ["causal", "strided", "half_and_half", "gated_delta", "moba"])
 def test_a_prediction_is_not_below_its_floor(name: str) -> None:
-    given = {"half_and_half": {"mix": torch.rand(4)}, "gated_delta": {"beta": torch.rand(2, 4, 90)}}
-    if name == "gated_delta":
-        pattern = attnc.load(EXAMPLES / "gated_delta.attn").patterns[name]
-        given[name] = {entry.name: -torch.rand(2, 4, 90) for entry in pattern.pattern.inputs if entry.name not in "qkv"}
-    found = list(lines(prepared(name, 90, 90, **given.get(name, {}))))
+    pattern = attnc.load(EXAMPLES / f"{name}.attn").patterns[name]
+    shape = {"b": 2, "h": 4, "i": 90, "j": 90, "t": 90}
+    extra = [entry for entry in pattern.pattern.inputs if entry.name not in "qkv"]
+    given = {entry.name: -torch.rand([shape[axis] for axis in entry.axes]) for entry in extra}
+    found = list(lines(prepared(name, 90, 90, **given)))
     assert found
     for line in found:
         assert line.waste >= 1
@@ -66,8 +66,12 @@ def test_measured_times_stand_beside_their_lines() -> None:
     step = found[0].step
     times = Measured(
         [Launched("", "forward_0", 1.0), Launched("", "combine_parts", 0.25)],
-        [Launched("", "row_products", 0.5), Launched("", "backward_rows_0", 2.0)]
-        + [Launched("", "backward_keys_0_0", 3.0), Launched("", "backward_keys_0_1", 4.0)],
+        [
+            Launched("", "row_products", 0.5),
+            Launched("", "backward_rows_0", 2.0),
+            Launched("", "backward_keys_0_0", 3.0),
+            Launched("", "backward_keys_0_1", 4.0),
+        ],
         5.0,
         11.0,
         step,
@@ -93,7 +97,8 @@ def test_without_rates_there_are_no_times() -> None:
 
 
 def test_explain_names_the_device() -> None:
-    text = attnc.compile("pattern c:\n    out = softmax[j](q @ k where j <= i) @ v\n").c.explain(*torch.randn(3, 1, 1, 9, 8))
+    pattern = attnc.compile("pattern c:\n    out = softmax[j](q @ k where j <= i) @ v\n").c
+    text = pattern.explain(*torch.randn(3, 1, 1, 9, 8))
     assert "milliseconds of float32 on NVIDIA H100 80GB HBM3 (no CUDA device here" in text
     assert "predicted" in text
 

@@ -13,7 +13,7 @@ import attnc
 from attnc.compiler.schedule import TileShape, backward_shape, tile_shape
 from attnc.compiler.schedule_candidates import candidates
 from attnc.runtime import clock, repeated, tuned, tuning
-from attnc.runtime.tuned import Session, Site
+from attnc.runtime.tuned import Choice, Session, Site
 
 CAUSAL = "pattern causal:\n    out = softmax[j](q @ k * scale where j <= i) @ v\n"
 SMALL, LARGE = TileShape(32, 32, 1, 1), TileShape(64, 16, 1, 1)
@@ -65,7 +65,7 @@ class Kernel:
         self.session, self.results, self.times = session, results, times
 
     def __call__(self) -> Sequence[Tensor]:
-        shape = tuned.tile_of(SITE, (SMALL, LARGE))
+        shape = tuned.tile_of(SITE, Choice((SMALL, LARGE)))
         if shape not in self.results:
             raise RuntimeError("out of resource: shared memory")
         return [torch.full((2, 2), self.results[shape])]
@@ -103,14 +103,14 @@ def test_a_winner_is_right_and_clearly_faster(
 def test_entries_come_back(folder: Path) -> None:
     tuned.settle(SITE, LARGE)
     tuned.forget()
-    assert tuned.tile_of(SITE, (SMALL, LARGE)) == LARGE
+    assert tuned.tile_of(SITE, Choice((SMALL, LARGE))) == LARGE
     assert len(entries(folder)) == 1
 
 
 def test_only_shapes_that_would_be_tried_are_taken() -> None:
     tuned.settle(SITE, TileShape(1024, 1024, 32, 9))
     tuned.forget()
-    assert tuned.tile_of(SITE, (SMALL, LARGE)) == SMALL
+    assert tuned.tile_of(SITE, Choice((SMALL, LARGE))) == SMALL
 
 
 def test_torn_entries_are_refused(folder: Path) -> None:
@@ -119,14 +119,14 @@ def test_torn_entries_are_refused(folder: Path) -> None:
     for content in (entry.read_text()[:-3], "", entry.read_text().replace("64", "32"), "[]"):
         entry.write_text(content)
         tuned.forget()
-        assert tuned.tile_of(SITE, (SMALL, LARGE)) == SMALL
+        assert tuned.tile_of(SITE, Choice((SMALL, LARGE))) == SMALL
 
 
 def test_entries_can_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     tuned.settle(SITE, LARGE)
     tuned.forget()
     monkeypatch.setenv("ATTNC_TUNED", "0")
-    assert tuned.tile_of(SITE, (SMALL, LARGE)) == SMALL
+    assert tuned.tile_of(SITE, Choice((SMALL, LARGE))) == SMALL
 
 
 def test_calls_share_a_winner_by_class(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,6 +153,23 @@ def test_the_rule_comes_first() -> None:
                 found = candidates(role, width, itemsize, rule)
                 assert found[0] == rule
                 assert len(set(found)) == len(found) > 4
+
+
+def test_the_cost_model_says_what_is_measured() -> None:
+    times = {SMALL: 3.0, LARGE: 2.0, TileShape(16, 16, 1, 1): 1.0}
+    choice = Choice(tuple(times), times.__getitem__)
+    assert choice.likely(2) == [SMALL, TileShape(16, 16, 1, 1)]
+    assert choice.likely(9) == [SMALL, TileShape(16, 16, 1, 1), LARGE]
+
+
+def test_tiles_cost_by_what_they_visit() -> None:
+    """A window of 4 keys: tall tiles of many keys visit pairs in vain, and of narrow ones there are as many as rows."""
+    window = attnc.compile("pattern w:\n    out = softmax[j](q @ k where 0 <= i - j < 4) @ v\n").w
+    with tuned.session() as session:
+        window.outputs(*tensors(200), {}, "triton")
+    (choice,) = session.sites.values()
+    wide, tall, small = (TileShape(m, n, 4, 2) for m, n in ((128, 128), (128, 16), (32, 16)))
+    assert choice.seconds(wide) > choice.seconds(tall) > choice.seconds(small) > 0
 
 
 def test_a_clock_hears_every_launch(monkeypatch: pytest.MonkeyPatch) -> None:
