@@ -109,7 +109,7 @@ def prediction(prepared: Prepared, measured: Measured | None) -> list[str]:
     q = prepared.tensors["q"]
     assert q is not None
     rates = rates_of(q.device, measure=measured is not None) if q.is_cuda else next(iter(KNOWN.values()))
-    said = "no CUDA device here; times of the CPU's executor are not predicted" if not q.is_cuda else None
+    said = None if q.is_cuda else "the CPU's executor is not predicted"
     if rates is None:
         title = f"not predicted: what {torch.cuda.get_device_name(q.device)} does at most is measured by --measure"
     else:

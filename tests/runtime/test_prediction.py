@@ -99,7 +99,7 @@ def test_without_rates_there_are_no_times() -> None:
 def test_explain_names_the_device() -> None:
     pattern = attnc.compile("pattern c:\n    out = softmax[j](q @ k where j <= i) @ v\n").c
     text = pattern.explain(*torch.randn(3, 1, 1, 9, 8))
-    assert "milliseconds of float32 on NVIDIA H100 80GB HBM3 (no CUDA device here" in text
+    assert "milliseconds of float32 on NVIDIA H100 80GB HBM3 (the CPU's executor is not predicted)" in text
     assert "predicted" in text
 
 
