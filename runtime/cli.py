@@ -249,7 +249,10 @@ def tune(
     setting, sizes = run_setting(one, set_, shape, place)
     with console.status(f"tuning {one.__name__}") as status:
         outcomes = tune_at(one, sizes, setting, place, known_dtype(dtype), most, status.update)
-    console.print(tuning_table(one.__name__, outcomes))
+    if outcomes:
+        console.print(tuning_table(one.__name__, outcomes))
+    else:
+        console.print(f"no kernel of {one.__name__} has tile shapes to choose from: only attention's have")
 
 
 @app.command()
