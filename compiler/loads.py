@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import sympy
 
 from attnc.compiler.algebra import Expr
-from attnc.compiler.composition import Carry, Recur
+from attnc.compiler.composition import Carry, Choose, Recur
 from attnc.compiler.plan import Plan
 from attnc.compiler.totals import value_of
 
 B, H, HK, N, M, D, E = sympy.symbols("B H Hk N M D E", integer=True, nonnegative=True)
-F, C, LIVE, ITEM = sympy.symbols("F C live itemsize", integer=True, nonnegative=True)
+F, C, P, L, LIVE, ITEM = sympy.symbols("F C P L live itemsize", integer=True, nonnegative=True)
 FOUR = sympy.Integer(4)  # bytes of row statistics and of states
 CHUNK = 64
 
@@ -85,11 +85,15 @@ class Rates:
 
     def floor(self, amount: Amount, itemsize: int) -> float:
         """Seconds below which nothing can be: every byte once, every operation at the full rate."""
-        return max(amount.moved / self.bytes, amount.operations / self.operations[itemsize])
+        return max(amount.moved / self.bytes, self.products(amount.operations, itemsize))
+
+    def products(self, operations: int, itemsize: int) -> float:
+        """Seconds of matrix products."""
+        return operations / self.operations[itemsize] if operations else 0.0
 
     def of_tiles(self, load: Tiles, block_m: int, itemsize: int) -> float:
         """Seconds of tiles, to tell shapes apart: of products and exponentials, or of the side that streams by."""
-        work = load.pairs * load.operations / self.operations[itemsize]
+        work = self.products(load.pairs * load.operations, itemsize)
         if self.exponentials:
             work += load.pairs / self.exponentials
         return max(work, load.pairs / block_m * load.streamed / self.shared)
@@ -99,7 +103,7 @@ class Rates:
 
         Exponentials wait for one product and the next waits for them, so their times add up.
         """
-        work = amount.operations / self.operations[itemsize]
+        work = self.products(amount.operations, itemsize)
         if self.exponentials:
             work += amount.exponentials / self.exponentials
         return max(amount.moved / self.bytes, work * waste) + amount.launches * self.launch
@@ -157,6 +161,15 @@ def gradient_loads(plan: Plan) -> list[Load]:
         )
         loads += [rows, keys]
     return loads
+
+
+def choice_load(step: Choose) -> Load:
+    """A selection by scores: the product of every line with every place, `P`; what is listed, `L` entries, is written.
+
+    Places that a condition leaves out are counted, the taking of the best is not.
+    """
+    moved = ITEM * (QUERIES + B * HK * P) * D + FOUR * L
+    return Load(step.name, 2 * D * QUERIES * P, sympy.Integer(0), moved, 1)
 
 
 def state_load(step: Carry | Recur) -> Load:

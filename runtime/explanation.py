@@ -110,11 +110,17 @@ def prediction(prepared: Prepared, measured: Measured | None) -> list[str]:
     assert q is not None
     rates = rates_of(q.device, measure=measured is not None) if q.is_cuda else next(iter(KNOWN.values()))
     said = None if q.is_cuda else "the CPU's executor is not predicted"
-    if rates is None:
+    if q.dtype == torch.float64:
+        rates, title = None, "not predicted: kernels take no float64"
+    elif rates is None:
         title = f"not predicted: what {torch.cuda.get_device_name(q.device)} does at most is measured by --measure"
     else:
         title = f"milliseconds of {str(q.dtype).removeprefix('torch.')} on {rates.name} ({said or rates.source})"
-    return [title, *aligned(table(list(lines(prepared)), rates, measured))]
+    found = list(lines(prepared))
+    shown = {line.step for line in found}
+    others = [step.name for step in prepared.composition.steps if step.name not in shown]
+    rest = [f"not in the model: {', '.join(others)}"] if others else []
+    return [title, *aligned(table(found, rates, measured)), *rest]
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from attnc.compiler.composition import Attend, Carry, Compute, Recur
+from attnc.compiler.composition import Attend, Carry, Choose, Compute, Recur, Regroup, Scores
 from attnc.compiler.fuse import groups
 from attnc.compiler.ir import walk
-from attnc.compiler.loads import CHUNK, Amount, Load, Rates, forward_loads, gradient_loads, state_load
+from attnc.compiler.loads import CHUNK, Amount, Load, Rates, choice_load, forward_loads, gradient_loads, state_load
 from attnc.compiler.plan import Branch, Domain, Plan
 from attnc.compiler.schedule import TileShape, backward_shape, tile_shape
 from attnc.compiler.totals import total_keys, value_of
 from attnc.runtime.arrays import Frame
-from attnc.runtime.attending import call_of, operands
 from attnc.runtime.call import Call
 from attnc.runtime.executor import live_pairs
 from attnc.runtime.kernel_call import kind_of, padded
@@ -49,13 +48,16 @@ def lines(prepared: Prepared) -> Iterator[Line]:
         yield from attention(step.name, step.plan, prepared.call(step.plan))
         return
     from attnc.runtime.operator import choose_engine
-    from attnc.runtime.steps import each
+    from attnc.runtime.steps import attended, each
 
     frame = prepared.frame()
     with torch.no_grad():
         for one, found, left in each(prepared.composition, frame, choose_engine("auto", frame.device)):
-            if isinstance(one, Attend):
-                yield from attention(one.name, one.plan, call_of(one, found, operands(one, found)))
+            if isinstance(one, Attend | Regroup):
+                yield from attention(one.name, *attended(one, found))
+            elif isinstance(one, Choose) and one.scores is not None:
+                amount = choice_load(one).at(choice_sizes(one, one.scores, found, left))
+                yield Line(one.name, "forward", amount, found.tensors["q"].element_size())
             elif isinstance(one, Carry | Recur):
                 yield Line(one.name, "forward", state_load(one).at(sizes := state_sizes(one, found)), sizes["itemsize"])
             elif isinstance(one, Compute):
@@ -120,6 +122,15 @@ def state_sizes(step: Carry | Recur, frame: Frame) -> dict[str, int]:
     named = {"B": frame.sizes["b"], "H": frame.sizes["h"], "N": frame.sizes["i"], "M": frame.sizes["j"]}
     named |= {"Hk": frame.sizes["key_heads"], "F": query.shape[-1], "E": value.shape[-1], "C": CHUNK}
     return named | {"itemsize": key.element_size()}
+
+
+def choice_sizes(step: Choose, scores: Scores, frame: Frame, lists: torch.Tensor) -> dict[str, int]:
+    """Sizes of a selection by the names of formulas."""
+    places = scores.places or step.axis
+    axes = scores.query.type.axes[-1].split("+") if scores.query is not None else ()
+    named = {"B": frame.sizes["b"], "H": frame.sizes["h"], "Hk": frame.sizes["key_heads"]}
+    named |= {"N": frame.length(step.rows) if step.rows else 1, "P": frame.length(places), "L": lists.numel()}
+    return named | {"D": sum(map(frame.length, axes)), "itemsize": frame.tensors["q"].element_size()}
 
 
 def rows_amount(step: Compute, frame: Frame, left: torch.Tensor) -> Amount:

@@ -162,12 +162,17 @@ def each(composition: Composition, frame: Frame, engine: Engine) -> Iterator[tup
 def attended_steps(composition: Composition, frame: Frame, engine: Engine) -> Iterator[tuple[Plan, Call]]:
     """The plan of every step that streams keys, with its call."""
     for step, found, _ in each(composition, frame, engine):
-        if isinstance(step, Attend):
-            yield step.plan, call_of(step, found, operands(step, found))
-        if isinstance(step, Regroup):
-            slots = slots_of(step, found)
-            inner = inside(step, found, slots, move_all(step, found, slots))
-            yield step.attend.plan, call_of(step.attend, inner, operands(step.attend, inner))
+        if isinstance(step, Attend | Regroup):
+            yield attended(step, found)
+
+
+def attended(step: Attend | Regroup, frame: Frame) -> tuple[Plan, Call]:
+    """The plan of a step that streams keys, with its call."""
+    if isinstance(step, Attend):
+        return step.plan, call_of(step, frame, operands(step, frame))
+    slots = slots_of(step, frame)
+    inner = inside(step, frame, slots, move_all(step, frame, slots))
+    return step.attend.plan, call_of(step.attend, inner, operands(step.attend, inner))
 
 
 def regrouped_orders(composition: Composition, frame: Frame, engine: Engine) -> Iterator[tuple[Regroup, Slots]]:

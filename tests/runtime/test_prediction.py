@@ -14,6 +14,7 @@ import attnc
 from attnc.compiler.loads import KNOWN, Amount
 from attnc.runtime.clock import Launched
 from attnc.runtime.executor import live_pairs
+from attnc.runtime.explanation import explain
 from attnc.runtime.measured import Measured, read_rates
 from attnc.runtime.operator import Prepared
 from attnc.runtime.prediction import aligned, branch_live, lines, table
@@ -101,6 +102,17 @@ def test_explain_names_the_device() -> None:
     text = pattern.explain(*torch.randn(3, 1, 1, 9, 8))
     assert "milliseconds of float32 on NVIDIA H100 80GB HBM3 (the CPU's executor is not predicted)" in text
     assert "predicted" in text
+
+
+def test_steps_without_a_model_are_named() -> None:
+    call = prepared("lolcats", 20, 20)
+    assert explain(call).endswith("not in the model: 6_extreme")
+
+
+def test_kernels_take_no_float64() -> None:
+    pattern = attnc.compile("pattern c:\n    out = softmax[j](q @ k where j <= i) @ v\n").c
+    text = pattern.explain(*torch.randn(3, 1, 1, 9, 8, dtype=torch.float64))
+    assert "not predicted: kernels take no float64" in text
 
 
 def test_rates_survive_the_disk() -> None:
