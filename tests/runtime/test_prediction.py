@@ -105,7 +105,7 @@ def test_explain_names_the_device() -> None:
 
 
 def test_steps_without_a_model_are_named() -> None:
-    call = prepared("lolcats", 20, 20)
+    call = prepared("lolcats", 20, 20, w=torch.randn(4, 8, 8))
     assert explain(call).endswith("not in the model: 6_extreme")
 
 
