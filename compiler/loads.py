@@ -60,65 +60,60 @@ class Amount:
 
 @dataclass(frozen=True)
 class Tiles:
-    """What tiles visit: pairs, the operations of each, and bytes of a key (or query) that streams by."""
+    """What kernels visit: pairs of tiles over live pairs, and the turns of their loops."""
 
-    pairs: int
-    operations: int
-    streamed: int
+    waste: float
+    turns: float
 
 
 @dataclass(frozen=True)
 class Rates:
     """What a device does at most in a second. `operations`: of matrix products by bytes of an element.
 
-    `shared`: bytes of the second-level cache; `exponentials`: 0 where not known. `launch`: seconds that a launch takes
-    beside its work. `source`: where from.
+    `exponentials`: 0 where not known. Seconds beside what is counted: of a `launch`, and of a `turn` of a loop, all
+    processors together. `source`: where from.
     """
 
     name: str
     bytes: float
-    shared: float
     operations: Mapping[int, float]
     exponentials: float
     launch: float
+    turn: float
     source: str
 
     def floor(self, amount: Amount, itemsize: int) -> float:
         """Seconds below which nothing can be: every byte once, every operation at the full rate."""
         return max(amount.moved / self.bytes, self.products(amount.operations, itemsize))
 
-    def products(self, operations: int, itemsize: int) -> float:
+    def products(self, operations: float, itemsize: int) -> float:
         """Seconds of matrix products."""
         return operations / self.operations[itemsize] if operations else 0.0
 
-    def of_tiles(self, load: Tiles, block_m: int, itemsize: int) -> float:
-        """Seconds of tiles, to tell shapes apart: of products and exponentials, or of the side that streams by."""
-        work = self.products(load.pairs * load.operations, itemsize)
-        if self.exponentials:
-            work += load.pairs / self.exponentials
-        return max(work, load.pairs / block_m * load.streamed / self.shared)
+    def work(self, operations: float, exponentials: float, itemsize: int) -> float:
+        """Seconds. An exponential waits for one product and the next waits for it, so their times add up."""
+        own = exponentials / self.exponentials if self.exponentials else 0.0
+        return self.products(operations, itemsize) + own
 
-    def predicted(self, amount: Amount, itemsize: int, waste: float = 1.0) -> float:
-        """Seconds. `waste`: pairs of the tiles that are visited over live ones.
-
-        Exponentials wait for one product and the next waits for them, so their times add up.
-        """
-        work = self.products(amount.operations, itemsize)
-        if self.exponentials:
-            work += amount.exponentials / self.exponentials
-        return max(amount.moved / self.bytes, work * waste) + amount.launches * self.launch
+    def predicted(self, amount: Amount, itemsize: int, tiles: Tiles | None = None) -> float:
+        """Seconds. `tiles`: what is visited; None: what is live, in no turns."""
+        work = self.work(amount.operations, amount.exponentials, itemsize)
+        if tiles is not None:
+            work = work * tiles.waste + tiles.turns * self.turn
+        return max(amount.moved / self.bytes, work) + amount.launches * self.launch
 
 
 # Float32 takes three passes of TF32, each at half the rate of bfloat16. Special functions: 16 a cycle on each of 132
-# multiprocessors (CUDA C++ programming guide, throughput of native arithmetic instructions, 9.0) at 1.755 GHz.
+# multiprocessors (CUDA C++ programming guide, throughput of native arithmetic instructions, 9.0) at 1.755 GHz. A turn:
+# tiles of 64 x 32 beside 64 x 64 in causal attention (benchmarks/results/tiles-h100.md).
 KNOWN = {
     "NVIDIA H100 80GB HBM3": Rates(
         "NVIDIA H100 80GB HBM3",
         bytes=3.005e12,
-        shared=4.8e12,
         operations={2: 806.7e12, 4: 806.7e12 / 6},
         exponentials=132 * 16 * 1.755e9,
         launch=7e-6,
+        turn=0.5e-9,
         source="copies, a product and an empty launch, measured",
     )
 }

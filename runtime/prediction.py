@@ -11,7 +11,17 @@ import torch
 from attnc.compiler.composition import Attend, Carry, Choose, Compute, Recur, Regroup, Scores
 from attnc.compiler.fuse import groups
 from attnc.compiler.ir import walk
-from attnc.compiler.loads import CHUNK, Amount, Load, Rates, choice_load, forward_loads, gradient_loads, state_load
+from attnc.compiler.loads import (
+    CHUNK,
+    Amount,
+    Load,
+    Rates,
+    Tiles,
+    choice_load,
+    forward_loads,
+    gradient_loads,
+    state_load,
+)
 from attnc.compiler.plan import Branch, Domain, Plan
 from attnc.compiler.schedule import TileShape, backward_shape, tile_shape
 from attnc.compiler.totals import total_keys, value_of
@@ -31,14 +41,14 @@ if TYPE_CHECKING:
 class Line:
     """Some launches of one step. `load`: the kernel, or `forward`.
 
-    `itemsize`: bytes of an operand's element; `waste`: see `Rates`.
+    `itemsize`: bytes of an operand's element. `tiles`: None where there are none, or tensors steer them.
     """
 
     step: str
     load: str
     amount: Amount
     itemsize: int
-    waste: float = 1.0
+    tiles: Tiles | None = None
 
 
 def lines(prepared: Prepared) -> Iterator[Line]:
@@ -72,9 +82,7 @@ def attention(name: str, plan: Plan, call: Call) -> Iterator[Line]:
     full, _ = turned(plan)
     for load in (*forward_loads(plan), *gradient_loads(full)):
         amount = load.at(call_sizes(call) | {"live": live[load.branch]})
-        visited = visited_pairs(full, load, call)
-        waste = visited / live[load.branch] if visited and live[load.branch] else 1.0
-        yield Line(name, load.name, amount, call.q.element_size(), waste)
+        yield Line(name, load.name, amount, call.q.element_size(), tiles_of(full, load, call, live[load.branch]))
 
 
 def call_sizes(call: Call) -> dict[str, int]:
@@ -96,15 +104,18 @@ def branch_live(plan: Plan, branch: Branch, call: Call) -> int:
     return call.sizes["b"] * call.sizes["h"] * int(value_of(total, values))
 
 
-def visited_pairs(plan: Plan, load: Load, call: Call) -> int:
-    """Pairs of the tiles that the kernels of a load visit, at most; 0 where tensors steer them or there are none."""
+def tiles_of(plan: Plan, load: Load, call: Call, live: int) -> Tiles | None:
+    """The tiles that the kernels of a load visit at most; None where tensors steer them, or there are none."""
     branch = plan.branches[load.branch]
-    if not load.side or branch.selected is not None:
-        return 0
     domains = (branch.domain,) if load.side == "i" else branch.transposed
-    if not all(splits(domain) for domain in domains):
-        return 0
-    return sum(tile_pairs(plan, domain, call, rule(load, domain, call), load.side) for domain in domains)
+    if not load.side or branch.selected is not None or not live or not all(map(splits, domains)):
+        return None
+    pairs = turns = 0.0
+    for domain in domains:
+        shape = rule(load, domain, call)
+        visited = tile_pairs(plan, domain, call, shape, load.side)
+        pairs, turns = pairs + visited, turns + visited / (shape.block_m * shape.block_n)
+    return Tiles(pairs / live, turns)
 
 
 def rule(load: Load, domain: Domain, call: Call) -> TileShape:
@@ -148,7 +159,7 @@ def table(found: Sequence[Line], rates: Rates | None, measured: Measured | None)
         cells = [f"{line.step} {line.load}".removesuffix(" forward"), str(amount.launches)]
         cells += [f"{amount.operations / 1e9:,.2f}", f"{amount.moved / 1e6:,.1f}"]
         if rates:
-            floor, predicted = rates.floor(amount, line.itemsize), rates.predicted(amount, line.itemsize, line.waste)
+            floor, predicted = rates.floor(amount, line.itemsize), rates.predicted(amount, line.itemsize, line.tiles)
             cells += [f"{floor * 1e3:.4f}", f"{predicted * 1e3:.4f}"]
         rows.append(cells)
     if measured is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attnc.compiler.loads import KNOWN, OF_A_PAIR, Tiles
+from attnc.compiler.loads import KNOWN, OF_A_PAIR, Amount, Tiles
 from attnc.compiler.plan import Domain, Plan
 from attnc.compiler.schedule import TileShape
 from attnc.compiler.totals import value_of
@@ -22,8 +22,9 @@ def tile_seconds(plan: Plan, domain: Domain, call: Call, role: str, shape: TileS
     widths = {"D": padded(call.sizes["d"]), "E": padded(value.shape[3])}
     itemsize = call.q.element_size()
     pairs = tile_pairs(plan, domain, call, shape, "j" if role == "keys" else "i")
-    tiles = Tiles(pairs, int(value_of(OF_A_PAIR[role], widths)), sum(widths.values()) * itemsize)
-    return next(iter(KNOWN.values())).of_tiles(tiles, shape.block_m, itemsize)
+    amount = Amount(pairs * int(value_of(OF_A_PAIR[role], widths)), pairs, 0)
+    tiles = Tiles(1.0, pairs / (shape.block_m * shape.block_n))
+    return next(iter(KNOWN.values())).predicted(amount, itemsize, tiles)
 
 
 def tile_pairs(plan: Plan, domain: Domain, call: Call, shape: TileShape, at: str) -> int:
