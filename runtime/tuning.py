@@ -67,9 +67,10 @@ def tune(
     allowed = 2 * tolerance(q.dtype, k.shape[2])  # both results are rounded
     with tuned.session() as session, clock():
         for run in passes(pattern, q, k, v, settings):
-            outcomes += tune_pass(session, run, allowed, most, tell)
-    for outcome in outcomes:
-        tuned.settle(outcome.site, outcome.winner.shape)
+            found = tune_pass(session, run, allowed, most, tell)
+            for outcome in found:
+                tuned.settle(outcome.site, outcome.winner.shape)
+            outcomes += found
     repeated.forget()  # recordings hold the shapes of before
     return outcomes
 
