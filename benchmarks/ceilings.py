@@ -19,6 +19,18 @@ class Ceilings:
     bytes_per_second: float
     operations_per_second: float
 
+    def floor(self, moved: int, operations: int | None) -> tuple[float, str]:
+        """Milliseconds below which no call can be that moves so many bytes and counts so many operations, and why."""
+        memory, rate = moved / self.bytes_per_second * 1e3, (operations or 0) / self.operations_per_second * 1e3
+        return (memory, "memory") if memory > rate else (rate, "products")
+
+    def __str__(self) -> str:
+        rates = f"{self.bytes_per_second / 1e12:.3g} TB/s and {self.operations_per_second / 1e12:.3g} TFLOP/s"
+        return (
+            "the longer of q, k, v and the result moved once and the products of live pairs at the full rate, "
+            f'{rates} (a copy, and a product of matrices); "of it" is the floor over attnc\'s time'
+        )
+
     @classmethod
     def here(cls, device: str, dtype: torch.dtype) -> Ceilings:
         """Of the largest plain copy and matrix product that say something; random numbers, since zeros are faster."""

@@ -87,9 +87,9 @@ def installed(package: str) -> str:
         return "none"
 
 
-def headers(rows: Sequence[Row]) -> list[str]:
+def headers(rows: Sequence[Row], ceilings: Ceilings | None = None) -> list[str]:
     peers = peers_of(rows)
-    names = ["row", "size", "live", "attnc", "TFLOP/s"]
+    names = ["row", "size", "live", "attnc", *(["floor", "of it"] if ceilings else []), "TFLOP/s"]
     for peer in peers:
         names += [LABELS[peer], "x"]
     if built(rows):
@@ -99,17 +99,21 @@ def headers(rows: Sequence[Row]) -> list[str]:
     return [*names, "first: attnc" + "".join(f" / {LABELS[peer]}" for peer in peers if peer == "flex"), "error", "aim"]
 
 
-def line(row: Row, rows: Sequence[Row]) -> list[str]:
+def line(row: Row, rows: Sequence[Row], ceilings: Ceilings | None = None) -> list[str]:
     """The cells of a row, in the order of `headers`."""
     shape = row.work.timed.shape
     cells = [row.work.name, f"{shape} {str(row.dtype).removeprefix('torch.')}"]
     if "attnc" not in row.entries:
-        empty = len(headers(rows)) - 3
+        empty = len(headers(rows, ceilings)) - 3
         return [*cells, *[""] * empty, row.failure or "WRONG: " + worst(row)]
     own = row.entries["attnc"]
     pairs = shape.batch * shape.heads * shape.queries * shape.keys
     live = "-" if row.live_pairs is None else f"{row.live_pairs / pairs:.3%}"
-    cells += [live, f"{own.times.median:.3f}", "-" if row.teraflops is None else f"{row.teraflops:.3g}"]
+    cells += [live, f"{own.times.median:.3f}"]
+    if ceilings:
+        floor, limit = ceilings.floor(row.least_bytes, row.operations)
+        cells += [f"{floor:.3f} ({limit})", f"{floor / own.times.median:.0%}"]
+    cells.append("-" if row.teraflops is None else f"{row.teraflops:.3g}")
     for peer in peers_of(rows):
         times = row.times_faster(peer)
         cells += ["-", ""] if times is None else [f"{row.entries[peer].times.median:.3f}", f"{times:.2f}"]
@@ -167,24 +171,28 @@ def verdict(row: Row) -> str:
     return "; ".join(said)
 
 
-def show(rows: Sequence[Row]) -> None:
+def show(rows: Sequence[Row], ceilings: Ceilings | None = None) -> None:
     """The table on the screen; as wide as it needs where that is a file."""
-    table = Table(*headers(rows))
+    table = Table(*headers(rows, ceilings))
     for row in rows:
-        table.add_row(*line(row, rows), style=None if row.right else "red")
+        table.add_row(*line(row, rows, ceilings), style=None if row.right else "red")
     console = Console()
     if not console.is_terminal:
         console = Console(width=console.measure(table, options=console.options.update(width=1000)).maximum)
     console.print(table)
 
 
-def markdown(suite: str, rows: Sequence[Row], place: Place, remarks: Sequence[str]) -> str:
+def markdown(
+    suite: str, rows: Sequence[Row], place: Place, remarks: Sequence[str], ceilings: Ceilings | None = None
+) -> str:
     """The same as text, with what is needed to judge it."""
-    names = headers(rows)
+    names = headers(rows, ceilings)
     lines = [f"# Suite `{suite}`", "", f"{place}.", "", *remarks, *([""] if remarks else [])]
     lines += [f"| {' | '.join(names)} |", "|" + " --- |" * len(names)]
-    lines += [f"| {' | '.join(line(row, rows))} |" for row in rows]
+    lines += [f"| {' | '.join(line(row, rows, ceilings))} |" for row in rows]
     lines += ["", *(f"- {note}" for note in NOTES)]
+    if ceilings:
+        lines.append(f'- "floor": {ceilings}.')
     counts = [len(entry.times.samples) for row in rows for entry in row.entries.values()]
     if counts:
         lines.append(f"- {min(counts)} to {max(counts)} samples each. Quartiles and the samples are in the JSON file.")

@@ -83,9 +83,9 @@ def run(arguments: argparse.Namespace, works: Sequence[Work], device: str) -> in
         print(f"[{time.perf_counter() - started:4.0f} s] {summary(row)}", flush=True)
         if arguments.json:  # after every row, so that a run that is cut off leaves what it has
             arguments.json.write_text(report.data(arguments.suite, rows, place, ceilings), "utf-8")
-            text = report.markdown(arguments.suite, rows, place, arguments.remark)
+            text = report.markdown(arguments.suite, rows, place, arguments.remark, ceilings)
             arguments.json.with_suffix(".md").write_text(text, "utf-8")
-    report.show(rows)
+    report.show(rows, ceilings)
     for remark in report.remarks_of(rows):
         print(remark)
     right = all(row.right for row in rows)

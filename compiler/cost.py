@@ -12,7 +12,10 @@ from attnc.compiler.composition import Carry, Recur
 from attnc.compiler.describe import formula
 from attnc.compiler.ir import Graph, Node
 from attnc.compiler.plan import Bounds, Diagonals, Domain, Grid, KeySet, Listed, Plan, Selected, Stepped
+from attnc.compiler.totals import BEFORE, total_keys
 from attnc.dsl.terms import Input
+
+LONGEST = 60  # characters of a closed form that people are shown
 
 
 def cost_formulas(plan: Plan) -> list[str]:
@@ -26,11 +29,19 @@ def cost_formulas(plan: Plan) -> list[str]:
             lines.append(f"    at most {listed_keys(branch.selected)}")
             continue
         lines += [f"    {keys}" for keys in row_keys(branch.domain)] or ["    0"]
+        lines += closed_form(branch.domain)
     total = " + ".join(names)
     lines.append(f"FLOPs = 2*(D + E) * {f'({total})' if branches > 1 else total}")
     results = "E" if branches == 1 else f"{branches}*E"
     lines.append(f"bytes = (B*H*N*(D + {results}) + B*Hk*M*(D + E)) * itemsize + {4 * branches}*B*H*N")
     return lines
+
+
+def closed_form(domain: Domain) -> list[str]:
+    """The sum, for as many rows as keys, where it has a form that is short enough to read."""
+    total = total_keys(domain)
+    written = "" if total is None else str(sympy.factor_terms(total.subs(BEFORE, 0)))
+    return [f"    which is {written} where N = M"] if 0 < len(written) <= LONGEST else []
 
 
 def listed_keys(selected: Selected) -> str:
@@ -70,7 +81,7 @@ def _key_set(algebra: Algebra, key_set: KeySet, counts: list[Count]) -> str:
     walk = key_set.walk
     written = " + ".join(_written(algebra, count, alone=len(counts) == 1) for count in counts) or "0"
     if isinstance(walk, Stepped):
-        return _divided(algebra, counts[0], algebra.expression(walk.step))
+        return _in_class(algebra, key_set.runs[0].outer, counts[0], walk)
     if isinstance(walk, Grid):
         period = algebra.expression(walk.period)
         lines = _divided(algebra, counts[0], period * algebra.expression(walk.high_step) if walk.high_step else period)
@@ -82,6 +93,15 @@ def _key_set(algebra: Algebra, key_set: KeySet, counts: list[Count]) -> str:
     if isinstance(walk, Diagonals):
         return f"one for each entry of {walk.table}"
     return written
+
+
+def _in_class(algebra: Algebra, bounds: Bounds, count: Count, walk: Stepped) -> str:
+    """Members of a residue class: as many as start at the phase, or end at the row that the phase names."""
+    phase, step = algebra.expression(walk.phase), algebra.expression(walk.step)
+    if bounds.lo.op == "literal" and bounds.lo.attribute == 0 and not _varies(walk.phase):
+        return _divided(algebra, Count(tuple(sympy.expand(term - phase) for term in count.terms), count.exact), step)
+    ends_at_phase = any(algebra.expression(hi) == phase + 1 for hi in _operands(bounds.hi, "minimum"))
+    return ("" if ends_at_phase else "at most ") + _divided(algebra, count, step)
 
 
 def _divided(algebra: Algebra, count: Count, by: Expr) -> str:

@@ -6,15 +6,18 @@ networkx gives a view of them (`uses`), a multigraph because `mul(x, x)` has two
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-
-import networkx as nx
+from typing import TYPE_CHECKING
 
 from attnc.compiler.ops import OPS
 from attnc.dsl.source import Span
 from attnc.dsl.terms import Attribute
 from attnc.dsl.types import Base, Type
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,6 +141,8 @@ def walk(*roots: Node) -> Iterator[Node]:
 
 def uses(*roots: Node) -> nx.MultiDiGraph:
     """Operand -> user, keyed by operand slot."""
+    import networkx as nx  # here: compiling needs no view, and the import takes a fifth of a second
+
     graph = nx.MultiDiGraph()
     for node in walk(*roots):
         graph.add_node(node)
@@ -156,7 +161,7 @@ def substitute(graph: Graph, root: Node, replacements: dict[Node, Node]) -> Node
 
 def text(*roots: Node) -> str:
     """The graph as numbered assignments, one a line; values used once and leaves are written in place."""
-    view = uses(*roots)
+    users = Counter(arg for node in walk(*roots) for arg in node.args)
     names: dict[Node, str] = {}
     lines: list[str] = []
     for node in walk(*roots):
@@ -169,7 +174,7 @@ def text(*roots: Node) -> str:
             )
         else:
             written = f"{node.op}{f'[{node.attribute}]' if node.attribute is not None else ''}({operands})"
-        if node.args and (node in roots or view.out_degree(node) > 1):
+        if node.args and (node in roots or users[node] > 1):
             names[node] = f"%{len(lines)}"
             lines.append(f"{names[node]}: {node.type} = {written}")
         else:

@@ -55,6 +55,16 @@ def cached_module(key: str, build: Callable[[], str]) -> ModuleType:
         return module
 
 
+def kept(key: str) -> str | None:
+    """The text that `keep` left under a key, by these versions, where it is whole and this user's own."""
+    return _load(folder() / f"{_digest(key)}.txt", key)
+
+
+def keep(key: str, text: str) -> None:
+    """Leaves a text for later processes."""
+    _store(folder() / f"{_digest(key)}.txt", text, key)
+
+
 def folder() -> Path:
     """Where entries lie: ATTNC_CACHE_DIR, else the user's cache folder."""
     chosen = os.environ.get("ATTNC_CACHE_DIR")

@@ -1,4 +1,4 @@
-"""The command line: `attnc check | run | explain | kernel | draw | fmt | lsp | bench | examples`."""
+"""The command line: `attnc check | run | explain | tune | kernel | draw | fmt | lsp | bench | examples`."""
 
 from __future__ import annotations
 
@@ -213,14 +213,46 @@ def explain(
     device: Device = None,
     dtype: Dtype = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="also print the graph after every stage")] = False,
+    measure: Annotated[bool, typer.Option("--measure", help="times of kernels beside the predicted (CUDA)")] = False,
 ) -> None:
     """Say what each stage of the compiler did and declined, and what a call costs, as formulas and numbers."""
+    import torch
+
     from attnc.runtime.explanation import explain_at
 
     one = select(file, pattern)[0]
-    kind = known_dtype(dtype)
-    setting, sizes = run_setting(one, set_, shape, known_device(device) or "cpu")
-    print(explain_at(one, sizes, setting, kind, verbose=verbose))
+    place = known_device(device) or ("cuda" if measure else "cpu")
+    if measure and not (place.startswith("cuda") and torch.cuda.is_available()):
+        raise UsageError("--measure times kernels by events of a CUDA device, and there is none here")
+    kind = known_dtype(dtype) or (torch.bfloat16 if place.startswith("cuda") else torch.float32)
+    setting, sizes = run_setting(one, set_, shape, place)
+    print(explain_at(one, sizes, setting, kind, device=place, verbose=verbose, measure=measure))
+
+
+@app.command()
+@reports_errors
+def tune(
+    file: File,
+    pattern: Name = None,
+    set_: Sets = None,
+    shape: Sizes = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    most: Annotated[int, typer.Option("--most", min=2, help="tile shapes of a kernel that are measured")] = 6,
+) -> None:
+    """Measure tile shapes for a pattern's kernels at these sizes, and keep the fastest for later calls like it."""
+    from attnc.runtime.tuning_command import tune_at, tuned_on, tuning_table
+
+    one = select(file, pattern)[0]
+    place = tuned_on(known_device(device))
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    setting, sizes = run_setting(one, set_, shape, place)
+    with console.status(f"tuning {one.__name__}") as status:
+        outcomes = tune_at(one, sizes, setting, place, known_dtype(dtype), most, status.update)
+    if outcomes:
+        console.print(tuning_table(one.__name__, outcomes))
+    else:
+        console.print(f"no kernel of {one.__name__} has tile shapes to choose from: only attention's have")
 
 
 @app.command()

@@ -13,18 +13,21 @@ from attnc.compiler.composition import Carry, Composition, Compute, Extreme, Rec
 from attnc.compiler.cost import cost_formulas, state_formula
 from attnc.compiler.emit.chunked import kept_numbers, plain_variant
 from attnc.compiler.fuse import groups
+from attnc.compiler.loads import KNOWN
 from attnc.compiler.pipeline import trace
 from attnc.runtime.arrangement import share
 from attnc.runtime.comparison import defaults, filled
 from attnc.runtime.decoding_cache import describe_decoding
-from attnc.runtime.executor import live_pairs, visited_pairs
+from attnc.runtime.executor import visited_pairs
 from attnc.runtime.inputs import Shape, made_inputs
+from attnc.runtime.prediction import aligned, branch_live, lines, table
 from attnc.runtime.settings import Setting
 from attnc.runtime.steps import attended_steps, regrouped_orders
 
 if TYPE_CHECKING:
     from attnc.compiler.plan import Plan
     from attnc.runtime.call import Call
+    from attnc.runtime.measured import Measured
     from attnc.runtime.operator import Prepared
     from attnc.runtime.pattern import CompiledPattern
 
@@ -32,8 +35,11 @@ if TYPE_CHECKING:
 SHOWN = ("steps", "domains")
 
 
-def explain(prepared: Prepared, *, verbose: bool = False) -> str:
-    """The text, every stage with its notes, and the cost of one call. `verbose`: also the graph after each stage."""
+def explain(prepared: Prepared, *, verbose: bool = False, measured: Measured | None = None) -> str:
+    """The text, every stage with its notes, and the cost of one call. `verbose`: also the graph after each stage.
+
+    `measured`: times to put beside those of the cost model.
+    """
     pattern = prepared.program.pattern
     lines = [pattern.span.text.rstrip(), ""]
     for stage in trace(pattern):
@@ -52,7 +58,7 @@ def explain(prepared: Prepared, *, verbose: bool = False) -> str:
     torch_only = [step.name for step in prepared.composition.steps if isinstance(step, Extreme | Sequential)]
     if torch_only:
         lines += ["", f"by torch operators on a GPU too, without a kernel: {', '.join(torch_only)}"]
-    lines += ["", *cost(prepared), *participation(prepared)]
+    lines += ["", *cost(prepared), *participation(prepared), "", *prediction(prepared, measured)]
     return "\n".join(lines)
 
 
@@ -77,14 +83,55 @@ def row_kernels(composition: Composition) -> list[str]:
 
 
 def explain_at(
-    pattern: CompiledPattern, shape: Shape, setting: Setting, dtype: torch.dtype | None, *, verbose: bool = False
+    pattern: CompiledPattern,
+    shape: Shape,
+    setting: Setting,
+    dtype: torch.dtype | None,
+    *,
+    device: str = "cpu",
+    verbose: bool = False,
+    measure: bool = False,
 ) -> str:
-    """`explain` of a call with made tensors."""
+    """`explain` of a call with made tensors. `measure`: with measured times, on a CUDA device."""
     parameters = filled(pattern) | setting.parameters
-    all_parameters = defaults(pattern) | parameters
-    made = made_inputs(pattern.pattern, shape, all_parameters, dtype=dtype or torch.float32, ranges=setting.ranges)
+    made = made_inputs(
+        pattern.pattern,
+        shape,
+        defaults(pattern) | parameters,
+        dtype=dtype or torch.float32,
+        device=device,
+        ranges=setting.ranges,
+    )
     settings: dict[str, Any] = {**parameters, **made.inputs}
-    return explain(pattern.prepared(made.q, made.k, made.v, settings), verbose=verbose)
+    prepared = pattern.prepared(made.q, made.k, made.v, settings)
+    if not measure:
+        return explain(prepared, verbose=verbose)
+    from attnc.runtime.measured import measured
+
+    step = prepared.composition.attention
+    times = measured(pattern, made.q, made.k, made.v, settings, step.name if step else None)
+    return explain(prepared, verbose=verbose, measured=times)
+
+
+def prediction(prepared: Prepared, measured: Measured | None) -> list[str]:
+    """The cost model's table, for the call's device, or without one for a device that is known."""
+    from attnc.runtime.measured import rates_of
+
+    q = prepared.tensors["q"]
+    assert q is not None
+    rates = rates_of(q.device, measure=measured is not None) if q.is_cuda else next(iter(KNOWN.values()))
+    said = None if q.is_cuda else "the CPU's executor is not predicted"
+    if q.dtype == torch.float64:
+        rates, title = None, "not predicted: kernels take no float64"
+    elif rates is None:
+        title = f"not predicted: what {torch.cuda.get_device_name(q.device)} does at most is measured by --measure"
+    else:
+        title = f"milliseconds of {str(q.dtype).removeprefix('torch.')} on {rates.name} ({said or rates.source})"
+    found = list(lines(prepared))
+    shown = {line.step for line in found}
+    others = [step.name for step in prepared.composition.steps if step.name not in shown]
+    rest = [f"not in the model: {', '.join(others)}"] if others else []
+    return [title, *aligned(table(found, rates, measured)), *rest]
 
 
 @dataclass(frozen=True)
@@ -104,7 +151,7 @@ def streamed_pairs(prepared: Prepared) -> Pairs:
         sizes, element = call.sizes, call.q.element_size()
         rows, keys = call.q.shape[:3].numel(), call.k.shape[:3].numel()
         width, value_width = sizes["d"], sizes.get("e", sizes["d"])
-        own = live_pairs(plan, call)
+        own = sum(branch_live(plan, branch, call) for branch in plan.branches)
         live, visited = live + own, visited + visited_pairs(plan, call)
         flops += 2 * (width + value_width) * own
         branches = len(plan.branches)

@@ -40,6 +40,7 @@ class Kernels:
     """A generated module, loaded. `prepared`: launches by all that they depend on but the tensors' contents."""
 
     def __init__(self, plan: Plan, kernels: Sequence[Kernel]) -> None:
+        self.plan = plan
         self.text = emit_module(plan, kernels)
         self.kernels = tuple(kernels)
         self.module = cached_module(self.text, lambda: self.text)

@@ -26,6 +26,7 @@ from attnc.runtime.kernel_call import (
     stride,
 )
 from attnc.runtime.launch_listed import listed_outputs
+from attnc.runtime.tuned import chosen_shape
 from attnc.runtime.work import ProgramList, program_list
 
 _loaded: dict[int, tuple[Plan, Kernels]] = {}
@@ -65,7 +66,8 @@ def run_branch(
         return out, lse
     widest = max(padded(width), padded(v.shape[-1]))
     itemsize = torch.float32.itemsize if plan.exact else q.element_size()
-    shape = INTERPRETED if interpreting() else tile_shape(widest, itemsize, kind_of(branch.domain))
+    rule = INTERPRETED if interpreting() else tile_shape(widest, itemsize, kind_of(branch.domain))
+    shape = chosen_shape(kernels, kernel, call, "forward", rule, itemsize)
     listed = program_list(plan, branch.domain, call, shape, processors(q))
     tensors = {"q": q, "k": call.k, "v": v, "o": out, "lse": lse, "part_out": lse, "part_lse": lse, "schedule": lse}
     if listed is not None:

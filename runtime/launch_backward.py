@@ -30,6 +30,7 @@ from attnc.runtime.kernel_call import (
     stride,
 )
 from attnc.runtime.launch_listed_backward import listed_gradients
+from attnc.runtime.tuned import chosen_shape
 from attnc.runtime.work import ProgramList, program_list
 
 PRODUCT_ROWS = 64
@@ -112,7 +113,8 @@ def run_pass(
     if call.k.numel() == 0 or sizes["i"] == 0:
         return
     v = tensors["v"]
-    shape = INTERPRETED if interpreting() else backward_shape(*widths(call, v), "keys", kind_of(kernel.domain))
+    rule = INTERPRETED if interpreting() else backward_shape(*widths(call, v), "keys", kind_of(kernel.domain))
+    shape = chosen_shape(kernels, kernel, call, "keys", rule)
     run = KernelCall(call, tensors, shape)
     tiles = run.tiles(kernel.domain, sizes["j"], 0)
     if tiles == 0:
@@ -191,7 +193,8 @@ def run_rows(
     kernel = kernels.kernels[0]
     sizes, device = call.sizes, call.q.device
     v = shared["v"]
-    shape = INTERPRETED if interpreting() else backward_shape(*widths(call, v), "rows", kind_of(branch.domain))
+    rule = INTERPRETED if interpreting() else backward_shape(*widths(call, v), "rows", kind_of(branch.domain))
+    shape = chosen_shape(kernels, kernel, call, "rows", rule)
     make = torch.empty_like if complete(branch.domain.rows) and sizes["j"] else torch.zeros_like
     dq = make(call.q, memory_format=torch.contiguous_format)
     run = KernelCall(call, shared | {"dq": dq}, shape)

@@ -18,6 +18,7 @@ from attnc.runtime.call import Call
 from attnc.runtime.kernel_call import INTERPRETED, KernelCall, Kernels, device_of, interpreting, padded, stride
 from attnc.runtime.listed_tiles import lines_of
 from attnc.runtime.listed_work import Sorted, cut, sorted_entries
+from attnc.runtime.tuned import chosen_shape
 
 PARTS = 2**27  # numbers of the parts that are held at a time
 JOINED_ROWS = 16
@@ -210,14 +211,15 @@ def listed_outputs(
     """(out in `dtype`, lse) of a listed branch, joined with those of `others`, float32."""
     q, v = call.q, call.v if call.v is not None else call.k
     launch = Launch.of(plan, branch, call)
-    shape = (*q.shape[:3], v.shape[-1])
+    sizes = (*q.shape[:3], v.shape[-1])
     if launch.empty():
-        out = torch.zeros(shape, dtype=torch.float32 if others else dtype, device=q.device)
-        return join([*others, (out, torch.full(shape[:3], -math.inf, dtype=torch.float32, device=q.device))], dtype)
-    out = torch.empty(shape, dtype=torch.float32 if others and launch.rows_stay else dtype, device=q.device)
-    lse = torch.empty(shape[:3], dtype=torch.float32, device=q.device)
+        out = torch.zeros(sizes, dtype=torch.float32 if others else dtype, device=q.device)
+        return join([*others, (out, torch.full(sizes[:3], -math.inf, dtype=torch.float32, device=q.device))], dtype)
+    out = torch.empty(sizes, dtype=torch.float32 if others and launch.rows_stay else dtype, device=q.device)
+    lse = torch.empty(sizes[:3], dtype=torch.float32, device=q.device)
     tensors = {"q": q, "k": call.k, "v": v, "o": out, "lse": lse, "part_out": lse, "part_lse": lse}
-    run = KernelCall(call, tensors, launch.shape("forward", v))
+    shape = chosen_shape(kernels, kernels.kernels[number], call, "listed", launch.shape("forward", v))
+    run = KernelCall(call, tensors, shape)
     if launch.rows_stay:
         launch.run_rows(run, kernels, number, 0, launch.members.shape[2], {})
         return join([*others, (out, lse)], dtype)

@@ -14,6 +14,7 @@ from attnc.runtime.call import Call
 from attnc.runtime.kernel_call import KernelCall, Kernels, device_of, padded, processors, stride
 from attnc.runtime.launch_listed import JOINED_ROWS, Launch
 from attnc.runtime.listed_work import cut
+from attnc.runtime.tuned import chosen_shape
 
 JOINED_KEYS = 32
 TOGETHER = False  # whether blocks of one tile give all gradients at once; the tiles of an H100 are too large for it
@@ -64,7 +65,8 @@ def row_gradients(
     if launch.empty():
         return results
     launch = launch.by_head() if tables else launch
-    run = KernelCall(call, shared | {"dq": results[-1]}, launch.shape("rows", shared["v"]))
+    shape = chosen_shape(kernels, kernels.kernels[0], call, "listed", launch.shape("rows", shared["v"]))
+    run = KernelCall(call, shared | {"dq": results[-1]}, shape)
     by_row = [number for number, leaf in enumerate(leaves) if leaf.side == "row"]
     for number in (number for number, leaf in enumerate(leaves) if leaf.side != "key"):
         run.tensors |= {f"leaf_{number}": results[number], f"part_leaf_{number}": results[number]}
@@ -140,7 +142,8 @@ def key_gradients(
         of_lanes = (one.shape[0], launch.lane_heads, *one.shape[2:])
         made[name] = torch.empty(of_lanes, dtype=one.dtype if whole else torch.float32, device=device)
     outputs = made | {f"leaf_{number}": results[number] for number in by_key}
-    run = KernelCall(call, shared | outputs, launch.shape("keys", v))
+    tile = chosen_shape(kernels, kernels.kernels[1], call, "listed", launch.shape("keys", v))
+    run = KernelCall(call, shared | outputs, tile)
     if together:
         results[-1] = torch.empty_like(call.q, memory_format=torch.contiguous_format)
         run.tensors["part_dq"] = launch.slots(0, launch.members.shape[2], padded(call.q.shape[-1]))

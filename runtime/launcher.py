@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from attnc.runtime.clock import running
 from attnc.runtime.direct_launch import Direct, Interpreted, tensors_of, without_tensor
 from attnc.runtime.tape import current
 
@@ -54,7 +55,7 @@ class Launcher:
         if chosen is not None and last is not None:
             chosen[grid](*values, *last)
             return chosen
-        compiled = self.function[grid](*values, **constants)
+        compiled = timed(self.function.__name__, values, lambda: self.function[grid](*values, **constants))
         if recorder := current():
             plain = [without_tensor(value) for value in values]
             start: Any = Interpreted(self.function, grid, plain, constants)
@@ -82,9 +83,18 @@ class Chosen:
         return partial(self._launch, (*grid, *(1,) * (3 - len(grid))))
 
     def _launch(self, grid: Grid, *values: Any) -> None:
-        self.compiled[grid](*values)
+        timed(self.compiled.name, values, lambda: self.compiled[grid](*values))
         if recorder := current():
             recorder.launch(Direct(self.compiled, grid, values), tensors_of(values))
+
+
+def timed(name: str, values: tuple[Any, ...], launch: Callable[[], Any]) -> Any:
+    """Launches, by the clock where one runs."""
+    clock = running()
+    if clock is None:
+        return launch()
+    with clock.timing(name, any(tensor.is_cuda for tensor in tensors_of(values))):
+        return launch()
 
 
 def kind_of(value: Any) -> object:

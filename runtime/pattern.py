@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,22 +28,30 @@ if TYPE_CHECKING:
     from attnc.runtime.kv_cache import Pages
     from attnc.runtime.picture import View
     from attnc.runtime.state import State
+    from attnc.runtime.tuning import Outcome
 
+Function = TypeVar("Function", bound=Callable[..., Any])
 REMEMBERED = 256  # forms of calls that were checked
 PYTHON_TYPES = {Base.BOOL: bool, Base.INT: int, Base.REAL: float}
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # a graph cannot hold checking a text again
+def constant(function: Function) -> Function:
+    """What `torch.compiler.assume_constant_result` does; that takes over a second to import all of torch._dynamo."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@constant  # a graph cannot hold checking a text again
 def _key_for_lengths(key: str, names: tuple[str, ...], lengths: tuple[int, ...]) -> str:
     return program(key).with_lengths(dict(zip(names, lengths, strict=True))).key
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # nor replacing parameters by numbers
+@constant  # nor replacing parameters by numbers
 def _key_for_numbers(key: str, names: tuple[str, ...], numbers: tuple[int, ...]) -> str:
     return program(key).with_numbers(dict(zip(names, numbers, strict=True))).key
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # nor compiling it
+@constant  # nor compiling it
 def _is_one_softmax(key: str) -> bool:
     return program(key).is_one_softmax
 
@@ -227,6 +236,16 @@ class CompiledPattern:
         from attnc.runtime.explanation import explain
 
         return explain(self.prepared(q, k, v, settings), verbose=verbose)
+
+    def tune(self, q: Tensor, k: Tensor, v: Tensor | None = None, *, most: int = 6, **settings: Any) -> list[Outcome]:
+        """Measures tile shapes for every kernel of such a call and of its gradients, on q's CUDA device.
+
+        The fastest that give the same results are kept on disk, and taken by calls of such sizes from now on, in this
+        process and in others. `most`: shapes of a kernel that are measured.
+        """
+        from attnc.runtime.tuning import tune
+
+        return tune(self, q, k, v, settings, most=most)
 
     def draw(
         self,

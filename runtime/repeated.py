@@ -15,6 +15,7 @@ from threading import Lock
 import torch
 from torch import Tensor
 
+from attnc.runtime.clock import running
 from attnc.runtime.tape import Recorder, current
 from attnc.runtime.tape_text import ChangedError, Tape, program_of
 
@@ -51,7 +52,7 @@ def repeated(name: str, key: Key, tensors: Sequence[Tensor | None], run: Run) ->
     Raises CaptureError where a CUDA graph is captured and the call is not yet recorded, or waits for the device.
     """
     first = next(tensor for tensor in tensors if tensor is not None)
-    if first.device.type not in devices or current() is not None:
+    if first.device.type not in devices or current() is not None or running() is not None:
         return run()
     full = (name, *key, *described(tensors), *modes(first.device))
     capturing = first.is_cuda and torch.cuda.is_current_stream_capturing()

@@ -37,6 +37,7 @@ from attnc.runtime.backward import Engine, recording
 from attnc.runtime.call import Call
 from attnc.runtime.carrying import CARRY
 from attnc.runtime.choose import CHOOSE, ragged
+from attnc.runtime.clock import at_step
 from attnc.runtime.computing import rounded_arrays
 from attnc.runtime.extremes import EXTREME
 from attnc.runtime.recurring import RECUR
@@ -135,6 +136,7 @@ def run(composition: Composition, frame: Frame, engine: Engine | None, keep: boo
     kept: dict[str, list[Tensor]] = {}
     frame = replace(frame, tracing=engine is None, kept=kept if keep else None)
     for step in composition.steps:
+        at_step(step.name)
         if isinstance(step, Compute):
             out = compute(composition, step, frame, engine)
             frame = with_arrays(frame, {step.name: out})
@@ -161,31 +163,37 @@ def kept_shapes(step: Step, frame: Frame) -> list[tuple[list[int], torch.dtype]]
     return RECUR.kept(step, frame) if isinstance(step, Recur) else []
 
 
-def stepped(composition: Composition, frame: Frame, engine: Engine) -> Iterator[tuple[Step, Frame]]:
-    """Every step that is more than torch on whole arrays, with the arrays that it finds; the steps run along."""
+def each(composition: Composition, frame: Frame, engine: Engine) -> Iterator[tuple[Step, Frame, Tensor]]:
+    """Every step after it ran: with the arrays that it found, and the first that it left."""
     for step in composition.steps:
+        found = frame
         if isinstance(step, Compute):
-            frame = with_arrays(frame, {step.name: compute(composition, step, frame, engine)})
-            continue
-        yield step, frame
-        kind = KINDS[type(step)]
-        frame = with_arrays(frame, dict(zip(kind.names(step), kind.forward(step, frame, engine), strict=True)))
+            names, left = [step.name], [compute(composition, step, frame, engine)]
+        else:
+            names, left = KINDS[type(step)].names(step), KINDS[type(step)].forward(step, frame, engine)
+        frame = with_arrays(frame, dict(zip(names, left, strict=True)))
+        yield step, found, left[0]
 
 
 def attended_steps(composition: Composition, frame: Frame, engine: Engine) -> Iterator[tuple[Plan, Call]]:
     """The plan of every step that streams keys, with its call."""
-    for step, found in stepped(composition, frame, engine):
-        if isinstance(step, Attend):
-            yield step.plan, call_of(step, found, operands(step, found))
-        if isinstance(step, Regroup):
-            slots = slots_of(step, found)
-            inner = inside(step, found, slots, move_all(step, found, slots))
-            yield step.attend.plan, call_of(step.attend, inner, operands(step.attend, inner))
+    for step, found, _ in each(composition, frame, engine):
+        if isinstance(step, Attend | Regroup):
+            yield attended(step, found)
+
+
+def attended(step: Attend | Regroup, frame: Frame) -> tuple[Plan, Call]:
+    """The plan of a step that streams keys, with its call."""
+    if isinstance(step, Attend):
+        return step.plan, call_of(step, frame, operands(step, frame))
+    slots = slots_of(step, frame)
+    inner = inside(step, frame, slots, move_all(step, frame, slots))
+    return step.attend.plan, call_of(step.attend, inner, operands(step.attend, inner))
 
 
 def regrouped_orders(composition: Composition, frame: Frame, engine: Engine) -> Iterator[tuple[Regroup, Slots]]:
     """Every step in an order of its own with the orders of this call."""
-    for step, found in stepped(composition, frame, engine):
+    for step, found, _ in each(composition, frame, engine):
         if isinstance(step, Regroup):
             yield step, slots_of(step, found)
 
@@ -300,6 +308,7 @@ class Backward:
             self.carried.add(step.name)
 
         def back() -> None:
+            at_step(step.name)
             cotangent = self.found.pop(step.name, None)
             if cotangent is not None:
                 replay.back(cotangent, self.found, self.add)
@@ -325,6 +334,7 @@ class Backward:
         self.carried.update(smooth)
 
         def back() -> None:
+            at_step(step.name)
             cotangents = [self.found.pop(name, None) for name in names]
             if any(one is not None for one in cotangents):
                 made = kind.backward(step, frame, self.engine, outputs, cotangents, wanted)

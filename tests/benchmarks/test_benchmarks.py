@@ -109,6 +109,20 @@ def test_a_failing_row_is_told() -> None:
     assert "cannot read the file" in report.line(row, [row])[-1]
 
 
+def test_a_figure_stands_beside_its_floor() -> None:
+    row = measure(window(), "cpu", torch.float32, EFFORT)
+    failed = measure(replace(window(), pattern="absent"), "cpu", torch.float32, EFFORT)
+    for bytes_, rate, limit in ((1e9, 1e18, "memory"), (1e18, 1e9, "products")):
+        ceilings = Ceilings(bytes_, rate)
+        names, cells = report.headers([row], ceilings), report.line(row, [row], ceilings)
+        assert len(names) == len(cells) == len(report.line(failed, [row], ceilings))
+        floor = max(row.least_bytes / bytes_, (row.operations or 0) / rate) * 1e3
+        assert cells[names.index("floor")] == f"{floor:.3f} ({limit})"
+        assert cells[names.index("of it")] == f"{floor / row.entries['attnc'].times.median:.0%}"
+        assert "1 TB/s" not in report.markdown("fixed", [row], report.Place.here("cpu"), [])
+        assert str(ceilings) in report.markdown("fixed", [row], report.Place.here("cpu"), [], ceilings)
+
+
 def test_a_contender_that_cannot_take_part_is_named() -> None:
     row = measure(replace(window(), peers=("dense", "cudnn")), "cpu", torch.float32, EFFORT)
     assert row.right

@@ -15,6 +15,7 @@ FORMULAS = {
     "0 <= j": "M",
     "0 <= i - j < w": "min(i + 1, w)",
     "0 <= i - j < w * s and (i - j) % s == 0": "ceil(min(i + 1, s * w) / s)",
+    "j <= i and j % s == s - 1": "ceil((i + 2 - s) / s)",
     "abs(i - j) <= w": "at most 2 * w + 1",
     "j <= i and (j < s or i - j < w)": "at most min(i + 1, s) + min(i + 1, w)",
 }

@@ -14,7 +14,7 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from attnc.runtime import comparison, measure
+from attnc.runtime import comparison, measure, tuning, tuning_command
 from attnc.runtime.cli import app
 from attnc.runtime.modules import compile
 from attnc.runtime.settings import Setting, settings
@@ -197,6 +197,30 @@ def test_every_command_says_what_is_wrong_with_a_file(command: str, file: str, c
     done = attnc(command, file)
     assert done.exit_code == 1
     assert done.stderr.startswith(f"error[{code}]: ")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device")
+@pytest.mark.parametrize("command", ["tune causal.attn", "explain causal.attn --measure"])
+def test_what_measures_kernels_wants_a_device(command: str) -> None:
+    done = attnc(*command.split())
+    assert done.exit_code == 1
+    assert done.stderr.startswith("error: ")
+    assert "CUDA device" in done.stderr
+
+
+def test_tune_prints_what_it_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([2.0, 1.0] * 3)
+    monkeypatch.setattr(tuning, "milliseconds", lambda run: next(times))
+    monkeypatch.setattr(tuning_command, "tuned_on", lambda device: "cpu")
+    arguments = ("--shape", "1,1,20,16", "--dtype", "float32", "--most", "2")
+    done = attnc("tune", "causal.attn", *arguments)
+    assert done.exit_code == 0, done.output
+    assert "32x32 1 warps 1 stages" in done.stdout
+    assert done.stdout.count("kept, 2.00 times faster") == 3
+    (Path() / "state.attn").write_text("pattern state:\n    out = sum[j]((q @ k) * v where j <= i)\n")
+    done = attnc("tune", "state.attn", *arguments)
+    assert done.exit_code == 0, done.output
+    assert "no kernel of state has tile shapes to choose from" in " ".join(done.stdout.split())
 
 
 def test_a_line_may_be_for_another_pattern(folder: Path) -> None:

@@ -21,7 +21,7 @@ from attnc.runtime.comparison import Case, Target, compare, defaults
 from attnc.runtime.inputs import Shape, made_inputs
 from attnc.runtime.operator import choose_engine
 from attnc.runtime.settings import Setting
-from attnc.runtime.steps import frame_of, stepped
+from attnc.runtime.steps import each, frame_of
 
 TEXT = """
 pattern past(block: int = 4, top: int = 3):
@@ -108,7 +108,7 @@ def found(name: str, shape: Shape, dtype: torch.dtype, worth: Tensor | None = No
         sizes |= dict(zip(entry.axes, tensors[entry.name].shape, strict=True))
     frame = frame_of(composition, tensors, values, sizes | {"offset": max(shape.keys - shape.queries, 0)})
     engine = choose_engine("auto", torch.device("cpu"))
-    return next(Found(step, at) for step, at in stepped(composition, frame, engine) if isinstance(step, Choose))
+    return next(Found(step, at) for step, at, _ in each(composition, frame, engine) if isinstance(step, Choose))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
