@@ -32,14 +32,17 @@ def power(number: int) -> int:
     return 1 << (max(number, 1) - 1).bit_length()
 
 
-def selecting_shape(width: int, itemsize: int, parts: int, members: int) -> TileShape:
-    """The shape for vectors of `width` (padded; 0: no product) of `parts` numbers of `itemsize` bytes each."""
+def selecting_shape(width: int, itemsize: int, parts: int, members: int, heads: int = 1) -> TileShape:
+    """The shape for vectors of `width` (padded; 0: no product) of `parts` numbers of `itemsize` bytes each.
+
+    `heads`: how many of them a score sums over; the vectors of the next are on their way.
+    """
     vector = width * itemsize * (2 if itemsize > 2 else 1)  # a product of float32 takes its operands in two parts
     fitting = power(max(SHARED_BYTES - LINES * vector, 1) // max(vector * parts, 1) + 1) // 2
     if members <= min(ONE_TILE, fitting):
         block = max(power(members), 16)
-        return TileShape(LINES, block, 8 if block > TILE else 4, 1)
-    return TileShape(LINES, max(min(TILE, fitting // 2), 16), 4, 2)
+        return TileShape(LINES, block, 8 if block > TILE else 4, 3 if heads > 1 else 1)
+    return TileShape(LINES, max(min(TILE, fitting // 2), 16), 4, 3 if heads > 1 else 2)
 
 
 def held(shape: TileShape, members: int, width: int) -> Held:

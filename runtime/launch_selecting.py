@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -41,6 +42,31 @@ class Vectors:
     k: Tensor
     low: Tensor | None
 
+    def over(self, batch: int, heads: int) -> Vectors:
+        """The same with every batch row, and every head of q."""
+        k, low = (None if one is None else one.expand(batch, -1, -1, -1) for one in (self.k, self.low))
+        assert k is not None
+        return Vectors(self.q.expand(batch, heads, -1, -1), k, low)
+
+    def by_turns(self, sizes: Mapping[str, int], members: int) -> Vectors:
+        """The keys of the members' places, all of one turn after the other: k (B, heads * TURNS, members, d).
+
+        A member has its place of turn t in line t: tiles of members are copied as they lie. A place that a member
+        does not have is any other.
+        """
+        width, stride = sizes["PLACE_WIDTH"], sizes["PLACE_STRIDE"]
+        start = torch.arange(members, device=self.k.device) * sizes["MEMBER_WIDTH"]
+        first = torch.div(start - width + stride, stride, rounding_mode="floor").clamp_(min=0)
+        turn = torch.arange(sizes["TURNS"], device=self.k.device)
+        place = (first + turn[:, None]).clamp_(max=max(sizes["PLACES"] - 1, 0)).flatten()
+
+        def laid(k: Tensor) -> Tensor:
+            if not sizes["PLACES"]:
+                return k.new_zeros(k.shape[0], k.shape[1] * len(turn), members, k.shape[3])
+            return k.index_select(2, place).unflatten(2, (len(turn), members)).flatten(1, 2)
+
+        return Vectors(self.q, laid(self.k), None if self.low is None else laid(self.low))
+
 
 def select(step: Choose, frame: Frame, batch: int, width: int) -> Tensor | None:
     """The lists (batch, heads, lines, width), int32, of all members of the rows' axis; None where no kernel fits."""
@@ -56,12 +82,17 @@ def select(step: Choose, frame: Frame, batch: int, width: int) -> Tensor | None:
     vectors = vectors_of(step, scores, at)
     if vectors.q.shape[-1] > WIDEST:
         return None
-    sizes = sizes_of(step, scores, frame) | {"b": batch, "h": lanes * heads, "i": count, "d": vectors.q.shape[-1]}
+    own = sizes_of(step, scores, frame)
+    vectors = vectors.over(batch, lanes * heads)
+    sizes = own | {"b": batch, "h": lanes * heads, "i": count, "d": vectors.q.shape[-1]}
     inputs = {name: array_of(step, scores, at, node) for name, node in scores.arrays.items()}
     offset = frame.offset if step.rows == "i" else 0
     sizes |= {"j": members, "t": members, "offset": offset}
     call = Call(vectors.q, vectors.k, None, dict(frame.parameters), inputs, sizes, offset=offset)
-    launch(scores, call, vectors, lists, {"LANES": lanes, "HEADS": heads, "WANTED": width, "WIDTH": width})
+    told = {"LANES": lanes, "HEADS": heads, "WANTED": width, "WIDTH": width, "TURNS": own.get("TURNS", 1)}
+    if scores.places is not None:
+        vectors = vectors.by_turns(own, members)
+    launch(scores, call, vectors, lists, told)
     return lists
 
 
@@ -69,7 +100,8 @@ def launch(scores: Scores, call: Call, vectors: Vectors, lists: Tensor, sizes: M
     """Runs the kernel."""
     parts, members, width = 1 if vectors.low is None else 2, call.sizes["j"], sizes["WIDTH"]
     vector = padded(vectors.q.shape[-1]) if scores.query is not None else 0
-    shape = INTERPRETED if interpreting() else selecting_shape(vector, vectors.q.element_size(), parts, members)
+    itemsize, heads = vectors.q.element_size(), sizes["HEADS"]
+    shape = INTERPRETED if interpreting() else selecting_shape(vector, itemsize, parts, members, heads)
     shape = replace(shape, block_m=min(shape.block_m, padded(call.sizes["i"])))
     kept = held(shape, members, width)
     device = lists.device
@@ -87,6 +119,8 @@ def launch(scores: Scores, call: Call, vectors: Vectors, lists: Tensor, sizes: M
         call, {"q": vectors.q, "k": vectors.k, "k_low": low, "v": vectors.k, "lists": lists, **buffers}, shape
     )
     run.sizes |= sizes
+    # Branches within a loop that copies tiles are compiled wrongly with products in three passes (see `kernel.alive`)
+    plain = {"VIEW": False, "VIEW_Q": False} if scores.query is None or vectors.q.element_size() > 2 else {}
     kernels = kernels_of(scores)
     run.run(
         kernels,
@@ -99,6 +133,7 @@ def launch(scores: Scores, call: Call, vectors: Vectors, lists: Tensor, sizes: M
         PADDED=max(power(width), 2) if kept.resident else 128,
         FORCED=scores.force is not None,
         FEW=width if width <= TAKEN_ONE_BY_ONE else 0,
+        **plain,
     )
 
 
@@ -123,9 +158,15 @@ def sizes_of(step: Choose, scores: Scores, frame: Frame) -> dict[str, int]:
     if scores.places in frame.axes:
         place = frame.axis(scores.places)
         width, stride = place.width, place.stride
-    span = (member.width + width - 2) // stride + 1
     sizes |= {"PLACES": frame.length(scores.places), "PLACE_WIDTH": width, "PLACE_STRIDE": stride}
-    return sizes | {"MEMBER_WIDTH": member.width, "LENGTH": member.length, "SPAN": span}
+    turns = most_places(member.width, width, stride)
+    return sizes | {"MEMBER_WIDTH": member.width, "LENGTH": member.length, "TURNS": turns}
+
+
+def most_places(member: int, width: int, stride: int) -> int:
+    """The most places of `width`, one every `stride`, that overlap a member: tokens s .. s + member, s = n * member."""
+    starts = range(0, stride, math.gcd(member, stride))
+    return max((start + member - 1) // stride - (start - width) // stride for start in starts)
 
 
 # Operands

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from attnc.compiler.composition import Scores
-from attnc.compiler.emit.arguments import LAYOUTS, Argument, Signature, kernel_arguments
+from attnc.compiler.emit.arguments import PLAIN, Argument, Signature, kernel_arguments
 from attnc.compiler.emit.expressions import ROWS, TILE, Array, Expressions
 from attnc.compiler.emit.kernel import CONSTANTS, Kernel, split_score
 from attnc.compiler.emit.listed import NOTHING
@@ -19,11 +19,13 @@ from attnc.compiler.emit.selecting_text import SELECTING
 from attnc.compiler.emit.writer import Writer
 from attnc.compiler.ir import Node
 
-SIGNATURE = Signature(("q", "k"), ("lists", "held", "held_used", "held_last"), rows=(), streamed=())
+VECTORS = ("q", "k", "k_low")
+BUFFERS = ("lists", "held", "held_used", "held_last")
 # Sizes beside those of every kernel: lanes of a batch row, heads of a lane, entries of a list; and where a score sums
-# over places: their number, width and stride, those of a member, the tokens that there are, the most of a member
-SIZES = ("LANES", "HEADS", "WANTED", "WIDTH")
-PLACE_SIZES = ("PLACES", "PLACE_WIDTH", "PLACE_STRIDE", "MEMBER_WIDTH", "LENGTH", "SPAN")
+# over places: their number, width and stride, those of a member, the tokens that there are. A member has TURNS places
+# at most, and the keys of each lie one after the other: see `runtime.launch_selecting.by_turns`
+SIZES = ("LANES", "HEADS", "WANTED", "WIDTH", "TURNS")
+PLACE_SIZES = ("PLACES", "PLACE_WIDTH", "PLACE_STRIDE", "MEMBER_WIDTH", "LENGTH")
 SWITCHES = ("PARTS", "RESIDENT", "CAPACITY", "AT_ONCE", "PADDED", "FORCED", "FEW")
 
 
@@ -34,14 +36,13 @@ class SelectingKernel:
         self.scores = scores
         self.name = name
         self.writer = Writer()
-        given = kernel_arguments(scores.plan, self.nodes(), NOTHING, SIGNATURE)
-        low = [Argument("k_low", "tensor", "k_low", specialised=True)]
-        low += [
-            Argument(f"k_low_s{axis}", "stride", "k_low", slot, specialised=True)
-            for slot, axis in enumerate(LAYOUTS["k"])
-        ]
+        product = scores.query is not None
+        signature = Signature(VECTORS, BUFFERS, rows=VECTORS[:1] if product else (), streamed=())
+        given = kernel_arguments(scores.plan, self.nodes(), NOTHING, signature)
+        streamed = VECTORS[1:] if product else ()
+        views = [Argument(f"{one}_view", "view", one, PLAIN, specialised=True) for one in streamed]
         sizes = SIZES if scores.places is None else (*SIZES, *PLACE_SIZES)
-        self.arguments = (*low, *given, *(Argument(size, "size", size) for size in sizes))
+        self.arguments = (*given, *views, *(Argument(size, "size", size) for size in sizes))
         arrays = {one.attribute: Array(one.name, one.axes) for one in self.arguments if one.role == "array"}
         self.expressions = Expressions(self.writer, arrays)
 
@@ -59,7 +60,7 @@ class SelectingKernel:
         writer = self.writer
         plain = [argument.name for argument in self.arguments if not argument.specialised]
         writer.line(f"@triton.jit(do_not_specialize={plain!r})")
-        constants = [f"{constant}: tl.constexpr" for constant in (*CONSTANTS, *SWITCHES)]
+        constants = [f"{constant}: tl.constexpr" for constant in (*CONSTANTS, *SWITCHES, "VIEW", "VIEW_Q")]
         with writer.block(f"def {self.name}({', '.join([*(one.name for one in self.arguments), *constants])}):"):
             self.body()
         text = f"{SELECTING}\n\n\n{writer.text()}"
@@ -94,7 +95,8 @@ class SelectingKernel:
                 ("b", "lane // LANES"),
                 ("b64", "b.to(tl.int64)"),
                 ("h", "lane % LANES * HEADS"),
-                ("row", "(tiles - 1 - work // (LANES * B)) * BLOCK_M + lane_m"),
+                ("first_row", "(tiles - 1 - work // (LANES * B)) * BLOCK_M"),
+                ("row", "first_row + lane_m"),
                 ("row_ok", "row < N"),
                 ("i", "row + OFFSET"),
                 ("i_ok", "row_ok"),
@@ -155,19 +157,26 @@ class SelectingKernel:
         if self.scores.query is None:
             return
         pointers = "q + b64 * q_sb + h.to(tl.int64) * q_sh + row.to(tl.int64)[:, None] * q_sn + d[None, :] * q_sd"
-        self.writer.let("query", f"_load_tile({pointers}, row_ok, d < D, True, not EVEN_D)")
+        with self.writer.block("if VIEW_Q:"):
+            self.writer.let("query", "q_view.load([b, h, first_row, 0]).reshape(BLOCK_M, BLOCK_D)")
+        with self.writer.block("else:"):
+            self.writer.let("query", f"_load_tile({pointers}, row_ok, d < D, True, not EVEN_D)")
 
-    def load_keys(self) -> None:
-        """The places' vectors; in two parts where these are of more bits than the lines' are."""
+    def load_keys(self, turn: str = "0") -> None:
+        """The vectors of the members' places of a turn; in two parts where these are of more bits than the lines'."""
         if self.scores.key is None:
             return
         writer = self.writer
-        writer.let("place64", "j.to(tl.int64)[:, None]")
+        writer.let("line", f"h // GROUP * TURNS + {turn}")
 
         def load(name: str, tensor: str) -> None:
-            base = f"{tensor} + b64 * {tensor}_sb + (h // GROUP).to(tl.int64) * {tensor}_sh"
-            pointers = f"{base} + place64 * {tensor}_sn + d[None, :] * {tensor}_sd"
-            writer.let(name, f"tl.trans(_load_tile({pointers}, j_ok, d < D, True, not EVEN_D))")
+            base = f"{tensor} + b64 * {tensor}_sb + line.to(tl.int64) * {tensor}_sh"
+            pointers = f"{base} + member.to(tl.int64)[:, None] * {tensor}_sn + d[None, :] * {tensor}_sd"
+            with writer.block("if VIEW:"):
+                view = f"{tensor}_view.load([b, line, n * BLOCK_N, 0]).reshape(BLOCK_N, BLOCK_D)"
+                writer.let(name, f"tl.trans({view})")
+            with writer.block("else:"):
+                writer.let(name, f"tl.trans(_load_tile({pointers}, member_ok, d < D, True, not EVEN_D))")
 
         load("keys", "k")
         with writer.block("if PARTS == 2:"):
@@ -194,13 +203,13 @@ class SelectingKernel:
         writer.let("place", f"tl.maximum(({start} - PLACE_WIDTH + PLACE_STRIDE) // PLACE_STRIDE, 0)")
         writer.let("stop", f"tl.minimum({start} + MEMBER_WIDTH, LENGTH)")
         writer.let("stop", "tl.minimum(tl.cdiv(stop, PLACE_STRIDE), PLACES)")
-        with writer.block("for turn in range(0, SPAN):"):
+        with writer.block("for turn in range(0, TURNS):"):
             self.lets([("j", "place + turn"), ("j_ok", "member_ok & (j < stop)")])
-            self.heads()
+            self.heads("turn")
 
-    def heads(self) -> None:
+    def heads(self, turn: str = "0") -> None:
         """Adds the scores at `j` of all heads of the lane."""
-        self.load_keys()
+        self.load_keys(turn)
         if self.scores.head is None:
             self.add()
             return
