@@ -8,6 +8,8 @@ leave their sums in slots, which `add_pieces` adds in their order. No sum has tw
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from attnc.compiler.differentiate import differentiate
 from attnc.compiler.emit.backward import BackwardKernel, BackwardKeys, BackwardRows
 from attnc.compiler.emit.bounds import Loop
@@ -135,6 +137,9 @@ class ListedBackwardKeys(Gathered, BackwardKeys):
         writer.let("dq_rows", "tl.dot(tl.trans(ds.to(keys.dtype)), keys, input_precision=PRECISION)")
         self.scaled("dq_rows")
         writer.line("tl.store(part_dq + slot_row[:, None] * BLOCK_D + d[None, :], dq_rows, mask=row_ok[:, None])")
+
+    def masked(self, key_set: KeySet, loop: Loop, view: View, write: Callable[[str], None]) -> None:
+        BackwardKeys.masked(self, key_set, loop, view, write)  # all rows name the block
 
     def dead(self, live: str, key_set: KeySet) -> None:
         """Takes the other pairs out, and those of keys that are not there."""

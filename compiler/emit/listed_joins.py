@@ -1,4 +1,4 @@
-"""Kernels that join what the listed kernels leave in slots; part of a module that has any of those.
+"""Kernels around the listed ones, part of a module that has any of those: one that unites lists, and joins of slots.
 
 `members` (lanes, LISTS * LINES, ENTRIES) says which entries have a part: those that name nothing wrote none, and are
 not read. Parts are added in the order of the entries, or of the pieces.
@@ -12,6 +12,30 @@ def _wide(x, NARROW: tl.constexpr):
         return x
     else:
         return x.to(tl.int64)
+
+
+@triton.jit(do_not_specialize=["LINES", "ENTRIES"])
+def unite_lines(members, united, named_by, counts, LINES, ENTRIES, TOGETHER: tl.constexpr, ENTRY: tl.constexpr,
+                LINE: tl.constexpr):
+    """The members that TOGETHER lines name, each once, in the order of the lines; which name it, by bits; how many.
+
+    `members` (lists, LINES, ENTRIES); a group of lines lies within a list. LINE and ENTRY: powers of two that hold them.
+    """
+    group = tl.program_id(0)
+    groups = (LINES + TOGETHER - 1) // TOGETHER
+    place = tl.arange(0, LINE * ENTRY)
+    along = place // ENTRY
+    line = group % groups * TOGETHER + along
+    ok = (along < TOGETHER) & (line < LINES) & (place % ENTRY < ENTRIES)
+    first_line = (group // groups).to(tl.int64) * LINES
+    named = tl.load(members + (first_line + line) * ENTRIES + place % ENTRY, mask=ok, other=-1)
+    same = (named[:, None] == named[None, :]) & (named >= 0)[:, None]
+    first = (tl.sum((same & (place[None, :] < place[:, None])).to(tl.int32), 1) == 0) & (named >= 0)
+    bits = tl.sum(tl.where(same, 1 << along[None, :], 0), 1)
+    entry = group.to(tl.int64) * (TOGETHER * ENTRIES) + tl.cumsum(first.to(tl.int32), 0) - 1
+    tl.store(united + entry, named, mask=first)
+    tl.store(named_by + entry, bits, mask=first)
+    tl.store(counts + group, tl.sum(first.to(tl.int32), 0))
 
 
 @triton.jit

@@ -38,6 +38,8 @@ CASES = {
     "wide_group": Case(1, 4, 2, 41, 50, 4, 4, 16, 1, 2, 2),
     "row_blocks": Case(1, 2, 1, 21, 30, 4, 4, 4, 4, 2, 2),
     "wide_rows": Case(1, 2, 1, 21, 40, 4, 4, 16, 4, 2, 2),
+    "wide_lines": Case(2, 16, 1, 21, 150, 4, 4, 32, 1, 3, 1),  # two lines a tile, and one left over
+    "short_row_blocks": Case(1, 2, 2, 37, 100, 4, 4, 32, 16, 2, 2),  # rows before the first in their line
     "more_rows": Case(1, 1, 1, 20, 9, 4, 4, 2, 1, 2, 1),
     "one": Case(1, 1, 1, 1, 1, 1, 1, 4, 1, 1, 1),
 }
@@ -120,6 +122,9 @@ KERNELS = Engine(launch.execute, launch_backward.branch_backward)
         ("row_blocks", "union"),
         ("wide_rows", "leaves"),
         ("more_rows", "plain"),
+        ("wide_lines", "union"),
+        ("wide_lines", "leaves"),
+        ("short_row_blocks", "causal"),
         ("one", "union"),
     ],
 )
