@@ -209,3 +209,21 @@ def test_slots_are_bounded_by_chunks_of_rows() -> None:
 )
 def test_the_rule_of_what_stays(rows: int, width: int, stay: bool) -> None:
     assert rows_stay(rows, width) is stay
+
+
+def test_what_lines_name_in_common_is_visited_once() -> None:
+    one = made("wide_lines", "causal")
+    branch = one.plan.branches[-1]
+    line = launch_listed.Launch.of(one.plan, branch, one.call(torch.float32))
+    lists = line.members.flatten(1, 2)
+    together = line.together("forward", one.tensors["v"])
+    assert together == 2
+    united = line.united(lists, lists.shape[1], together, launch.kernels_of(one.plan))
+    groups = -(-lists.shape[1] // together)
+    for group in range(lists.shape[0] * groups):
+        lines = lists[group // groups, group % groups * together :][:together].tolist()
+        named = {member: sum(1 << n for n, own in enumerate(lines) if member in own) for own in lines for member in own}
+        named.pop(-1, None)
+        count = int(united["counts"][group])
+        found = zip(united["members"][group, :count].tolist(), united["named_by"][group, :count].tolist(), strict=True)
+        assert dict(found) == named and count == len(named)

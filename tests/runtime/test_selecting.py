@@ -19,6 +19,7 @@ from attnc.runtime.choices import choose_topk
 from attnc.runtime.choose import choose, selected
 from attnc.runtime.comparison import Case, Target, compare, defaults
 from attnc.runtime.inputs import Shape, made_inputs
+from attnc.runtime.launch_selecting import most_places
 from attnc.runtime.operator import choose_engine
 from attnc.runtime.settings import Setting
 from attnc.runtime.steps import frame_of, stepped
@@ -170,3 +171,16 @@ def test_what_no_kernel_takes_says_why() -> None:
     made = found("late", SHAPES["plain"], torch.float32)
     assert selected(made.step, made.frame) is None
     assert made.step.reason == "no attention before it sums values by the weights of its score"
+
+
+@pytest.mark.parametrize("member", [1, 4, 6, 64])
+@pytest.mark.parametrize("width", [1, 3, 32, 64])
+@pytest.mark.parametrize("stride", [1, 4, 16, 64])
+def test_the_most_places_that_overlap_a_member(member: int, width: int, stride: int) -> None:
+    def overlapping(start: int) -> int:
+        places = range(start + member)
+        return sum(place * stride < start + member and place * stride + width > start for place in places)
+
+    # Members that begin width or more tokens in have all of theirs, and begin in every way within lcm(member, stride)
+    starts = [member * n for n in range(-(-width // member), -(-width // member) + stride)]
+    assert most_places(member, width, stride) == max(map(overlapping, starts))
