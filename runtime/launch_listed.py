@@ -141,7 +141,10 @@ class Launch:
         last: int,
         tables: dict[str, Tensor],
     ) -> None:
-        """A kernel that keeps rows, of so many lines together, over a chunk; `tables`: leaves summed by program, made as wide as WIDTH_n says."""
+        """A kernel that keeps rows, of `together` lines, over a chunk.
+
+        `tables`: leaves summed by program, made as wide as WIDTH_n says.
+        """
         run.sizes |= self.sizes(first, last)
         members = self.members[:, :, first:last].flatten(1, 2).contiguous()
         run.tensors |= dict.fromkeys(("members", *LISTS), members)

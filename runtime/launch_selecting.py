@@ -44,9 +44,8 @@ class Vectors:
 
     def over(self, batch: int, heads: int) -> Vectors:
         """The same with every batch row, and every head of q."""
-        k, low = (None if one is None else one.expand(batch, -1, -1, -1) for one in (self.k, self.low))
-        assert k is not None
-        return Vectors(self.q.expand(batch, heads, -1, -1), k, low)
+        low = None if self.low is None else self.low.expand(batch, -1, -1, -1)
+        return Vectors(self.q.expand(batch, heads, -1, -1), self.k.expand(batch, -1, -1, -1), low)
 
     def by_turns(self, sizes: Mapping[str, int], members: int) -> Vectors:
         """The keys of the members' places, all of one turn after the other: k (B, heads * TURNS, members, d).
@@ -63,7 +62,8 @@ class Vectors:
         def laid(k: Tensor) -> Tensor:
             if not sizes["PLACES"]:
                 return k.new_zeros(k.shape[0], k.shape[1] * len(turn), members, k.shape[3])
-            return k.index_select(2, place).unflatten(2, (len(turn), members)).flatten(1, 2)
+            taken: Tensor = k.index_select(2, place).unflatten(2, (len(turn), members)).flatten(1, 2)
+            return taken
 
         return Vectors(self.q, laid(self.k), None if self.low is None else laid(self.low))
 

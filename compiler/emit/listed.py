@@ -7,9 +7,10 @@ many name it (`named_by`: which do, by bits), so that lines with keys in common 
 
 A lane is a batch row and PER_LANE query heads of one key head, with LISTS lists of LINES lines each; SHARED heads read
 one list (PER_LANE = LISTS * SHARED). `members` (lanes, LISTS * LINES, ENTRIES) and `counts` (lanes, LISTS * LINES) are
-int32; of several lines together, those of `unite_lines`: (lanes, LISTS * groups of lines, TOGETHER * ENTRIES). An entry of `order` is list line * ENTRIES + place in the line. A program has a piece of the rows that name one
-block: `piece_group` (lane * BLOCKS + block), `piece_first` (where it begins among those rows), `piece_begin` (their
-first entry in `order`) and `piece_named` (how many they are). Programs past the last piece leave at once.
+int32; of several lines together, those of `unite_lines`: (lanes, LISTS * groups of lines, TOGETHER * ENTRIES). An entry
+of `order` is list line * ENTRIES + place in the line. A program has a piece of the rows that name one block:
+`piece_group` (lane * BLOCKS + block), `piece_first` (where it begins among those rows), `piece_begin` (their first
+entry in `order`) and `piece_named` (how many they are). Programs past the last piece leave at once.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ def unite_lines(members, united, named_by, counts, LINES, ENTRIES, TOGETHER: tl.
                 LINE: tl.constexpr):
     """The members that TOGETHER lines name, each once, in the order of the lines; which name it, by bits; how many.
 
-    `members` (lists, LINES, ENTRIES); a group of lines lies within a list. LINE and ENTRY: powers of two that hold them.
+    `members` (lists, LINES, ENTRIES); a group of lines is of one list. LINE and ENTRY: powers of two that hold them.
     """
     group = tl.program_id(0)
     groups = (LINES + TOGETHER - 1) // TOGETHER

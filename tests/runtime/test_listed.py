@@ -226,4 +226,5 @@ def test_what_lines_name_in_common_is_visited_once() -> None:
         named.pop(-1, None)
         count = int(united["counts"][group])
         found = zip(united["members"][group, :count].tolist(), united["named_by"][group, :count].tolist(), strict=True)
-        assert dict(found) == named and count == len(named)
+        assert dict(found) == named
+        assert count == len(named)
