@@ -112,7 +112,7 @@ def flex(length: int) -> tuple[Callable[[], Tensor], list[Tensor]]:
     return moba(problem, Libraries()), given
 
 
-MADE = {"dense": dense, "fla": fla, "flex": flex}
+MADE: dict[str, Callable[..., tuple[Callable[[], Tensor], list[Tensor]]]] = {"dense": dense, "fla": fla, "flex": flex}
 
 
 def pattern(call: Call) -> tuple[Callable[[], Tensor], list[Tensor]]:
