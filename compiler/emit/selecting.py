@@ -9,9 +9,11 @@ run at once, and each works on one tile of lines after the other: buffers do not
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 from attnc.compiler.composition import Scores
 from attnc.compiler.emit.arguments import PLAIN, Argument, Signature, kernel_arguments
+from attnc.compiler.emit.certain import certain
 from attnc.compiler.emit.expressions import ROWS, TILE, Array, Expressions
 from attnc.compiler.emit.kernel import CONSTANTS, Kernel, split_score
 from attnc.compiler.emit.listed import NOTHING
@@ -211,16 +213,35 @@ class SelectingKernel:
         """Adds the scores at `j` of all heads of the lane."""
         self.load_keys(turn)
         if self.scores.head is None:
-            self.add()
+            self.add(None)
             return
-        writer = self.writer
+        partial, writer = self.partial(), self.writer
         writer.let("first_head", "h")
         with writer.block("for turn_h in range(0, HEADS):"):
             writer.let("h", "first_head + turn_h")
             self.hoist()
             self.load_query()
-            self.add()
+            self.add(partial)
         writer.let("h", "first_head")
+
+    def partial(self) -> str | None:
+        """A scalar: whether a pair of the tile may not count; None: there is no telling, or nothing is masked."""
+        live = self.scores.live
+        if self.scores.places is None and (live is None or live.op == "literal"):
+            return None
+        counted = "1 == 1" if live is None else certain(live, Expressions(self.writer, self.expressions.arrays))
+        if counted is None:
+            return None
+        self.lets(
+            [
+                ("i_low", "first_row + OFFSET"),
+                ("i_high", "i_low + BLOCK_M - 1"),
+                ("j_low", "tl.min(j, 0)"),
+                ("j_high", "tl.max(j, 0)"),
+                ("partial", f"((tl.min(j_ok.to(tl.int32), 0) > 0) & ({counted})) == 0"),
+            ]
+        )
+        return "partial"
 
     def hoist(self) -> None:
         """What a line's scores of one head share; an exponent's parts in base 2."""
@@ -254,18 +275,19 @@ class SelectingKernel:
         with writer.block("if PARTS == 2:"):
             writer.let("s", f"tl.dot(query, keys_low, s, {precision})")
 
-    def add(self) -> None:
-        """Adds the score of one head at `j`."""
+    def add(self, partial: str | None) -> None:
+        """Adds the score of one head at `j`. `partial`: the scalar that says whether a mask is needed."""
         writer, scores = self.writer, self.scores
         self.product()
         self.expressions.share(self.score_nodes(), TILE)
-        text = self.body_text()
+        writer.let("share", self.body_text(), scores.body.span)
         live = [] if scores.places is None else ["j_ok[None, :]"]
         if scores.live is not None and scores.live.op != "literal":
             live.append(self.expressions.text(scores.live, TILE))
         if live:
-            text = f"tl.where({' & '.join(live)}, {text}, 0.0)"
-        writer.let("score", f"score + {text}", scores.body.span)
+            with writer.block(f"if {partial}:") if partial else nullcontext():
+                writer.let("share", f"tl.where({' & '.join(live)}, share, 0.0)")
+        writer.let("score", "score + share")
         self.expressions.local = {}
 
     def candidates(self) -> None:
