@@ -9,6 +9,7 @@ leave their sums in slots, which `add_pieces` adds in their order. No sum has tw
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from attnc.compiler.differentiate import differentiate
 from attnc.compiler.emit.backward import BackwardKernel, BackwardKeys, BackwardRows
@@ -50,6 +51,23 @@ class ListedBackwardRows(Gathered, BackwardRows):
             writer.let(f"sum_{number}", f"tl.zeros({shape}, tl.float32)")
         self.stretch()
         self.finish()
+
+    def weights(self, key_set: KeySet, loop: Loop, view: View) -> None:
+        """A row whose line does not name the block weighs nothing: by its statistic, where scores are finite."""
+        writer = self.writer
+        with writer.block("if TOGETHER > 1:"):
+            named = "statistic" if self.factor is None else 'tl.where(row_named, statistic, float("inf"))'
+            writer.let("named_statistic", named)
+        with writer.block("else:"):
+            writer.let("named_statistic", "statistic")
+        super().weights(key_set, loop, view)
+
+    def of_queries(self, name: str, view: View) -> str:
+        return super().of_queries("named_statistic" if name == "statistic" else name, view)
+
+    def masked(self, key_set: KeySet, loop: Loop, view: View, write: Callable[[str], None]) -> None:
+        masked = super().masked if self.factor is None else partial(BackwardRows.masked, self)
+        masked(key_set, loop, view, write)
 
     def finish(self) -> None:
         writer = self.writer
