@@ -55,9 +55,9 @@ class Vectors:
         """
         width, stride = sizes["PLACE_WIDTH"], sizes["PLACE_STRIDE"]
         start = torch.arange(members, device=self.k.device) * sizes["MEMBER_WIDTH"]
-        first = torch.div(start - width + stride, stride, rounding_mode="floor").clamp_(min=0)
+        first = torch.div(start - width + stride, stride, rounding_mode="floor")
         turn = torch.arange(sizes["TURNS"], device=self.k.device)
-        place = (first + turn[:, None]).clamp_(max=max(sizes["PLACES"] - 1, 0)).flatten()
+        place = (first + turn[:, None]).clamp_(min=0, max=max(sizes["PLACES"] - 1, 0)).flatten()
 
         def laid(k: Tensor) -> Tensor:
             if not sizes["PLACES"]:
@@ -106,11 +106,15 @@ def launch(scores: Scores, call: Call, vectors: Vectors, lists: Tensor, sizes: M
     kept = held(shape, members, width)
     device = lists.device
     batch, lanes, count, _ = lists.shape
+    late = 0 if scores.places is None else handed_on(call.sizes)
     programs = -(-count // shape.block_m) * lanes * batch
-    buffers = dict.fromkeys(("held", "held_used", "held_last"), lists)
-    if not kept.resident:
+    if late or not kept.resident:
         programs = min(programs, processors(lists) * PROGRAMS)
-        lines = programs * shape.block_m
+    lines = programs * shape.block_m
+    buffers = dict.fromkeys(("held", "held_used", "held_last", "handed"), lists)
+    if late:
+        buffers["handed"] = torch.empty(lines * (shape.block_n + 1), dtype=torch.float32, device=device)
+    if not kept.resident:
         buffers["held"] = torch.empty(lines * kept.capacity, dtype=torch.int64, device=device)
         for name in ("held_used", "held_last"):
             buffers[name] = torch.empty(lines, dtype=torch.int32, device=device)
@@ -133,6 +137,7 @@ def launch(scores: Scores, call: Call, vectors: Vectors, lists: Tensor, sizes: M
         PADDED=max(power(width), 2) if kept.resident else 128,
         FORCED=scores.force is not None,
         FEW=width if width <= TAKEN_ONE_BY_ONE else 0,
+        LATE=late,
         **plain,
     )
 
@@ -167,6 +172,14 @@ def most_places(member: int, width: int, stride: int) -> int:
     """The most places of `width`, one every `stride`, that overlap a member: tokens s .. s + member, s = n * member."""
     starts = range(0, stride, math.gcd(member, stride))
     return max((start + member - 1) // stride - (start - width) // stride for start in starts)
+
+
+def handed_on(sizes: Mapping[str, int]) -> int:
+    """How many of a member's places, its last, are the first ones of the next: none where places begin unevenly, or
+    where that would be more than half of them."""
+    own, rest = divmod(sizes["MEMBER_WIDTH"], sizes["PLACE_STRIDE"])
+    late = sizes["TURNS"] - own
+    return late if not rest and late <= own else 0
 
 
 # Operands

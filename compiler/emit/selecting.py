@@ -22,13 +22,14 @@ from attnc.compiler.emit.writer import Writer
 from attnc.compiler.ir import Node
 
 VECTORS = ("q", "k", "k_low")
-BUFFERS = ("lists", "held", "held_used", "held_last")
+BUFFERS = ("lists", "held", "held_used", "held_last", "handed")
 # Sizes beside those of every kernel: lanes of a batch row, heads of a lane, entries of a list; and where a score sums
 # over places: their number, width and stride, those of a member, the tokens that there are. A member has TURNS places
-# at most, and the keys of each lie one after the other: see `runtime.launch_selecting.by_turns`
+# at most, and the keys of each lie one after the other: see `runtime.launch_selecting.by_turns`. The last LATE of them are
+# the first ones of the next member, to which their sum is handed on
 SIZES = ("LANES", "HEADS", "WANTED", "WIDTH", "TURNS")
 PLACE_SIZES = ("PLACES", "PLACE_WIDTH", "PLACE_STRIDE", "MEMBER_WIDTH", "LENGTH")
-SWITCHES = ("PARTS", "RESIDENT", "CAPACITY", "AT_ONCE", "PADDED", "FORCED", "FEW")
+SWITCHES = ("PARTS", "RESIDENT", "CAPACITY", "AT_ONCE", "PADDED", "FORCED", "FEW", "LATE")
 
 
 class SelectingKernel:
@@ -148,6 +149,8 @@ class SelectingKernel:
                 writer.let("low", f"_int32(tl.min(tl.where(row_ok, {low}, M), 0))", bounds.lo.span)
                 writer.let("high", f"_int32(tl.max(tl.where(row_ok, {high}, 0), 0))", bounds.hi.span)
                 writer.let("first_tile", "tl.maximum(low, 0) // BLOCK_N")
+                with writer.block("if LATE > 0:"):
+                    writer.let("first_tile", "tl.maximum(first_tile - 1, 0)  # it hands its sums on")
                 writer.let("last_tile", "tl.cdiv(tl.minimum(high, M), BLOCK_N)")
             writer.let("last", "tl.full([BLOCK_M], NOTHING, tl.int32)")
             writer.let("used", "tl.zeros([BLOCK_M], tl.int32)")
@@ -202,12 +205,18 @@ class SelectingKernel:
             self.heads()
             return
         start = "member * MEMBER_WIDTH"
-        writer.let("place", f"tl.maximum(({start} - PLACE_WIDTH + PLACE_STRIDE) // PLACE_STRIDE, 0)")
+        writer.let("before", "tl.cdiv(PLACE_WIDTH, PLACE_STRIDE)  # so that nothing below 0 is divided")
+        first = f"{start} - PLACE_WIDTH + (before + 1) * PLACE_STRIDE"
+        writer.let("place", f"({first}) // PLACE_STRIDE - before")
         writer.let("stop", f"tl.minimum({start} + MEMBER_WIDTH, LENGTH)")
         writer.let("stop", "tl.minimum(tl.cdiv(stop, PLACE_STRIDE), PLACES)")
-        with writer.block("for turn in range(0, TURNS):"):
-            self.lets([("j", "place + turn"), ("j_ok", "member_ok & (j < stop)")])
+        writer.comment("the last places first")
+        with writer.block("for own in range(0, TURNS - LATE):"):
+            writer.let("turn", "TURNS - 1 - own")
+            self.lets([("j", "place + turn"), ("j_ok", "member_ok & (j >= 0) & (j < stop)")])
             self.heads("turn")
+            with writer.block("if LATE > 0:"), writer.block("if own == LATE - 1:"):
+                writer.let("score", "_hand_on(handed, first_line, score, n > first_tile, BLOCK_M, BLOCK_N)")
 
     def heads(self, turn: str = "0") -> None:
         """Adds the scores at `j` of all heads of the lane."""

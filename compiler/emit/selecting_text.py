@@ -19,6 +19,20 @@ def _ranking(score, live):
 
 
 @triton.jit
+def _hand_on(handed, first_line, score, going_on, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Adds to each member's score that of the one before it. `going_on`: the last of the tile before was handed on."""
+    lane = (first_line + tl.arange(0, BLOCK_M)) * (BLOCK_N + 1)
+    at = lane[:, None] + tl.arange(0, BLOCK_N)[None, :]
+    tl.debug_barrier()
+    last = tl.load(handed + lane + BLOCK_N, mask=going_on & (lane >= 0), other=0.0)
+    tl.debug_barrier()
+    tl.store(handed + lane, last)
+    tl.store(handed + at + 1, score)
+    tl.debug_barrier()
+    return score + tl.load(handed + at)
+
+
+@triton.jit
 def _last_rank(ranks, room, slack, ROUGHLY: tl.constexpr, FEW: tl.constexpr):
     """The rank of the `room`-th of each line, NOTHING where a line has fewer; and how many reach it (ALL: not counted).
 
