@@ -25,8 +25,8 @@ VECTORS = ("q", "k", "k_low")
 BUFFERS = ("lists", "held", "held_used", "held_last", "handed")
 # Sizes beside those of every kernel: lanes of a batch row, heads of a lane, entries of a list; and where a score sums
 # over places: their number, width and stride, those of a member, the tokens that there are. A member has TURNS places
-# at most, and the keys of each lie one after the other: see `runtime.launch_selecting.by_turns`. The last LATE of them are
-# the first ones of the next member, to which their sum is handed on
+# at most, and the keys of each lie one after the other: see `runtime.launch_selecting.by_turns`. The last LATE of them
+# are the first ones of the next member, to which their sum is handed on
 SIZES = ("LANES", "HEADS", "WANTED", "WIDTH", "TURNS")
 PLACE_SIZES = ("PLACES", "PLACE_WIDTH", "PLACE_STRIDE", "MEMBER_WIDTH", "LENGTH")
 SWITCHES = ("PARTS", "RESIDENT", "CAPACITY", "AT_ONCE", "PADDED", "FORCED", "FEW", "LATE")

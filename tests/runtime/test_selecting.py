@@ -40,6 +40,24 @@ pattern pooled(size: int = 6, stride: int = 4, block: int = 8, top: int = 3):
     p = softmax[c](q @ kc * scale where c.stop <= i + 1)
     picked = topk[s](group_sum(sum[c in s](p)), top where s.start <= i, force = s.index == 0)
     out = softmax[j](q @ k * scale where j in picked and j <= i) @ v + p @ mean[j in c](v)
+pattern tight(size: int = 3, stride: int = 4, block: int = 8, top: int = 3):      # no place is of two members
+    axis c = blocks(j, size, stride)
+    axis s = blocks(j, block)
+    p = softmax[c](q @ mean[j in c](k) where c.stop <= i + 1)
+    picked = topk[s](group_sum(sum[c in s](p)), top where s.start <= i)
+    out = softmax[j](q @ k * scale where j in picked and j <= i) @ v + p @ mean[j in c](v)
+pattern loose(size: int = 9, stride: int = 4, block: int = 6, top: int = 3):      # places begin unevenly in members
+    axis c = blocks(j, size, stride)
+    axis s = blocks(j, block)
+    p = softmax[c](q @ mean[j in c](k) where c.stop <= i + 1)
+    picked = topk[s](group_sum(sum[c in s](p)), top where s.start <= i and i < s.start + 60)
+    out = softmax[j](q @ k * scale where j in picked and j <= i) @ v + p @ mean[j in c](v)
+pattern late_start(size: int = 2, stride: int = 1, block: int = 1, top: int = 3):  # far from the first members
+    axis c = blocks(j, size, stride)
+    axis s = blocks(j, block)
+    p = softmax[c](q @ mean[j in c](k) where c.stop <= i + 1)
+    picked = topk[s](group_sum(sum[c in s](p)), top where s.start <= i and i < s.start + 20)
+    out = softmax[j](q @ k * scale where j in picked and j <= i) @ v + p @ mean[j in c](v)
 pattern weighed(block: int = 4, top: int = 3):    # by weights over the blocks themselves, summed or as they are
     axis s = blocks(j, block)
     p = softmax[s](q @ mean[j in s](k) where s.stop <= i)
@@ -83,7 +101,20 @@ SHAPES = {
     "one": Shape(1, 1, 1, 1, 1, 3, 3),
     "even": Shape(1, 4, 4, 32, 64, 16, 16),
 }
-KERNEL = ("past", "held", "pooled", "weighed", "likeliest", "tokens", "summed", "bounds", "given")
+KERNEL = (
+    "past",
+    "held",
+    "pooled",
+    "tight",
+    "loose",
+    "late_start",
+    "weighed",
+    "likeliest",
+    "tokens",
+    "summed",
+    "bounds",
+    "given",
+)
 INTERPRETER = Target("interpreter", "triton", "cpu", torch.float32)
 
 
