@@ -184,7 +184,7 @@ class Launch:
         powers = {"ENTRY": power(entries), "LINE": power(together)}
         with device_of(members):
             kernels.module.unite_lines[(groups,)](
-                members, united, named_by, counts, lines, entries, TOGETHER=together, **powers, num_warps=4
+                members, united, named_by, counts, lines, entries, TOGETHER=together, **powers, num_warps=2
             )
         return {"members": united, "named_by": named_by, "counts": counts}
 

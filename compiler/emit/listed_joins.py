@@ -23,15 +23,19 @@ def unite_lines(members, united, named_by, counts, LINES, ENTRIES, TOGETHER: tl.
     """
     group = tl.program_id(0)
     groups = (LINES + TOGETHER - 1) // TOGETHER
+    first_line = group % groups * TOGETHER
+    lists = members + ((group // groups).to(tl.int64) * LINES + first_line) * ENTRIES
+    lines = tl.minimum(TOGETHER, LINES - first_line)
     place = tl.arange(0, LINE * ENTRY)
     along = place // ENTRY
-    line = group % groups * TOGETHER + along
-    ok = (along < TOGETHER) & (line < LINES) & (place % ENTRY < ENTRIES)
-    first_line = (group // groups).to(tl.int64) * LINES
-    named = tl.load(members + (first_line + line) * ENTRIES + place % ENTRY, mask=ok, other=-1)
-    same = (named[:, None] == named[None, :]) & (named >= 0)[:, None]
-    first = (tl.sum((same & (place[None, :] < place[:, None])).to(tl.int32), 1) == 0) & (named >= 0)
-    bits = tl.sum(tl.where(same, 1 << along[None, :], 0), 1)
+    ok = (along < lines) & (place % ENTRY < ENTRIES)
+    named = tl.load(lists + along * ENTRIES + place % ENTRY, mask=ok, other=-1)
+    bits = tl.zeros([LINE * ENTRY], tl.int32)
+    entry = tl.arange(0, ENTRY)
+    for line in range(0, lines):
+        theirs = tl.load(lists + line * ENTRIES + entry, mask=entry < ENTRIES, other=-1)
+        bits |= tl.max((named[:, None] == theirs[None, :]).to(tl.int32), 1) << line
+    first = (named >= 0) & ((bits & ((1 << along) - 1)) == 0)
     entry = group.to(tl.int64) * (TOGETHER * ENTRIES) + tl.cumsum(first.to(tl.int32), 0) - 1
     tl.store(united + entry, named, mask=first)
     tl.store(named_by + entry, bits, mask=first)
