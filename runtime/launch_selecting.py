@@ -90,7 +90,7 @@ def select(step: Choose, frame: Frame, batch: int, width: int) -> Tensor | None:
     sizes |= {"j": members, "t": members, "offset": offset}
     call = Call(vectors.q, vectors.k, None, dict(frame.parameters), inputs, sizes, offset=offset)
     told = {"LANES": lanes, "HEADS": heads, "WANTED": width, "WIDTH": width, "TURNS": own.get("TURNS", 1)}
-    if scores.places is not None:
+    if scores.places is not None and scores.key is not None:
         vectors = vectors.by_turns(own, members)
     launch(scores, call, vectors, lists, told)
     return lists

@@ -1,9 +1,11 @@
 """Kernels of selections: a tile of lines stays, members stream by, and each line's best so far are held.
 
-Scores of a tile of members are sums over loops of one product (see `composition.Scores`). Where all members fit in one
-tile (RESIDENT) the best are taken from registers. Else a line holds up to CAPACITY members that exceed the last of its
-best in a buffer of its program, and takes the best of these whenever another tile may not fit. Programs are as many as
-run at once, and each works on one tile of lines after the other: buffers do not grow with the sequence.
+Scores of a tile of members are sums over loops of one product (see `composition.Scores`): places of a member by turns,
+heads within. Vectors are copied by tiles (TMA), those of the next head while the scores of the last are summed. Where
+all members fit in one tile (RESIDENT) the best are taken from registers. Else a line holds up to CAPACITY members that
+exceed the last of its best in a buffer of its program, and takes the best of these whenever another tile may not fit.
+Programs are as many as run at once, and each works on one tile of lines after the other: buffers do not grow with the
+sequence.
 """
 
 from __future__ import annotations

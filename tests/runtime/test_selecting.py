@@ -89,6 +89,11 @@ pattern given(top: int = 5, each: int = 3):       # scores as they are given
     input worth: real[b, h, j]
     picked = topk[j](worth, top where j <= i, force = j % each == 1)
     out = softmax[j](q @ k * scale where j in picked) @ v
+pattern worths(block: int = 6, top: int = 3):     # summed over the tokens of a block
+    input worth: real[b, h, j]
+    axis s = blocks(j, block)
+    picked = topk[s](sum[j in s](worth * worth), top where s.start <= i)
+    out = softmax[j](q @ k * scale where j in picked) @ v
 pattern late(block: int = 4, top: int = 2):       # what no kernel takes: weights that nothing else sums by
     axis s = blocks(j, block)
     picked = topk[s](group_sum(sum[j in s](softmax[j](q @ k where j <= i))), top)
@@ -102,18 +107,8 @@ SHAPES = {
     "even": Shape(1, 4, 4, 32, 64, 16, 16),
 }
 KERNEL = (
-    "past",
-    "held",
-    "pooled",
-    "tight",
-    "loose",
-    "late_start",
-    "weighed",
-    "likeliest",
-    "tokens",
-    "summed",
-    "bounds",
-    "given",
+    *("past", "held", "pooled", "tight", "loose", "late_start", "weighed", "likeliest"),
+    *("tokens", "summed", "bounds", "given", "worths"),
 )
 INTERPRETER = Target("interpreter", "triton", "cpu", torch.float32)
 
