@@ -11,6 +11,7 @@ MOST = 8192  # entries of a list: what is held of one line has to fit in registe
 SHARED_BYTES = 192 * 1024  # of the tiles that are under way
 ONE_TILE = 256  # members that are taken from registers
 LINES = 64  # of a tile
+AHEAD = 3  # heads whose lines are held at a time
 TILE = 128  # members of a tile, where there are several
 HELD = 4 * TILE  # members that a line holds at most beyond four times the entries of its list
 TAKEN_ONE_BY_ONE = 8  # entries up to which the best are found one after the other
@@ -35,14 +36,16 @@ def power(number: int) -> int:
 def selecting_shape(width: int, itemsize: int, parts: int, members: int, heads: int = 1) -> TileShape:
     """The shape for vectors of `width` (padded; 0: no product) of `parts` numbers of `itemsize` bytes each.
 
-    `heads`: how many of them a score sums over; the vectors of the next are on their way.
+    `heads`: how many of them a score sums over; of 16-bit vectors those of the next two are on their way.
     """
     vector = width * itemsize * (2 if itemsize > 2 else 1)  # a product of float32 takes its operands in two parts
-    fitting = power(max(SHARED_BYTES - LINES * vector, 1) // max(vector * parts, 1) + 1) // 2
+    ahead = heads > 1 and itemsize <= 2
+    lines = LINES * vector * (AHEAD if ahead else 1)
+    fitting = power(max(SHARED_BYTES - lines, 1) // max(vector * parts, 1) + 1) // 2
     if members <= min(ONE_TILE, fitting):
         block = max(power(members), 16)
-        return TileShape(LINES, block, 8 if block > TILE else 4, 3 if heads > 1 else 1)
-    return TileShape(LINES, max(min(TILE, fitting // 2), 16), 4, 3 if heads > 1 else 2)
+        return TileShape(LINES, block, 8 if block > TILE else 4, AHEAD if ahead else 1)
+    return TileShape(LINES, max(min(TILE, fitting // 2), 16), 4, AHEAD if ahead else 2)
 
 
 def held(shape: TileShape, members: int, width: int) -> Held:

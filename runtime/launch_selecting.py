@@ -47,26 +47,6 @@ class Vectors:
         low = None if self.low is None else self.low.expand(batch, -1, -1, -1)
         return Vectors(self.q.expand(batch, heads, -1, -1), self.k.expand(batch, -1, -1, -1), low)
 
-    def by_turns(self, sizes: Mapping[str, int], members: int) -> Vectors:
-        """The keys of the members' places, all of one turn after the other: k (B, heads * TURNS, members, d).
-
-        A member has its place of turn t in line t: tiles of members are copied as they lie. A place that a member
-        does not have is any other.
-        """
-        width, stride = sizes["PLACE_WIDTH"], sizes["PLACE_STRIDE"]
-        start = torch.arange(members, device=self.k.device) * sizes["MEMBER_WIDTH"]
-        first = torch.div(start - width + stride, stride, rounding_mode="floor")
-        turn = torch.arange(sizes["TURNS"], device=self.k.device)
-        place = (first + turn[:, None]).clamp_(min=0, max=max(sizes["PLACES"] - 1, 0)).flatten()
-
-        def laid(k: Tensor) -> Tensor:
-            if not sizes["PLACES"]:
-                return k.new_zeros(k.shape[0], k.shape[1] * len(turn), members, k.shape[3])
-            taken: Tensor = k.index_select(2, place).unflatten(2, (len(turn), members)).flatten(1, 2)
-            return taken
-
-        return Vectors(self.q, laid(self.k), None if self.low is None else laid(self.low))
-
 
 def select(step: Choose, frame: Frame, batch: int, width: int) -> Tensor | None:
     """The lists (batch, heads, lines, width), int32, of all members of the rows' axis; None where no kernel fits."""
@@ -79,10 +59,10 @@ def select(step: Choose, frame: Frame, batch: int, width: int) -> Tensor | None:
     lists = torch.empty((batch, lanes, count, width), dtype=torch.int32, device=frame.device)
     if not lists.numel():  # there are no lines, or no members
         return lists
-    vectors = vectors_of(step, scores, at)
+    own = sizes_of(step, scores, frame)
+    vectors = vectors_of(step, scores, at, own, members)
     if vectors.q.shape[-1] > WIDEST:
         return None
-    own = sizes_of(step, scores, frame)
     vectors = vectors.over(batch, lanes * heads)
     sizes = own | {"b": batch, "h": lanes * heads, "i": count, "d": vectors.q.shape[-1]}
     inputs = {name: array_of(step, scores, at, node) for name, node in scores.arrays.items()}
@@ -90,8 +70,7 @@ def select(step: Choose, frame: Frame, batch: int, width: int) -> Tensor | None:
     sizes |= {"j": members, "t": members, "offset": offset}
     call = Call(vectors.q, vectors.k, None, dict(frame.parameters), inputs, sizes, offset=offset)
     told = {"LANES": lanes, "HEADS": heads, "WANTED": width, "WIDTH": width, "TURNS": own.get("TURNS", 1)}
-    if scores.places is not None and scores.key is not None:
-        vectors = vectors.by_turns(own, members)
+    told["GROUP"] = max(lanes * heads * told["TURNS"] // vectors.k.shape[1], 1)
     launch(scores, call, vectors, lists, told)
     return lists
 
@@ -185,10 +164,11 @@ def handed_on(sizes: Mapping[str, int]) -> int:
 # Operands
 
 
-def vectors_of(step: Choose, scores: Scores, at: Arrays) -> Vectors:
+def vectors_of(step: Choose, scores: Scores, at: Arrays, sizes: Mapping[str, int], members: int) -> Vectors:
     """The product's vectors, of one type: the call's where the lines' are of it, else float32.
 
-    A bfloat16 line meets wider keys as two numbers of bfloat16 each, which hold 16 bits of them.
+    A bfloat16 line meets wider keys as two numbers of bfloat16 each, which hold 16 bits of them. Those of places lie
+    `by_turns`.
     """
     if scores.query is None or scores.key is None:
         empty = torch.zeros(1, 1, 1, 1, device=at.frame.device)
@@ -196,12 +176,31 @@ def vectors_of(step: Choose, scores: Scores, at: Arrays) -> Vectors:
     heads = scores.head if scores.head not in (None, "h") else "h"
     q = laid(at, scores.query, ("b", str(heads), step.rows))
     k = laid(at, scores.key, ("b", str(heads), scores.places or step.axis))
+    if scores.places is not None:
+        k = by_turns(k, sizes, members)
     if q.dtype == k.dtype:
         return Vectors(q, k, None)
     if q.dtype != torch.bfloat16:
         return Vectors(q.float(), k.float(), None)
     high = k.to(torch.bfloat16)
-    return Vectors(q, high, (k - high.float()).to(torch.bfloat16))
+    return Vectors(q, high, (k - high).to(torch.bfloat16))
+
+
+def by_turns(k: Tensor, sizes: Mapping[str, int], members: int) -> Tensor:
+    """The keys of the members' places, all of one turn after the other: (B, heads * TURNS, members, d).
+
+    A member has its place of turn t in line t: tiles of members are copied as they lie. A place that a member does not
+    have is any other.
+    """
+    turns, width, stride = (sizes[name] for name in ("TURNS", "PLACE_WIDTH", "PLACE_STRIDE"))
+    if not sizes["PLACES"]:
+        return k.new_zeros(k.shape[0], k.shape[1] * turns, members, k.shape[3])
+    start = torch.arange(members, device=k.device) * sizes["MEMBER_WIDTH"]
+    first = torch.div(start - width + stride, stride, rounding_mode="floor")
+    turn = torch.arange(turns, device=k.device)
+    place = (first + turn[:, None]).clamp_(min=0, max=sizes["PLACES"] - 1).flatten()
+    taken: Tensor = k.index_select(2, place).unflatten(2, (turns, members)).flatten(1, 2)
+    return taken
 
 
 def laid(at: Arrays, node: Node, names: Sequence[str]) -> Tensor:
