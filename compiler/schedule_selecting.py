@@ -42,7 +42,7 @@ def selecting_shape(width: int, itemsize: int, parts: int, members: int, heads: 
     ahead = heads > 1 and itemsize <= 2
     lines = LINES * vector * (AHEAD if ahead else 1)
     fitting = power(max(SHARED_BYTES - lines, 1) // max(vector * parts, 1) + 1) // 2
-    if members <= min(ONE_TILE, fitting):
+    if members <= min(TILE if ahead else ONE_TILE, fitting):  # sums over heads are worth leaving dead tiles out
         block = max(power(members), 16)
         return TileShape(LINES, block, 8 if block > TILE else 4, AHEAD if ahead else 1)
     return TileShape(LINES, max(min(TILE, fitting // 2), 16), 4, AHEAD if ahead else 2)
