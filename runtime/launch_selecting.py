@@ -82,7 +82,7 @@ def launch(scores: Scores, call: Call, vectors: Vectors, lists: Tensor, sizes: M
     itemsize, heads = vectors.q.element_size(), sizes["HEADS"]
     shape = INTERPRETED if interpreting() else selecting_shape(vector, itemsize, parts, members, heads)
     shape = replace(shape, block_m=min(shape.block_m, padded(call.sizes["i"])))
-    kept = held(shape, members, width)
+    kept = held(shape, members, width, forced=scores.force is not None)
     device = lists.device
     batch, lanes, count, _ = lists.shape
     late = 0 if scores.places is None else handed_on(call.sizes)
@@ -95,7 +95,7 @@ def launch(scores: Scores, call: Call, vectors: Vectors, lists: Tensor, sizes: M
         buffers["handed"] = torch.empty(lines * (shape.block_n + 1), dtype=torch.float32, device=device)
     if not kept.resident:
         buffers["held"] = torch.empty(lines * kept.capacity, dtype=torch.int64, device=device)
-        for name in ("held_used", "held_last"):
+        for name in () if kept.dense else ("held_used", "held_last"):
             buffers[name] = torch.empty(lines, dtype=torch.int32, device=device)
     low = vectors.k if vectors.low is None else vectors.low
     run = KernelCall(
@@ -117,6 +117,7 @@ def launch(scores: Scores, call: Call, vectors: Vectors, lists: Tensor, sizes: M
         FORCED=scores.force is not None,
         FEW=width if width <= TAKEN_ONE_BY_ONE else 0,
         LATE=late,
+        DENSE=kept.dense,
         **plain,
     )
 

@@ -31,7 +31,8 @@ BUFFERS = ("lists", "held", "held_used", "held_last", "handed")
 # are the first ones of the next member, to which their sum is handed on
 SIZES = ("LANES", "HEADS", "WANTED", "WIDTH", "TURNS")
 PLACE_SIZES = ("PLACES", "PLACE_WIDTH", "PLACE_STRIDE", "MEMBER_WIDTH", "LENGTH")
-SWITCHES = ("PARTS", "RESIDENT", "CAPACITY", "AT_ONCE", "PADDED", "FORCED", "FEW", "LATE")
+SWITCHES = ("PARTS", "RESIDENT", "CAPACITY", "AT_ONCE", "PADDED", "FORCED", "FEW", "LATE", "DENSE")
+HELD = "held, first_line, used, WANTED, BLOCK_M, CAPACITY, AT_ONCE, FORCED, FEW"  # what chooses among what is held
 
 
 class SelectingKernel:
@@ -118,25 +119,33 @@ class SelectingKernel:
             self.lets([("member", "n * BLOCK_N + lanes_n"), ("member_ok", "member < M")])
             self.score()
             self.candidates()
-            if scores.force is None:
-                few = "_write_few(lines, row_ok, member, ranks, WIDTH, PADDED, FEW)"
-                with writer.block("if RESIDENT and FEW > 0:"):
-                    writer.line(few)
-            with writer.block(f"{'if' if scores.force is not None else 'elif'} RESIDENT:"):
-                writer.line("_write(lines, row_ok, member, ranks, must, WANTED, WIDTH, PADDED, FORCED, FEW)")
-            with writer.block("else:"):
-                writer.let("used", "_append(held, entries, member, ranks, must, last, used)")
-                writer.let("limit", "tl.where(n == last_tile - 1, WANTED, CAPACITY - BLOCK_N)")
-                with writer.block("if tl.max(used, 0) > limit:"):
-                    writer.let("slack", "(limit - WANTED) // 4")
-                    held = "held, held_used, held_last, first_line, used"
-                    writer.line(
-                        f"used, last = _compact({held}, WANTED, slack, BLOCK_M, CAPACITY, AT_ONCE, FORCED, FEW)"
-                    )
-        with writer.block("if not RESIDENT:"):
+            self.hold()
+        with writer.block("if DENSE:"):
+            listed = "lists + lane.to(tl.int64) * N * WIDTH, first_row, N, WIDTH"
+            writer.line(f"_list_best({listed}, {HELD})")
+        with writer.block("elif not RESIDENT:"):
             writer.line("tl.debug_barrier()")
             writer.line("_unload(lines, row_ok, held, entries, used, WIDTH, PADDED)")
             writer.line("tl.debug_barrier()")
+
+    def hold(self) -> None:
+        """Takes a tile's members into what the lines hold; where they are all there are and few wanted, lists them."""
+        writer = self.writer
+        with writer.block("if RESIDENT:"):
+            writer.line("_write_few(lines, row_ok, member, ranks, WIDTH, PADDED, FEW)")
+        with writer.block("elif DENSE:"):
+            with writer.block("if used + BLOCK_N > CAPACITY:"):
+                writer.line(f"_keep_best({HELD})")
+                writer.let("used", "0 + WANTED")
+            writer.line("_hold(held, entries, used, member, ranks, must)")
+            writer.let("used", "used + BLOCK_N")
+        with writer.block("else:"):
+            writer.let("used", "_append(held, entries, member, ranks, must, last, used)")
+            writer.let("limit", "tl.where(n == last_tile - 1, WANTED, CAPACITY - BLOCK_N)")
+            with writer.block("if tl.max(used, 0) > limit:"):
+                writer.let("slack", "(limit - WANTED) // 4")
+                held = "held, held_used, held_last, first_line, used"
+                writer.line(f"used, last = _compact({held}, WANTED, slack, BLOCK_M, CAPACITY, AT_ONCE, FORCED, FEW)")
 
     def range(self) -> None:
         """The tiles of members that hold the candidates; nothing is held yet."""
@@ -154,6 +163,9 @@ class SelectingKernel:
                 with writer.block("if LATE > 0:"):
                     writer.let("first_tile", "tl.maximum(first_tile - 1, 0)  # it hands its sums on")
                 writer.let("last_tile", "tl.cdiv(tl.minimum(high, M), BLOCK_N)")
+        with writer.block("if DENSE:"):
+            writer.let("used", "tl.full([], 0, tl.int32)")
+        with writer.block("else:"):
             writer.let("last", "tl.full([BLOCK_M], NOTHING, tl.int32)")
             writer.let("used", "tl.zeros([BLOCK_M], tl.int32)")
 
