@@ -140,8 +140,43 @@ def half_and_half(problem: Problem, tools: Tools) -> Callable[[], Tensor]:
 
 def window_plus_blocks(problem: Problem, tools: Tools) -> Callable[[], Tensor]:
     """A window, and past blocks by their mean keys: a mask of this call's choices."""
-    q, k, v = problem.q, problem.k, problem.v
     window, block, top = (int(problem.size.parameters[name]) for name in ("window", "block", "top"))
+
+    def near(row: Tensor, number: Tensor) -> Tensor:
+        return (number * block <= row) & (number * block + block > row - window + 1)
+
+    def close(i: Any, j: Any) -> Any:
+        return i - j < window
+
+    return among_blocks(problem, tools, block, top, near, close)
+
+
+def moba(problem: Problem, tools: Tools) -> Callable[[], Tensor]:
+    """The own block, and past blocks by their mean keys: a mask of this call's choices."""
+    block, top = (int(problem.size.parameters[name]) for name in ("block", "top"))
+
+    def near(row: Tensor, number: Tensor) -> Tensor:
+        return number == row // block
+
+    def close(i: Any, j: Any) -> Any:
+        return i // block == j // block
+
+    return among_blocks(problem, tools, block, top - 1, near, close)
+
+
+def among_blocks(
+    problem: Problem,
+    tools: Tools,
+    block: int,
+    top: int,
+    near: Callable[[Tensor, Tensor], Tensor],
+    close: Callable[[Any, Any], Any],
+) -> Callable[[], Tensor]:
+    """Causal attention to keys that are close, or in one of the `top` past blocks whose mean key fits best.
+
+    `near`: which blocks have a close key, by rows and numbers of blocks.
+    """
+    q, k, v = problem.q, problem.k, problem.v
 
     def choices(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         heads, rows, keys = q.shape[1], q.shape[2], k.shape[2]
@@ -155,8 +190,7 @@ def window_plus_blocks(problem: Problem, tools: Tools) -> Callable[[], Tensor]:
         score = score.masked_fill(number * block + sizes > row, float("-inf"))
         best, at = score.topk(min(top, blocks), -1)
         picked = torch.zeros_like(score, dtype=torch.bool).scatter(-1, at, best > float("-inf"))
-        near = (number * block <= row) & (number * block + block > row - window + 1)
-        return picked, tiles_of(picked | near, TILE // block)
+        return picked, tiles_of(picked | near(row, number), block, keys)
 
     choose = tools.glue(choices)
 
@@ -165,18 +199,21 @@ def window_plus_blocks(problem: Problem, tools: Tools) -> Callable[[], Tensor]:
             picked, touched = choose(q, k)
 
         def mask(b: Any, h: Any, i: Any, j: Any) -> Any:
-            return (j <= i) & ((i - j < window) | picked[b, h, i, j // block])
+            return (j <= i) & (close(i, j) | picked[b, h, i, j // block])
 
         return tools.chosen(mask, touched, q, k, v)
 
     return call
 
 
-def tiles_of(picked: Tensor, blocks: int) -> Tensor:
-    """Which tiles of TILE rows and so many blocks have a picked one (B, H, rows / TILE, ..)."""
-    rows, width = picked.shape[2], picked.shape[3]
-    padded = torch.nn.functional.pad(picked, (0, -width % blocks, 0, -rows % TILE))
-    touched: Tensor = padded.unflatten(2, (-1, TILE)).unflatten(4, (-1, blocks)).any(5).any(3)
+def tiles_of(picked: Tensor, block: int, keys: int) -> Tensor:
+    """Which tiles of TILE rows and TILE keys have a picked block (B, H, rows / TILE, keys / TILE)."""
+    padded = torch.nn.functional.pad(picked, (0, 0, 0, -picked.shape[2] % TILE))
+    rows = padded.unflatten(2, (-1, TILE)).any(3)
+    tiles = torch.arange(-(-keys // TILE), device=picked.device) * TILE
+    first, last = tiles // block, (tiles + TILE - 1).clamp(max=keys - 1) // block
+    before = torch.nn.functional.pad(rows.cumsum(-1), (1, 0))  # picked blocks before each
+    touched: Tensor = before[..., last + 1] > before[..., first]
     return touched
 
 
@@ -225,10 +262,11 @@ NSA = {"size": 32, "stride": 16, "block": 64, "top": 16, "window": 512}
 HYBRIDS: dict[str, Callable[[Problem, Tools], Callable[[], Tensor]]] = {
     "half_and_half": half_and_half,
     "hymba": hymba,
+    "moba": moba,
     "nsa": nsa,
     "window_plus_blocks": window_plus_blocks,
 }
-CHOOSING = frozenset({"nsa", "window_plus_blocks"})  # rounded scores may choose other blocks
+CHOOSING = frozenset({"moba", "nsa", "window_plus_blocks"})  # rounded scores may choose other blocks
 
 
 def by_hand(problem: Problem) -> Ready:

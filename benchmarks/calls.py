@@ -1,8 +1,10 @@
 """Whole calls on a CUDA device, forward and with gradients: `python -m benchmarks.calls [NAME ..]`, bfloat16.
 
 Times hold everything between the call and its result: binding, choices, tables, kernels. Inputs are drawn as
-`attnc check` does. The first calls of a kind compile and record what it does; those are not timed. `dense N D` beside
-the patterns is causal attention by cuDNN (B1 H16).
+`attnc check` does. The first calls of a kind compile and record what it does; those are not timed. Beside the patterns:
+`dense N D`, causal attention by cuDNN (B1 H16); `fla N`, fla's parallel_nsa at the sizes of `nsa N` without its window,
+which asks for flash-attn (its compressed blocks are the selected ones: `nsa same N` is that function, and a window);
+`flex N`, FlexAttention given the blocks of `moba N`.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from attnc.runtime.inputs import Shape
+from benchmarks.by_hand import Libraries, moba
+from benchmarks.libraries import library
 from benchmarks.work import Problem, Size, drawn
 
 STATE = Shape.square(2, 16, 8192, 128)
@@ -26,6 +30,14 @@ LOW = Shape.square(1, 16, 32768, 64)
 WIDE = Shape.square(1, 16, 32768, 128)
 SHORT = Shape.square(1, 16, 8192, 128)
 LINES = Shape.square(1, 16, 16384, 64)
+NSA = (8192, 32768, 65536)
+
+
+def grouped(length: int) -> Shape:
+    """Sizes of nsa."""
+    return Shape(1, 64, 4, length, length, 128, 128)
+
+
 Call = tuple[str, Shape, dict[str, Any], dict[str, int]]
 # name: the pattern, sizes, parameters, lengths of axes that nothing fixes
 CALLS: dict[str, Call] = {
@@ -37,8 +49,8 @@ CALLS: dict[str, Call] = {
     "half_and_half": ("half_and_half", STATE, {"window": 512}, {}),
     "hymba": ("hymba", STATE, {"window": 1024}, {}),
     "window_plus_blocks": ("window_plus_blocks", SHORT, {"window": 512, "block": 64, "top": 8}, {}),
-    "nsa 8K": ("nsa", Shape(1, 64, 4, 8192, 8192, 128, 128), {"window": 512}, {}),
-    "nsa 32K": ("nsa", Shape(1, 64, 4, 32768, 32768, 128, 128), {"window": 512}, {}),
+    **{f"nsa {n // 1024}K": ("nsa", grouped(n), {"window": 512}, {}) for n in NSA},
+    **{f"nsa same {n // 1024}K": ("nsa", grouped(n), {"window": 512, "size": 64, "stride": 64}, {}) for n in NSA},
     "moba 32K": ("moba", WIDE, {"block": 512, "top": 3}, {}),
     "moba 128K": ("moba", Shape.square(1, 16, 131072, 128), {"block": 512, "top": 3}, {}),
     "moh 8K, 4 of 16": ("moh", SHORT, {"active": 4}, {}),
@@ -58,7 +70,15 @@ CALLS: dict[str, Call] = {
     "bigbird": ("bigbird", LINES, {}, {}),
     "strided": ("strided", LOW, {"local": 128, "stride": 128}, {}),
 }
-DENSE = ("dense 8192 128", "dense 32768 64", "dense 32768 128", "dense 131072 128")
+PEERS = (
+    "dense 8192 128",
+    "dense 32768 64",
+    "dense 32768 128",
+    "dense 131072 128",
+    "fla 8192",
+    "fla 32768",
+    "flex 32768",
+)
 BEFORE = 4  # calls before a kind is timed: compiled, recorded, repeated
 
 
@@ -73,6 +93,26 @@ def dense(length: int, width: int) -> tuple[Callable[[], Tensor], list[Tensor]]:
             return scaled_dot_product_attention(q, k, v, is_causal=True)
 
     return call, [q, k, v]
+
+
+def fla(length: int) -> tuple[Callable[[], Tensor], list[Tensor]]:
+    """fla's native sparse attention, its choice and compressed branch included; tensors (B, T, H, D)."""
+    run = library("fla.ops.nsa").parallel_nsa
+    shapes = [(1, length, heads, 128) for heads in (64, 4, 4)] + [(1, length, 64)] * 2
+    given = [torch.randn(shape, device="cuda").to(torch.bfloat16).requires_grad_() for shape in shapes]
+    q, k, v, compressed, selected = given
+    return lambda: run(q, k, v, compressed, selected, block_counts=16, block_size=64), given
+
+
+def flex(length: int) -> tuple[Callable[[], Tensor], list[Tensor]]:
+    """FlexAttention with a mask of moba's choices, which are made by torch, compiled."""
+    size = Size(Shape.square(1, 16, length, 128), {"block": 512, "top": 3})
+    problem = Problem(drawn("moba", size, size, ()), size, "cuda", torch.bfloat16)
+    given = [one.requires_grad_() for one in (problem.q, problem.k, problem.v)]
+    return moba(problem, Libraries()), given
+
+
+MADE: dict[str, Callable[..., tuple[Callable[[], Tensor], list[Tensor]]]] = {"dense": dense, "fla": fla, "flex": flex}
 
 
 def pattern(call: Call) -> tuple[Callable[[], Tensor], list[Tensor]]:
@@ -92,8 +132,8 @@ def row(name: str) -> str:
     """Medians in milliseconds, the time that the host is busy with a forward, the most memory beyond the inputs."""
     from triton.testing import do_bench
 
-    given = name.split()
-    call, leaves = dense(int(given[1]), int(given[2])) if given[0] == "dense" else pattern(CALLS[name])
+    kind, *numbers = name.split()
+    call, leaves = pattern(CALLS[name]) if name in CALLS else MADE[kind](*map(int, numbers))
     cotangent = torch.randn_like(call())
 
     def both() -> None:
@@ -122,8 +162,8 @@ def row(name: str) -> str:
 def main() -> None:
     """A table, line by line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join((*CALLS, *DENSE))}; default: all")
-    names = parser.parse_args().names or [*CALLS, *DENSE]
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join((*CALLS, *PEERS))}; default: all")
+    names = parser.parse_args().names or [*CALLS, *PEERS]
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}\n")
     print("| call | forward ms | with backward ms | host ms a forward | peak MiB |\n|---|---|---|---|---|")
     for name in names:

@@ -7,6 +7,8 @@ from attnc.compiler.schedule import TileShape
 PIECES_PER_PROCESSOR = 12  # programs of the kernel that keeps keys, relative to the processors: the most named are cut
 SHORTEST_PIECE = 512  # rows; less is not worth a slot
 FULL_ROWS = 64  # what a group of four warps multiplies at a time
+TOGETHER_ENTRIES = 128  # of the lines of a tile: more are not compared with one another
+MARKED = 31  # lines at most, a bit each
 WIDE_KEYS = 128  # keys of an entry from which on two such groups share the rows that they read
 
 
@@ -33,6 +35,15 @@ def rows_shape(kernel: str, width: int, itemsize: int, rows: int) -> TileShape:
     if rows and rows < FULL_ROWS:
         return TileShape(FULL_ROWS, 64, 2 if rows <= 16 else 4, 3)
     return TileShape(FULL_ROWS, 64, 4, 3 if forward else 2)
+
+
+def lines_together(rows: int, entries: int, keys: int, shape: TileShape) -> int:
+    """How many lines a tile takes, of `rows` rows and `entries` entries of `keys` keys each: what several of them name
+    is loaded once. `shape`: of a tile of as many rows as there may be. One where an entry is not whole tiles of keys.
+    """
+    if keys % shape.block_n:
+        return 1
+    return max(min(shape.block_m // max(rows, 1), TOGETHER_ENTRIES // max(entries, 1), MARKED), 1)
 
 
 def keys_shape(width: int, itemsize: int, keys: int) -> TileShape:

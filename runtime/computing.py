@@ -17,6 +17,7 @@ from attnc.runtime.arrays import Arrays, Frame
 from attnc.runtime.attending import rounded_operands
 from attnc.runtime.products import SHORT_TYPES
 
+SUMS = ("add", "sub", "neg", "mul")
 MOVED = ("concat", "matrix", "unmatrix", "transpose")  # rounding what they move is rounding what they give
 
 
@@ -51,10 +52,33 @@ def rounded_arrays(composition: Composition, q: Tensor) -> frozenset[str]:
     """
     if q.dtype not in SHORT_TYPES or q.device.type != "cuda":
         return frozenset()
+    return frozenset(rounded_names(composition, q.device))
+
+
+def rounded_names(composition: Composition, device: torch.device) -> set[str]:
+    """The same by the steps alone, for a 16-bit type: from the result back, so that what reads an array is known."""
     names = {step.name for step in composition.steps if isinstance(step, Compute | Attend | Carry | Recur)}
-    for step in composition.steps:
-        names -= _exact_reads(step, q.device)
-    return frozenset(names)
+    outputs = {step.name for step in composition.steps if isinstance(step, Attend)}
+    for step in reversed(composition.steps):
+        exact = _exact_reads(step, device)
+        if isinstance(step, Compute) and step.name in names:
+            exact -= summed(step.node) & outputs
+        names -= exact
+    return names
+
+
+@lru_cache(maxsize=1024)
+def summed(root: Node) -> frozenset[str]:
+    """Arrays of which a value is a sum, weighted or not: rounding these is no more than rounding the value is.
+
+    What divides, or is put into another function, is not among them.
+    """
+    inside, outside = {root}, set()
+    for node in reversed(list(walk(root))):  # readers before what they read
+        kept = node.args if node.op in SUMS else node.args[:1] if node.op == "div" else ()
+        inside |= set(kept) if node in inside else set()
+        outside |= set(node.args[len(kept) :]) if node in inside else set(node.args)
+    return frozenset(str(node.attribute) for node in inside - outside if node.op == "input")
 
 
 def _exact_reads(step: object, device: torch.device) -> set[str]:

@@ -12,7 +12,8 @@ from torch import Tensor
 from attnc.compiler.emit.listed import LISTS
 from attnc.compiler.plan import Branch, Plan
 from attnc.compiler.schedule import TileShape
-from attnc.compiler.schedule_listed import listed_shape
+from attnc.compiler.schedule_listed import lines_together, listed_shape
+from attnc.compiler.schedule_selecting import power
 from attnc.runtime.branches import join
 from attnc.runtime.call import Call
 from attnc.runtime.kernel_call import INTERPRETED, KernelCall, Kernels, device_of, interpreting, padded, stride
@@ -77,12 +78,21 @@ class Launch:
 
     def shape(self, kernel: str, v: Tensor) -> TileShape:
         """Tile shape of a kernel."""
-        rows = self.line_rows if self.rows_stay else 0
+        return self.shape_of(kernel, v, self.line_rows * self.together(kernel, v) if self.rows_stay else 0)
+
+    def shape_of(self, kernel: str, v: Tensor, rows: int) -> TileShape:
+        """Tile shape of a kernel, of `rows` rows at most; 0: of any number."""
         if interpreting():
             shape, most = INTERPRETED, self.width if kernel == "keys" else rows or INTERPRETED.block_m
             return replace(shape, block_m=min(shape.block_m, padded(most)))
         widest = max(padded(self.call.sizes["d"]), padded(v.shape[3]))
         return listed_shape(kernel, widest, self.call.q.element_size(), rows, self.width)
+
+    def together(self, kernel: str, v: Tensor) -> int:
+        """Lines of a tile."""
+        if not self.rows_stay:
+            return 1
+        return lines_together(self.line_rows, self.members.shape[-1], self.width, self.shape_of(kernel, v, 0))
 
     def chunks(self, width: int) -> Iterator[tuple[int, int]]:
         """Ranges of lines: those whose parts, of `width` numbers each, are PARTS together at most.
@@ -123,15 +133,25 @@ class Launch:
         }
 
     def run_rows(
-        self, run: KernelCall, kernels: Kernels, number: int, first: int, last: int, tables: dict[str, Tensor]
+        self,
+        run: KernelCall,
+        kernels: Kernels,
+        number: int,
+        together: int,
+        first: int,
+        last: int,
+        tables: dict[str, Tensor],
     ) -> None:
-        """A kernel that keeps rows, over a chunk; `tables`: leaves summed by program, made as wide as WIDTH_n says."""
+        """A kernel that keeps rows, of `together` lines, over a chunk.
+
+        `tables`: leaves summed by program, made as wide as WIDTH_n says.
+        """
         run.sizes |= self.sizes(first, last)
         members = self.members[:, :, first:last].flatten(1, 2).contiguous()
-        programs = members.shape[0] * members.shape[1] * -(-self.line_rows // run.shape.block_m)
         run.tensors |= dict.fromkeys(("members", *LISTS), members)
         if self.rows_stay:
-            run.tensors["counts"] = (members >= 0).sum(-1, dtype=torch.int32)
+            run.tensors |= self.united(members, last - first, together, kernels)
+            programs = run.tensors["counts"].numel() * -(-self.line_rows * together // run.shape.block_m)
         else:
             turned = self.sorted(first, last)
             run.tensors["counts"] = members
@@ -148,9 +168,26 @@ class Launch:
             kernels.kernels[number],
             (programs, 1),
             PARTS=not self.rows_stay,
+            TOGETHER=together,
             **self.constants(run.tensors),
             **widths,
         )
+
+    def united(self, members: Tensor, lines: int, together: int, kernels: Kernels) -> dict[str, Tensor]:
+        """What kernels that keep rows read of lists (lanes, lists * lines, entries), so many lines of a list together:
+        see `listed_joins.unite_lines`."""
+        if together == 1:
+            return {"counts": (members >= 0).sum(-1, dtype=torch.int32)}
+        lists, entries = members.shape[0] * members.shape[1] // lines, members.shape[2]
+        groups = lists * -(-lines // together)
+        united, named_by = (members.new_empty(groups, together * entries) for _ in range(2))
+        counts = members.new_empty(groups)
+        powers = {"ENTRY": power(entries), "LINE": power(together)}
+        with device_of(members):
+            kernels.module.unite_lines[(groups,)](
+                members, united, named_by, counts, lines, entries, TOGETHER=together, **powers, num_warps=2
+            )
+        return {"members": united, "named_by": named_by, "counts": counts}
 
     def slots(self, first: int, last: int, *width: int) -> Tensor:
         """A place for the part of every row and entry of a chunk, float32; only those of entries are filled."""
@@ -221,12 +258,12 @@ def listed_outputs(
     shape = chosen_shape(kernels, kernels.kernels[number], call, "listed", launch.shape("forward", v))
     run = KernelCall(call, tensors, shape)
     if launch.rows_stay:
-        launch.run_rows(run, kernels, number, 0, launch.members.shape[2], {})
+        launch.run_rows(run, kernels, number, launch.together("forward", v), 0, launch.members.shape[2], {})
         return join([*others, (out, lse)], dtype)
     other = join(others, torch.float32) if others else None
     for first, last in launch.chunks(v.shape[-1]):
         run.tensors["part_out"] = launch.slots(first, last, run.padded[1])
         run.tensors["part_lse"] = launch.slots(first, last)
-        launch.run_rows(run, kernels, number, first, last, {})
+        launch.run_rows(run, kernels, number, 1, first, last, {})
         launch.join_entries(run, kernels, other, first, last)
     return out, lse

@@ -67,6 +67,7 @@ def row_gradients(
     launch = launch.by_head() if tables else launch
     shape = chosen_shape(kernels, kernels.kernels[0], call, "listed", launch.shape("rows", shared["v"]))
     run = KernelCall(call, shared | {"dq": results[-1]}, shape)
+    together = launch.together("rows", shared["v"])
     by_row = [number for number, leaf in enumerate(leaves) if leaf.side == "row"]
     for number in (number for number, leaf in enumerate(leaves) if leaf.side != "key"):
         run.tensors |= {f"leaf_{number}": results[number], f"part_leaf_{number}": results[number]}
@@ -75,7 +76,7 @@ def row_gradients(
         if not launch.rows_stay:
             run.tensors["part_dq"] = launch.slots(first, last, padded(q.shape[-1]))
             run.tensors |= {f"part_leaf_{number}": launch.slots(first, last, 1) for number in by_row}
-        launch.run_rows(run, kernels, 0, first, last, tables)
+        launch.run_rows(run, kernels, 0, together, first, last, tables)
         for name, table in tables.items():
             add_programs(launch, run, run.tensors[name], table)
         if not launch.rows_stay:
@@ -184,7 +185,7 @@ def run_keys(launch: Launch, run: KernelCall, kernels: Kernels, outputs: dict[st
         shape = (slots, launch.width, widths.get(name, 1))
         run.tensors[f"part_{name}"] = torch.empty(shape, dtype=torch.float32, device=slot.device)
     grid = (tiles * programs, 1)
-    run.run(kernels, kernels.kernels[1], grid, PARTS=True, FUSED=together, **launch.constants(run.tensors))
+    run.run(kernels, kernels.kernels[1], grid, PARTS=True, TOGETHER=1, FUSED=together, **launch.constants(run.tensors))
     if rows <= piece:
         return
     for name, out in outputs.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -41,6 +42,11 @@ class Vectors:
     k: Tensor
     low: Tensor | None
 
+    def over(self, batch: int, heads: int) -> Vectors:
+        """The same with every batch row, and every head of q."""
+        low = None if self.low is None else self.low.expand(batch, -1, -1, -1)
+        return Vectors(self.q.expand(batch, heads, -1, -1), self.k.expand(batch, -1, -1, -1), low)
+
 
 def select(step: Choose, frame: Frame, batch: int, width: int) -> Tensor | None:
     """The lists (batch, heads, lines, width), int32, of all members of the rows' axis; None where no kernel fits."""
@@ -53,15 +59,19 @@ def select(step: Choose, frame: Frame, batch: int, width: int) -> Tensor | None:
     lists = torch.empty((batch, lanes, count, width), dtype=torch.int32, device=frame.device)
     if not lists.numel():  # there are no lines, or no members
         return lists
-    vectors = vectors_of(step, scores, at)
+    own = sizes_of(step, scores, frame)
+    vectors = vectors_of(step, scores, at, own, members)
     if vectors.q.shape[-1] > WIDEST:
         return None
-    sizes = sizes_of(step, scores, frame) | {"b": batch, "h": lanes * heads, "i": count, "d": vectors.q.shape[-1]}
+    vectors = vectors.over(batch, lanes * heads)
+    sizes = own | {"b": batch, "h": lanes * heads, "i": count, "d": vectors.q.shape[-1]}
     inputs = {name: array_of(step, scores, at, node) for name, node in scores.arrays.items()}
     offset = frame.offset if step.rows == "i" else 0
     sizes |= {"j": members, "t": members, "offset": offset}
     call = Call(vectors.q, vectors.k, None, dict(frame.parameters), inputs, sizes, offset=offset)
-    launch(scores, call, vectors, lists, {"LANES": lanes, "HEADS": heads, "WANTED": width, "WIDTH": width})
+    told = {"LANES": lanes, "HEADS": heads, "WANTED": width, "WIDTH": width, "TURNS": own.get("TURNS", 1)}
+    told["GROUP"] = max(lanes * heads * told["TURNS"] // vectors.k.shape[1], 1)
+    launch(scores, call, vectors, lists, told)
     return lists
 
 
@@ -69,24 +79,31 @@ def launch(scores: Scores, call: Call, vectors: Vectors, lists: Tensor, sizes: M
     """Runs the kernel."""
     parts, members, width = 1 if vectors.low is None else 2, call.sizes["j"], sizes["WIDTH"]
     vector = padded(vectors.q.shape[-1]) if scores.query is not None else 0
-    shape = INTERPRETED if interpreting() else selecting_shape(vector, vectors.q.element_size(), parts, members)
+    itemsize, heads = vectors.q.element_size(), sizes["HEADS"]
+    shape = INTERPRETED if interpreting() else selecting_shape(vector, itemsize, parts, members, heads)
     shape = replace(shape, block_m=min(shape.block_m, padded(call.sizes["i"])))
-    kept = held(shape, members, width)
+    kept = held(shape, members, width, forced=scores.force is not None)
     device = lists.device
     batch, lanes, count, _ = lists.shape
+    late = 0 if scores.places is None else handed_on(call.sizes)
     programs = -(-count // shape.block_m) * lanes * batch
-    buffers = dict.fromkeys(("held", "held_used", "held_last"), lists)
-    if not kept.resident:
+    if late or not kept.resident:
         programs = min(programs, processors(lists) * PROGRAMS)
-        lines = programs * shape.block_m
+    lines = programs * shape.block_m
+    buffers = dict.fromkeys(("held", "held_used", "held_last", "handed"), lists)
+    if late:
+        buffers["handed"] = torch.empty(lines * (shape.block_n + 1), dtype=torch.float32, device=device)
+    if not kept.resident:
         buffers["held"] = torch.empty(lines * kept.capacity, dtype=torch.int64, device=device)
-        for name in ("held_used", "held_last"):
+        for name in () if kept.dense else ("held_used", "held_last"):
             buffers[name] = torch.empty(lines, dtype=torch.int32, device=device)
     low = vectors.k if vectors.low is None else vectors.low
     run = KernelCall(
         call, {"q": vectors.q, "k": vectors.k, "k_low": low, "v": vectors.k, "lists": lists, **buffers}, shape
     )
     run.sizes |= sizes
+    # Branches within a loop that copies tiles are compiled wrongly with products in three passes (see `kernel.alive`)
+    plain = {"VIEW": False, "VIEW_Q": False} if scores.query is None or vectors.q.element_size() > 2 else {}
     kernels = kernels_of(scores)
     run.run(
         kernels,
@@ -99,6 +116,9 @@ def launch(scores: Scores, call: Call, vectors: Vectors, lists: Tensor, sizes: M
         PADDED=max(power(width), 2) if kept.resident else 128,
         FORCED=scores.force is not None,
         FEW=width if width <= TAKEN_ONE_BY_ONE else 0,
+        LATE=late,
+        DENSE=kept.dense,
+        **plain,
     )
 
 
@@ -123,18 +143,33 @@ def sizes_of(step: Choose, scores: Scores, frame: Frame) -> dict[str, int]:
     if scores.places in frame.axes:
         place = frame.axis(scores.places)
         width, stride = place.width, place.stride
-    span = (member.width + width - 2) // stride + 1
     sizes |= {"PLACES": frame.length(scores.places), "PLACE_WIDTH": width, "PLACE_STRIDE": stride}
-    return sizes | {"MEMBER_WIDTH": member.width, "LENGTH": member.length, "SPAN": span}
+    turns = most_places(member.width, width, stride)
+    return sizes | {"MEMBER_WIDTH": member.width, "LENGTH": member.length, "TURNS": turns}
+
+
+def most_places(member: int, width: int, stride: int) -> int:
+    """The most places of `width`, one every `stride`, that overlap a member: tokens s .. s + member, s = n * member."""
+    starts = range(0, stride, math.gcd(member, stride))
+    return max((start + member - 1) // stride - (start - width) // stride for start in starts)
+
+
+def handed_on(sizes: Mapping[str, int]) -> int:
+    """How many of a member's places, its last, are the first ones of the next: none where places begin unevenly, or
+    where that would be more than half of them."""
+    own, rest = divmod(sizes["MEMBER_WIDTH"], sizes["PLACE_STRIDE"])
+    late = sizes["TURNS"] - own
+    return late if not rest and late <= own else 0
 
 
 # Operands
 
 
-def vectors_of(step: Choose, scores: Scores, at: Arrays) -> Vectors:
+def vectors_of(step: Choose, scores: Scores, at: Arrays, sizes: Mapping[str, int], members: int) -> Vectors:
     """The product's vectors, of one type: the call's where the lines' are of it, else float32.
 
-    A bfloat16 line meets wider keys as two numbers of bfloat16 each, which hold 16 bits of them.
+    A bfloat16 line meets wider keys as two numbers of bfloat16 each, which hold 16 bits of them. Those of places lie
+    `by_turns`.
     """
     if scores.query is None or scores.key is None:
         empty = torch.zeros(1, 1, 1, 1, device=at.frame.device)
@@ -142,12 +177,31 @@ def vectors_of(step: Choose, scores: Scores, at: Arrays) -> Vectors:
     heads = scores.head if scores.head not in (None, "h") else "h"
     q = laid(at, scores.query, ("b", str(heads), step.rows))
     k = laid(at, scores.key, ("b", str(heads), scores.places or step.axis))
+    if scores.places is not None:
+        k = by_turns(k, sizes, members)
     if q.dtype == k.dtype:
         return Vectors(q, k, None)
     if q.dtype != torch.bfloat16:
         return Vectors(q.float(), k.float(), None)
     high = k.to(torch.bfloat16)
-    return Vectors(q, high, (k - high.float()).to(torch.bfloat16))
+    return Vectors(q, high, (k - high).to(torch.bfloat16))
+
+
+def by_turns(k: Tensor, sizes: Mapping[str, int], members: int) -> Tensor:
+    """The keys of the members' places, all of one turn after the other: (B, heads * TURNS, members, d).
+
+    A member has its place of turn t in line t: tiles of members are copied as they lie. A place that a member does not
+    have is any other.
+    """
+    turns, width, stride = (sizes[name] for name in ("TURNS", "PLACE_WIDTH", "PLACE_STRIDE"))
+    if not sizes["PLACES"]:
+        return k.new_zeros(k.shape[0], k.shape[1] * turns, members, k.shape[3])
+    start = torch.arange(members, device=k.device) * sizes["MEMBER_WIDTH"]
+    first = torch.div(start - width + stride, stride, rounding_mode="floor")
+    turn = torch.arange(turns, device=k.device)
+    place = (first + turn[:, None]).clamp_(min=0, max=sizes["PLACES"] - 1).flatten()
+    taken: Tensor = k.index_select(2, place).unflatten(2, (turns, members)).flatten(1, 2)
+    return taken
 
 
 def laid(at: Arrays, node: Node, names: Sequence[str]) -> Tensor:

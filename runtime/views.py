@@ -65,7 +65,7 @@ class Views:
         self.domain = domain
         self.call = call
         self.tensors = tensors
-        self.width = {"q": padded[0], "k": padded[0], "v": padded[1], "do": padded[1]}
+        self.width = dict.fromkeys(("q", "k", "k_low"), padded[0]) | dict.fromkeys(("v", "do"), padded[1])
         self.shape = shape
         self.present: dict[str, bool] = {}
 

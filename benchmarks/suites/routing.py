@@ -8,6 +8,7 @@ from attnc.runtime.inputs import Shape
 from benchmarks.work import Size, Work, drawn
 
 DENSE = ("dense",)
+BY_HAND = ("by_hand",)
 # (pattern, parameters at the timed size, at the small size, lengths of axes that nothing fixes)
 ROWS: tuple[tuple[str, dict[str, Any], dict[str, Any], dict[str, int]], ...] = (
     ("moba", {"block": 512, "top": 3}, {"block": 32, "top": 3}, {}),
@@ -28,4 +29,7 @@ def works(device: str) -> list[Work]:
     """The rows for a kind of device."""
     shape = Shape.square(1, 16, 32768, 128) if device.startswith("cuda") else Shape.square(1, 4, 2048, 64)
     small = Shape.square(1, 2, 200, 64)
-    return [drawn(name, Size(shape, timed), Size(small, tiny), DENSE, axes=axes) for name, timed, tiny, axes in ROWS]
+    return [
+        drawn(name, Size(shape, timed), Size(small, tiny), DENSE + BY_HAND * (name == "moba"), axes=axes)
+        for name, timed, tiny, axes in ROWS
+    ]

@@ -14,6 +14,7 @@ PLAIN, ROW_VIEW = -1, -2  # views in the order of the tensor, and by the step of
 LAYOUTS = {
     "q": "bhnd",
     "k": "bhnd",
+    "k_low": "bhnd",
     "v": "bhne",
     "o": "bhne",
     "do": "bhne",

@@ -2,33 +2,35 @@
 
 With PARTS a tile is rows whose lines name one block of keys, found in the turned lists (`order`: the entries of a lane,
 sorted by block), and each row leaves its part of the softmax in the slot of its entry. Without, a tile is
-rows of one line, of all heads that share it, and visits every entry of the line.
+rows of TOGETHER lines, of all heads that share them, and visits every block that one of the lines names: once, however
+many name it (`named_by`: which do, by bits), so that lines with keys in common load them together.
 
 A lane is a batch row and PER_LANE query heads of one key head, with LISTS lists of LINES lines each; SHARED heads read
 one list (PER_LANE = LISTS * SHARED). `members` (lanes, LISTS * LINES, ENTRIES) and `counts` (lanes, LISTS * LINES) are
-int32. An entry of `order` is list line * ENTRIES + place in the line. A program has a piece of the rows that name one
-block: `piece_group` (lane * BLOCKS + block), `piece_first` (where it begins among those rows), `piece_begin` (their
-first entry in `order`) and `piece_named` (how many they are). Programs past the last piece leave at once.
+int32; of several lines together, those of `unite_lines`: (lanes, LISTS * groups of lines, TOGETHER * ENTRIES). An entry
+of `order` is list line * ENTRIES + place in the line. A program has a piece of the rows that name one block:
+`piece_group` (lane * BLOCKS + block), `piece_first` (where it begins among those rows), `piece_begin` (their first
+entry in `order`) and `piece_named` (how many they are). Programs past the last piece leave at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from attnc.compiler.emit.arguments import Argument, Signature
 from attnc.compiler.emit.bounds import Loop
 from attnc.compiler.emit.certain import certain
-from attnc.compiler.emit.expressions import Expressions
+from attnc.compiler.emit.expressions import Expressions, View
 from attnc.compiler.emit.kernel import Kernel, StreamedKernel
 from attnc.compiler.emit.streamed import StreamedForward
 from attnc.compiler.plan import Branch, Domain, KeySet, Plan, Rows
 
 NOTHING = Domain((), Rows())
 PIECES = ("piece_group", "piece_first", "piece_begin", "piece_named")
-LISTS = ("members", "counts", "order", *PIECES)
+LISTS = ("members", "counts", "named_by", "order", *PIECES)
 SIZES = ("ENTRIES", "LINES", "FIRST_LINE", "BLOCKS", "SKIPPED", "LANE_HEADS", "PER_LANE")
-CONSTANTS = ("PARTS", "WIDTH", "ROW_BLOCK", "SHARED", "LISTS", "NARROW", "SAME")
+CONSTANTS = ("PARTS", "WIDTH", "ROW_BLOCK", "SHARED", "LISTS", "NARROW", "SAME", "TOGETHER")
 
 
 def bare(branch: Branch) -> Branch:
@@ -65,25 +67,25 @@ class Gathered(StreamedKernel):
         for name in PIECES:
             self.writer.let(name.removeprefix("piece_"), f"tl.load({name} + piece)")
 
-    def rows_of(self, line: str, share: str, ok: str) -> None:
+    def rows_of(self, line: str, share: str, ok: str, suffix: str = "") -> None:
         """`h`, `head`, `row`, `row_ok`, `i`: vectors over gathered rows, of list lines and their shares of them."""
-        writer = self.writer
-        writer.let("member", f"{share} // ROW_BLOCK")
-        writer.let("row", f"{line}")
+        writer, member, row = self.writer, f"member{suffix}", f"row{suffix}"
+        writer.let(member, f"{share} // ROW_BLOCK")
+        writer.let(row, f"{line}")
         with writer.block("if LISTS > 1:"):
-            writer.let("member", "member + row // LINES * SHARED")
-            writer.let("row", "row % LINES")
-        writer.let("row", f"(FIRST_LINE + row) * ROW_BLOCK + {share} % ROW_BLOCK - SKIPPED")
-        writer.let("h", self.head_of_rows())
-        writer.let("head", "b * H + h")
-        writer.let("row_ok", ok)
+            writer.let(member, f"{member} + {row} // LINES * SHARED")
+            writer.let(row, f"{row} % LINES")
+        writer.let(row, f"(FIRST_LINE + {row}) * ROW_BLOCK + {share} % ROW_BLOCK - SKIPPED")
+        writer.let(f"h{suffix}", self.head_of_rows(member))
+        writer.let(f"head{suffix}", f"b * H + h{suffix}")
+        writer.let(f"row_ok{suffix}", ok)
         with writer.block("if ROW_BLOCK > 1:"):
-            writer.let("row_ok", "row_ok & (row >= 0) & (row < N)")
-        writer.let("i", "row + OFFSET")
+            writer.let(f"row_ok{suffix}", f"row_ok{suffix} & ({row} >= 0) & ({row} < N)")
+        writer.let(f"i{suffix}", f"{row} + OFFSET")
 
-    def head_of_rows(self) -> str:
+    def head_of_rows(self, member: str) -> str:
         """A row that is not there may have a member that is not there."""
-        return "tl.minimum(first_head + member, H - 1)"
+        return f"tl.minimum(first_head + {member}, H - 1)"
 
     def tile_of_rows(self) -> None:
         """The tile's rows, and how many `turns` its keys take."""
@@ -99,18 +101,23 @@ class Gathered(StreamedKernel):
             writer.let("share", "place % (SHARED * ROW_BLOCK)")
             writer.let("place_ok", "place < named")
             writer.let("spot", "tl.load(order + begin + place // (SHARED * ROW_BLOCK), mask=place_ok, other=0)")
+            writer.let("line", "spot // ENTRIES")
             writer.let("turns", "(WIDTH + BLOCK_N - 1) // BLOCK_N")
         with writer.block("else:"):
-            writer.let("tiles", "(SHARED * ROW_BLOCK + BLOCK_M - 1) // BLOCK_M")
+            writer.let("tiles", "(TOGETHER * SHARED * ROW_BLOCK + BLOCK_M - 1) // BLOCK_M")
             writer.let("group", "tl.program_id(0) // tiles")
-            writer.let("lane", "group // (LISTS * LINES)")
+            writer.let("groups", "(LINES + TOGETHER - 1) // TOGETHER")
+            writer.let("lane", "group // (LISTS * groups)")
             writer.let("share", "tl.program_id(0) % tiles * BLOCK_M + lane_m")
-            writer.let("place_ok", "share < SHARED * ROW_BLOCK")
-            writer.let("spot", "group % (LISTS * LINES) * ENTRIES + tl.zeros([BLOCK_M], tl.int32)")
+            writer.let("along", "share // (SHARED * ROW_BLOCK)")
+            writer.let("line", "group % groups * TOGETHER + along")
+            writer.let("place_ok", "(along < TOGETHER) & (line < LINES)")
+            writer.let("line", "group // groups % LISTS * LINES + line")
+            writer.let("share", "share % (SHARED * ROW_BLOCK)")
             writer.let("reach", "tl.load(counts + group) * WIDTH")
             writer.let("turns", "(reach + BLOCK_N - 1) // BLOCK_N")
         self.lane_heads()
-        self.rows_of("spot // ENTRIES", "share", "place_ok")
+        self.rows_of("line", "share", "place_ok")
         writer.let("i_ok", "row_ok")
         self.rows_end()
 
@@ -125,16 +132,18 @@ class Gathered(StreamedKernel):
                 writer.let("j_ok", "j_ok & (n * BLOCK_N + lanes_n < WIDTH)")
             self.keys_may_be_dead()
         with writer.block("elif WIDTH % BLOCK_N == 0:"):
-            writer.let("entry", "group.to(tl.int64) * ENTRIES + n // (WIDTH // BLOCK_N)")
+            writer.let("entry", "group.to(tl.int64) * (TOGETHER * ENTRIES) + n // (WIDTH // BLOCK_N)")
             writer.let("start", "tl.load(members + entry) * WIDTH + n % (WIDTH // BLOCK_N) * BLOCK_N")
+            with writer.block("if TOGETHER > 1:"):
+                writer.let("row_named", "(tl.load(named_by + entry) >> along) & 1 == 1")
             writer.let("j", "start + lanes_n")
             writer.let("j_ok", "j < M")
             self.keys_may_be_dead()
         with writer.block("else:"):
-            writer.let("along", "n * BLOCK_N + lanes_n")
-            writer.let("entry", "group.to(tl.int64) * ENTRIES + along // WIDTH")
-            writer.let("named_key", "tl.load(members + entry, mask=along < reach, other=-1)")
-            writer.let("j", "named_key * WIDTH + along % WIDTH")
+            writer.let("place_n", "n * BLOCK_N + lanes_n")
+            writer.let("entry", "group.to(tl.int64) * ENTRIES + place_n // WIDTH")
+            writer.let("named_key", "tl.load(members + entry, mask=place_n < reach, other=-1)")
+            writer.let("j", "named_key * WIDTH + place_n % WIDTH")
             writer.let("j_ok", "(named_key >= 0) & (j < M)")
             if self.certain is not None:
                 writer.let("partial", "n >= 0")
@@ -169,6 +178,12 @@ class Gathered(StreamedKernel):
         with writer.block("else:"):
             rows = f"{tensor}_head + j.to(tl.int64)[:, None] * {tensor}_sn + {axis}[None, :] * {tensor}_s{axis}"
             writer.let(name, f"_load_tile({rows}, j_ok, {guards})")
+
+    def masked(self, key_set: KeySet, loop: Loop, view: View, write: Callable[[str], None]) -> None:
+        """Also without the rows whose line does not name the tile's block."""
+        super().masked(key_set, loop, view, write)
+        with self.writer.block("if TOGETHER > 1:"):
+            write("row_named[:, None]")
 
     def stretch(self) -> None:
         """A step for every tile of keys."""

@@ -1,4 +1,4 @@
-"""Kernels that join what the listed kernels leave in slots; part of a module that has any of those.
+"""Kernels around the listed ones, part of a module that has any of those: one that unites lists, and joins of slots.
 
 `members` (lanes, LISTS * LINES, ENTRIES) says which entries have a part: those that name nothing wrote none, and are
 not read. Parts are added in the order of the entries, or of the pieces.
@@ -12,6 +12,34 @@ def _wide(x, NARROW: tl.constexpr):
         return x
     else:
         return x.to(tl.int64)
+
+
+@triton.jit(do_not_specialize=["LINES", "ENTRIES"])
+def unite_lines(members, united, named_by, counts, LINES, ENTRIES, TOGETHER: tl.constexpr, ENTRY: tl.constexpr,
+                LINE: tl.constexpr):
+    """The members that TOGETHER lines name, each once, in the order of the lines; which name it, by bits; how many.
+
+    `members` (lists, LINES, ENTRIES); a group of lines is of one list. LINE and ENTRY: powers of two that hold them.
+    """
+    group = tl.program_id(0)
+    groups = (LINES + TOGETHER - 1) // TOGETHER
+    first_line = group % groups * TOGETHER
+    lists = members + ((group // groups).to(tl.int64) * LINES + first_line) * ENTRIES
+    lines = tl.minimum(TOGETHER, LINES - first_line)
+    place = tl.arange(0, LINE * ENTRY)
+    along = place // ENTRY
+    ok = (along < lines) & (place % ENTRY < ENTRIES)
+    named = tl.load(lists + along * ENTRIES + place % ENTRY, mask=ok, other=-1)
+    bits = tl.zeros([LINE * ENTRY], tl.int32)
+    entry = tl.arange(0, ENTRY)
+    for line in range(0, lines):
+        theirs = tl.load(lists + line * ENTRIES + entry, mask=entry < ENTRIES, other=-1)
+        bits |= tl.max((named[:, None] == theirs[None, :]).to(tl.int32), 1) << line
+    first = (named >= 0) & ((bits & ((1 << along) - 1)) == 0)
+    entry = group.to(tl.int64) * (TOGETHER * ENTRIES) + tl.cumsum(first.to(tl.int32), 0) - 1
+    tl.store(united + entry, named, mask=first)
+    tl.store(named_by + entry, bits, mask=first)
+    tl.store(counts + group, tl.sum(first.to(tl.int32), 0))
 
 
 @triton.jit

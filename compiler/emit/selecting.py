@@ -1,17 +1,21 @@
 """Kernels of selections: a tile of lines stays, members stream by, and each line's best so far are held.
 
-Scores of a tile of members are sums over loops of one product (see `composition.Scores`). Where all members fit in one
-tile (RESIDENT) the best are taken from registers. Else a line holds up to CAPACITY members that exceed the last of its
-best in a buffer of its program, and takes the best of these whenever another tile may not fit. Programs are as many as
-run at once, and each works on one tile of lines after the other: buffers do not grow with the sequence.
+Scores of a tile of members are sums over loops of one product (see `composition.Scores`): places of a member by turns,
+heads within. Vectors are copied by tiles (TMA), those of the next head while the scores of the last are summed. Where
+all members fit in one tile (RESIDENT) the best are taken from registers. Else a line holds up to CAPACITY members that
+exceed the last of its best in a buffer of its program, and takes the best of these whenever another tile may not fit.
+Programs are as many as run at once, and each works on one tile of lines after the other: buffers do not grow with the
+sequence.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 from attnc.compiler.composition import Scores
-from attnc.compiler.emit.arguments import LAYOUTS, Argument, Signature, kernel_arguments
+from attnc.compiler.emit.arguments import PLAIN, Argument, Signature, kernel_arguments
+from attnc.compiler.emit.certain import certain
 from attnc.compiler.emit.expressions import ROWS, TILE, Array, Expressions
 from attnc.compiler.emit.kernel import CONSTANTS, Kernel, split_score
 from attnc.compiler.emit.listed import NOTHING
@@ -19,12 +23,16 @@ from attnc.compiler.emit.selecting_text import SELECTING
 from attnc.compiler.emit.writer import Writer
 from attnc.compiler.ir import Node
 
-SIGNATURE = Signature(("q", "k"), ("lists", "held", "held_used", "held_last"), rows=(), streamed=())
+VECTORS = ("q", "k", "k_low")
+BUFFERS = ("lists", "held", "held_used", "held_last", "handed")
 # Sizes beside those of every kernel: lanes of a batch row, heads of a lane, entries of a list; and where a score sums
-# over places: their number, width and stride, those of a member, the tokens that there are, the most of a member
-SIZES = ("LANES", "HEADS", "WANTED", "WIDTH")
-PLACE_SIZES = ("PLACES", "PLACE_WIDTH", "PLACE_STRIDE", "MEMBER_WIDTH", "LENGTH", "SPAN")
-SWITCHES = ("PARTS", "RESIDENT", "CAPACITY", "AT_ONCE", "PADDED", "FORCED", "FEW")
+# over places: their number, width and stride, those of a member, the tokens that there are. A member has TURNS places
+# at most, and the keys of each lie one after the other: see `runtime.launch_selecting.by_turns`. The last LATE of them
+# are the first ones of the next member, to which their sum is handed on
+SIZES = ("LANES", "HEADS", "WANTED", "WIDTH", "TURNS")
+PLACE_SIZES = ("PLACES", "PLACE_WIDTH", "PLACE_STRIDE", "MEMBER_WIDTH", "LENGTH")
+SWITCHES = ("PARTS", "RESIDENT", "CAPACITY", "AT_ONCE", "PADDED", "FORCED", "FEW", "LATE", "DENSE")
+HELD = "held, first_line, used, WANTED, BLOCK_M, CAPACITY, AT_ONCE, FORCED, FEW"  # what chooses among what is held
 
 
 class SelectingKernel:
@@ -34,14 +42,13 @@ class SelectingKernel:
         self.scores = scores
         self.name = name
         self.writer = Writer()
-        given = kernel_arguments(scores.plan, self.nodes(), NOTHING, SIGNATURE)
-        low = [Argument("k_low", "tensor", "k_low", specialised=True)]
-        low += [
-            Argument(f"k_low_s{axis}", "stride", "k_low", slot, specialised=True)
-            for slot, axis in enumerate(LAYOUTS["k"])
-        ]
+        product = scores.query is not None
+        signature = Signature(VECTORS, BUFFERS, rows=VECTORS[:1] if product else (), streamed=())
+        given = kernel_arguments(scores.plan, self.nodes(), NOTHING, signature)
+        streamed = VECTORS[1:] if product else ()
+        views = [Argument(f"{one}_view", "view", one, PLAIN, specialised=True) for one in streamed]
         sizes = SIZES if scores.places is None else (*SIZES, *PLACE_SIZES)
-        self.arguments = (*low, *given, *(Argument(size, "size", size) for size in sizes))
+        self.arguments = (*given, *views, *(Argument(size, "size", size) for size in sizes))
         arrays = {one.attribute: Array(one.name, one.axes) for one in self.arguments if one.role == "array"}
         self.expressions = Expressions(self.writer, arrays)
 
@@ -59,7 +66,7 @@ class SelectingKernel:
         writer = self.writer
         plain = [argument.name for argument in self.arguments if not argument.specialised]
         writer.line(f"@triton.jit(do_not_specialize={plain!r})")
-        constants = [f"{constant}: tl.constexpr" for constant in (*CONSTANTS, *SWITCHES)]
+        constants = [f"{constant}: tl.constexpr" for constant in (*CONSTANTS, *SWITCHES, "VIEW", "VIEW_Q")]
         with writer.block(f"def {self.name}({', '.join([*(one.name for one in self.arguments), *constants])}):"):
             self.body()
         text = f"{SELECTING}\n\n\n{writer.text()}"
@@ -94,7 +101,8 @@ class SelectingKernel:
                 ("b", "lane // LANES"),
                 ("b64", "b.to(tl.int64)"),
                 ("h", "lane % LANES * HEADS"),
-                ("row", "(tiles - 1 - work // (LANES * B)) * BLOCK_M + lane_m"),
+                ("first_row", "(tiles - 1 - work // (LANES * B)) * BLOCK_M"),
+                ("row", "first_row + lane_m"),
                 ("row_ok", "row < N"),
                 ("i", "row + OFFSET"),
                 ("i_ok", "row_ok"),
@@ -111,25 +119,33 @@ class SelectingKernel:
             self.lets([("member", "n * BLOCK_N + lanes_n"), ("member_ok", "member < M")])
             self.score()
             self.candidates()
-            if scores.force is None:
-                few = "_write_few(lines, row_ok, member, ranks, WIDTH, PADDED, FEW)"
-                with writer.block("if RESIDENT and FEW > 0:"):
-                    writer.line(few)
-            with writer.block(f"{'if' if scores.force is not None else 'elif'} RESIDENT:"):
-                writer.line("_write(lines, row_ok, member, ranks, must, WANTED, WIDTH, PADDED, FORCED, FEW)")
-            with writer.block("else:"):
-                writer.let("used", "_append(held, entries, member, ranks, must, last, used)")
-                writer.let("limit", "tl.where(n == last_tile - 1, WANTED, CAPACITY - BLOCK_N)")
-                with writer.block("if tl.max(used, 0) > limit:"):
-                    writer.let("slack", "(limit - WANTED) // 4")
-                    held = "held, held_used, held_last, first_line, used"
-                    writer.line(
-                        f"used, last = _compact({held}, WANTED, slack, BLOCK_M, CAPACITY, AT_ONCE, FORCED, FEW)"
-                    )
-        with writer.block("if not RESIDENT:"):
+            self.hold()
+        with writer.block("if DENSE:"):
+            listed = "lists + lane.to(tl.int64) * N * WIDTH, first_row, N, WIDTH"
+            writer.line(f"_list_best({listed}, {HELD})")
+        with writer.block("elif not RESIDENT:"):
             writer.line("tl.debug_barrier()")
             writer.line("_unload(lines, row_ok, held, entries, used, WIDTH, PADDED)")
             writer.line("tl.debug_barrier()")
+
+    def hold(self) -> None:
+        """Takes a tile's members into what the lines hold; where they are all there are and few wanted, lists them."""
+        writer = self.writer
+        with writer.block("if RESIDENT:"):
+            writer.line("_write_few(lines, row_ok, member, ranks, WIDTH, PADDED, FEW)")
+        with writer.block("elif DENSE:"):
+            with writer.block("if used + BLOCK_N > CAPACITY:"):
+                writer.line(f"_keep_best({HELD})")
+                writer.let("used", "0 + WANTED")
+            writer.line("_hold(held, entries, used, member, ranks, must)")
+            writer.let("used", "used + BLOCK_N")
+        with writer.block("else:"):
+            writer.let("used", "_append(held, entries, member, ranks, must, last, used)")
+            writer.let("limit", "tl.where(n == last_tile - 1, WANTED, CAPACITY - BLOCK_N)")
+            with writer.block("if tl.max(used, 0) > limit:"):
+                writer.let("slack", "(limit - WANTED) // 4")
+                held = "held, held_used, held_last, first_line, used"
+                writer.line(f"used, last = _compact({held}, WANTED, slack, BLOCK_M, CAPACITY, AT_ONCE, FORCED, FEW)")
 
     def range(self) -> None:
         """The tiles of members that hold the candidates; nothing is held yet."""
@@ -144,7 +160,12 @@ class SelectingKernel:
                 writer.let("low", f"_int32(tl.min(tl.where(row_ok, {low}, M), 0))", bounds.lo.span)
                 writer.let("high", f"_int32(tl.max(tl.where(row_ok, {high}, 0), 0))", bounds.hi.span)
                 writer.let("first_tile", "tl.maximum(low, 0) // BLOCK_N")
+                with writer.block("if LATE > 0:"):
+                    writer.let("first_tile", "tl.maximum(first_tile - 1, 0)  # it hands its sums on")
                 writer.let("last_tile", "tl.cdiv(tl.minimum(high, M), BLOCK_N)")
+        with writer.block("if DENSE:"):
+            writer.let("used", "tl.full([], 0, tl.int32)")
+        with writer.block("else:"):
             writer.let("last", "tl.full([BLOCK_M], NOTHING, tl.int32)")
             writer.let("used", "tl.zeros([BLOCK_M], tl.int32)")
 
@@ -155,19 +176,26 @@ class SelectingKernel:
         if self.scores.query is None:
             return
         pointers = "q + b64 * q_sb + h.to(tl.int64) * q_sh + row.to(tl.int64)[:, None] * q_sn + d[None, :] * q_sd"
-        self.writer.let("query", f"_load_tile({pointers}, row_ok, d < D, True, not EVEN_D)")
+        with self.writer.block("if VIEW_Q:"):
+            self.writer.let("query", "q_view.load([b, h, first_row, 0]).reshape(BLOCK_M, BLOCK_D)")
+        with self.writer.block("else:"):
+            self.writer.let("query", f"_load_tile({pointers}, row_ok, d < D, True, not EVEN_D)")
 
-    def load_keys(self) -> None:
-        """The places' vectors; in two parts where these are of more bits than the lines' are."""
+    def load_keys(self, turn: str = "0") -> None:
+        """The vectors of the members' places of a turn; in two parts where these are of more bits than the lines'."""
         if self.scores.key is None:
             return
         writer = self.writer
-        writer.let("place64", "j.to(tl.int64)[:, None]")
+        writer.let("line", f"h // GROUP * TURNS + {turn}")
 
         def load(name: str, tensor: str) -> None:
-            base = f"{tensor} + b64 * {tensor}_sb + (h // GROUP).to(tl.int64) * {tensor}_sh"
-            pointers = f"{base} + place64 * {tensor}_sn + d[None, :] * {tensor}_sd"
-            writer.let(name, f"tl.trans(_load_tile({pointers}, j_ok, d < D, True, not EVEN_D))")
+            base = f"{tensor} + b64 * {tensor}_sb + line.to(tl.int64) * {tensor}_sh"
+            pointers = f"{base} + member.to(tl.int64)[:, None] * {tensor}_sn + d[None, :] * {tensor}_sd"
+            with writer.block("if VIEW:"):
+                view = f"{tensor}_view.load([b, line, n * BLOCK_N, 0]).reshape(BLOCK_N, BLOCK_D)"
+                writer.let(name, f"tl.trans({view})")
+            with writer.block("else:"):
+                writer.let(name, f"tl.trans(_load_tile({pointers}, member_ok, d < D, True, not EVEN_D))")
 
         load("keys", "k")
         with writer.block("if PARTS == 2:"):
@@ -191,27 +219,52 @@ class SelectingKernel:
             self.heads()
             return
         start = "member * MEMBER_WIDTH"
-        writer.let("place", f"tl.maximum(({start} - PLACE_WIDTH + PLACE_STRIDE) // PLACE_STRIDE, 0)")
+        writer.let("before", "tl.cdiv(PLACE_WIDTH, PLACE_STRIDE)  # so that nothing below 0 is divided")
+        first = f"{start} - PLACE_WIDTH + (before + 1) * PLACE_STRIDE"
+        writer.let("place", f"({first}) // PLACE_STRIDE - before")
         writer.let("stop", f"tl.minimum({start} + MEMBER_WIDTH, LENGTH)")
         writer.let("stop", "tl.minimum(tl.cdiv(stop, PLACE_STRIDE), PLACES)")
-        with writer.block("for turn in range(0, SPAN):"):
-            self.lets([("j", "place + turn"), ("j_ok", "member_ok & (j < stop)")])
-            self.heads()
+        writer.comment("the last places first")
+        with writer.block("for own in range(0, TURNS - LATE):"):
+            writer.let("turn", "TURNS - 1 - own")
+            self.lets([("j", "place + turn"), ("j_ok", "member_ok & (j >= 0) & (j < stop)")])
+            self.heads("turn")
+            with writer.block("if LATE > 0:"), writer.block("if own == LATE - 1:"):
+                writer.let("score", "_hand_on(handed, first_line, score, n > first_tile, BLOCK_M, BLOCK_N)")
 
-    def heads(self) -> None:
+    def heads(self, turn: str = "0") -> None:
         """Adds the scores at `j` of all heads of the lane."""
-        self.load_keys()
+        self.load_keys(turn)
         if self.scores.head is None:
-            self.add()
+            self.add(None)
             return
-        writer = self.writer
+        partial, writer = self.partial(), self.writer
         writer.let("first_head", "h")
         with writer.block("for turn_h in range(0, HEADS):"):
             writer.let("h", "first_head + turn_h")
             self.hoist()
             self.load_query()
-            self.add()
+            self.add(partial)
         writer.let("h", "first_head")
+
+    def partial(self) -> str | None:
+        """A scalar: whether a pair of the tile may not count; None: there is no telling, or nothing is masked."""
+        live = self.scores.live
+        if self.scores.places is None and (live is None or live.op == "literal"):
+            return None
+        counted = "1 == 1" if live is None else certain(live, Expressions(self.writer, self.expressions.arrays))
+        if counted is None:
+            return None
+        self.lets(
+            [
+                ("i_low", "first_row + OFFSET"),
+                ("i_high", "i_low + BLOCK_M - 1"),
+                ("j_low", "tl.min(j, 0)"),
+                ("j_high", "tl.max(j, 0)"),
+                ("partial", f"((tl.min(j_ok.to(tl.int32), 0) > 0) & ({counted})) == 0"),
+            ]
+        )
+        return "partial"
 
     def hoist(self) -> None:
         """What a line's scores of one head share; an exponent's parts in base 2."""
@@ -245,18 +298,19 @@ class SelectingKernel:
         with writer.block("if PARTS == 2:"):
             writer.let("s", f"tl.dot(query, keys_low, s, {precision})")
 
-    def add(self) -> None:
-        """Adds the score of one head at `j`."""
+    def add(self, partial: str | None) -> None:
+        """Adds the score of one head at `j`. `partial`: the scalar that says whether a mask is needed."""
         writer, scores = self.writer, self.scores
         self.product()
         self.expressions.share(self.score_nodes(), TILE)
-        text = self.body_text()
+        writer.let("share", self.body_text(), scores.body.span)
         live = [] if scores.places is None else ["j_ok[None, :]"]
         if scores.live is not None and scores.live.op != "literal":
             live.append(self.expressions.text(scores.live, TILE))
         if live:
-            text = f"tl.where({' & '.join(live)}, {text}, 0.0)"
-        writer.let("score", f"score + {text}", scores.body.span)
+            with writer.block(f"if {partial}:") if partial else nullcontext():
+                writer.let("share", f"tl.where({' & '.join(live)}, share, 0.0)")
+        writer.let("score", "score + share")
         self.expressions.local = {}
 
     def candidates(self) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from attnc.runtime.tolerance import error
 from benchmarks.by_hand import HYBRIDS, TILE, F
 from benchmarks.ready import UnavailableError, within
-from benchmarks.suites import hybrids
+from benchmarks.suites import hybrids, routing
 from benchmarks.work import Mask, Problem, Work
 
 
@@ -56,9 +56,10 @@ class Plain:
         return (weights @ v.transpose(1, 2)).transpose(1, 2)
 
 
-@pytest.mark.parametrize(
-    "work", [work for work in hybrids.works("cpu") if work.pattern in HYBRIDS], ids=lambda work: work.name
-)
+WORKS = [work for suite in (hybrids, routing) for work in suite.works("cpu") if "by_hand" in work.peers]
+
+
+@pytest.mark.parametrize("work", WORKS, ids=lambda work: work.name)
 def test_a_hybrid_by_hand_is_the_pattern(work: Work) -> None:
     problem = Problem(work, work.small, "cpu", torch.float64)
     expected = problem.pattern.reference(problem.q, problem.k, problem.v, **problem.settings)

@@ -38,6 +38,8 @@ CASES = {
     "wide_group": Case(1, 4, 2, 41, 50, 4, 4, 16, 1, 2, 2),
     "row_blocks": Case(1, 2, 1, 21, 30, 4, 4, 4, 4, 2, 2),
     "wide_rows": Case(1, 2, 1, 21, 40, 4, 4, 16, 4, 2, 2),
+    "wide_lines": Case(2, 16, 1, 21, 150, 4, 4, 32, 1, 3, 1),  # two lines a tile, and one left over
+    "short_row_blocks": Case(1, 2, 2, 37, 100, 4, 4, 32, 16, 2, 2),  # rows before the first in their line
     "more_rows": Case(1, 1, 1, 20, 9, 4, 4, 2, 1, 2, 1),
     "one": Case(1, 1, 1, 1, 1, 1, 1, 4, 1, 1, 1),
 }
@@ -120,6 +122,9 @@ KERNELS = Engine(launch.execute, launch_backward.branch_backward)
         ("row_blocks", "union"),
         ("wide_rows", "leaves"),
         ("more_rows", "plain"),
+        ("wide_lines", "union"),
+        ("wide_lines", "leaves"),
+        ("short_row_blocks", "causal"),
         ("one", "union"),
     ],
 )
@@ -204,3 +209,22 @@ def test_slots_are_bounded_by_chunks_of_rows() -> None:
 )
 def test_the_rule_of_what_stays(rows: int, width: int, stay: bool) -> None:
     assert rows_stay(rows, width) is stay
+
+
+def test_what_lines_name_in_common_is_visited_once() -> None:
+    one = made("wide_lines", "causal")
+    branch = one.plan.branches[-1]
+    line = launch_listed.Launch.of(one.plan, branch, one.call(torch.float32))
+    lists = line.members.flatten(1, 2)
+    together = line.together("forward", one.tensors["v"])
+    assert together == 2
+    united = line.united(lists, lists.shape[1], together, launch.kernels_of(one.plan))
+    groups = -(-lists.shape[1] // together)
+    for group in range(lists.shape[0] * groups):
+        lines = lists[group // groups, group % groups * together :][:together].tolist()
+        named = {member: sum(1 << n for n, own in enumerate(lines) if member in own) for own in lines for member in own}
+        named.pop(-1, None)
+        count = int(united["counts"][group])
+        found = zip(united["members"][group, :count].tolist(), united["named_by"][group, :count].tolist(), strict=True)
+        assert dict(found) == named
+        assert count == len(named)

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 import attnc
-from attnc.compiler.composition import Composition
+from attnc.compiler.composition import Attend, Composition
+from attnc.compiler.pipeline import compose
 from attnc.runtime import array_structure, steps
+from attnc.runtime.computing import rounded_names
 from attnc.runtime.inputs import Shape, made_inputs
 from attnc.runtime.products import Spelling, product
 from attnc.runtime.tolerance import error, tolerance
@@ -68,6 +70,7 @@ ROUNDED = [
     ("linformer", {"0_value", "1_value", "2_attention"}),
     ("mla", {"1_value", "2_value"}),
     ("agent", {"0_attention", "1_attention"}),
+    ("nsa", {"2_attention", "4_attention", "5_attention"}),
 ]
 
 
@@ -97,3 +100,18 @@ def test_patterns_round_what_attention_rounds(name: str, rounded: set[str], monk
     found = torch.autograd.grad(out, leaves, cotangent)
     wanted = torch.autograd.grad(expected, leaves, cotangent.double())
     assert all(error(one, other) <= allowed for one, other in zip(found, wanted, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "rounded"),
+    [
+        ("nsa", {"2_attention", "4_attention", "5_attention"}),
+        ("hymba", set()),
+        ("agent", {"0_attention", "1_attention"}),
+    ],
+)
+def test_outputs_are_rounded_where_they_are_summed_and_nothing_else(name: str, rounded: set[str]) -> None:
+    """A norm would make much of a rounding; a gate and a sum do not."""
+    composition = compose(attnc.load(EXAMPLES / f"{name}.attn").patterns[name].pattern)
+    outputs = {step.name for step in composition.steps if isinstance(step, Attend)}
+    assert rounded_names(composition, torch.device("cuda")) & outputs == rounded

@@ -19,6 +19,7 @@ from attnc.runtime.choices import choose_topk
 from attnc.runtime.choose import choose, selected
 from attnc.runtime.comparison import Case, Target, compare, defaults
 from attnc.runtime.inputs import Shape, made_inputs
+from attnc.runtime.launch_selecting import most_places
 from attnc.runtime.operator import choose_engine
 from attnc.runtime.settings import Setting
 from attnc.runtime.steps import each, frame_of
@@ -38,6 +39,24 @@ pattern pooled(size: int = 6, stride: int = 4, block: int = 8, top: int = 3):
     kc = mean[j in c](k)
     p = softmax[c](q @ kc * scale where c.stop <= i + 1)
     picked = topk[s](group_sum(sum[c in s](p)), top where s.start <= i, force = s.index == 0)
+    out = softmax[j](q @ k * scale where j in picked and j <= i) @ v + p @ mean[j in c](v)
+pattern tight(size: int = 3, stride: int = 4, block: int = 8, top: int = 3):      # no place is of two members
+    axis c = blocks(j, size, stride)
+    axis s = blocks(j, block)
+    p = softmax[c](q @ mean[j in c](k) where c.stop <= i + 1)
+    picked = topk[s](group_sum(sum[c in s](p)), top where s.start <= i)
+    out = softmax[j](q @ k * scale where j in picked and j <= i) @ v + p @ mean[j in c](v)
+pattern loose(size: int = 9, stride: int = 4, block: int = 6, top: int = 3):      # places begin unevenly in members
+    axis c = blocks(j, size, stride)
+    axis s = blocks(j, block)
+    p = softmax[c](q @ mean[j in c](k) where c.stop <= i + 1)
+    picked = topk[s](group_sum(sum[c in s](p)), top where s.start <= i and i < s.start + 60)
+    out = softmax[j](q @ k * scale where j in picked and j <= i) @ v + p @ mean[j in c](v)
+pattern late_start(size: int = 2, stride: int = 1, block: int = 1, top: int = 3):  # far from the first members
+    axis c = blocks(j, size, stride)
+    axis s = blocks(j, block)
+    p = softmax[c](q @ mean[j in c](k) where c.stop <= i + 1)
+    picked = topk[s](group_sum(sum[c in s](p)), top where s.start <= i and i < s.start + 20)
     out = softmax[j](q @ k * scale where j in picked and j <= i) @ v + p @ mean[j in c](v)
 pattern weighed(block: int = 4, top: int = 3):    # by weights over the blocks themselves, summed or as they are
     axis s = blocks(j, block)
@@ -70,6 +89,11 @@ pattern given(top: int = 5, each: int = 3):       # scores as they are given
     input worth: real[b, h, j]
     picked = topk[j](worth, top where j <= i, force = j % each == 1)
     out = softmax[j](q @ k * scale where j in picked) @ v
+pattern worths(block: int = 6, top: int = 3):     # summed over the tokens of a block
+    input worth: real[b, h, j]
+    axis s = blocks(j, block)
+    picked = topk[s](sum[j in s](worth * worth), top where s.start <= i)
+    out = softmax[j](q @ k * scale where j in picked) @ v
 pattern late(block: int = 4, top: int = 2):       # what no kernel takes: weights that nothing else sums by
     axis s = blocks(j, block)
     picked = topk[s](group_sum(sum[j in s](softmax[j](q @ k where j <= i))), top)
@@ -82,7 +106,10 @@ SHAPES = {
     "one": Shape(1, 1, 1, 1, 1, 3, 3),
     "even": Shape(1, 4, 4, 32, 64, 16, 16),
 }
-KERNEL = ("past", "held", "pooled", "weighed", "likeliest", "tokens", "summed", "bounds", "given")
+KERNEL = (
+    *("past", "held", "pooled", "tight", "loose", "late_start", "weighed", "likeliest"),
+    *("tokens", "summed", "bounds", "given", "worths"),
+)
 INTERPRETER = Target("interpreter", "triton", "cpu", torch.float32)
 
 
@@ -170,3 +197,16 @@ def test_what_no_kernel_takes_says_why() -> None:
     made = found("late", SHAPES["plain"], torch.float32)
     assert selected(made.step, made.frame) is None
     assert made.step.reason == "no attention before it sums values by the weights of its score"
+
+
+@pytest.mark.parametrize("member", [1, 4, 6, 64])
+@pytest.mark.parametrize("width", [1, 3, 32, 64])
+@pytest.mark.parametrize("stride", [1, 4, 16, 64])
+def test_the_most_places_that_overlap_a_member(member: int, width: int, stride: int) -> None:
+    def overlapping(start: int) -> int:
+        places = range(start + member)
+        return sum(place * stride < start + member and place * stride + width > start for place in places)
+
+    # Members that begin width or more tokens in have all of theirs, and begin in every way within lcm(member, stride)
+    starts = [member * n for n in range(-(-width // member), -(-width // member) + stride)]
+    assert most_places(member, width, stride) == max(map(overlapping, starts))
