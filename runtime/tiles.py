@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import sha256
 
 import numpy as np
 import torch
@@ -78,25 +79,44 @@ class Tiling:
         return self._bounds[node]
 
     @cached_property
+    def deciding(self) -> list[NDArray[np.int64]]:
+        """What decides which keys rows see, each (B or 1, H or 1, ..)."""
+        walks = [key_set.walk for key_set in self.domain.key_sets]
+        bounds = [self.by_row(node) for key_set in self.domain.key_sets for node in row_values(key_set)]
+        return bounds + [self.listed(walk) for walk in walks if isinstance(walk, Listed | Diagonals)]
+
+    @cached_property
     def varying(self) -> tuple[bool, bool]:
         """Whether the keys of a row differ between batch rows, and between heads."""
-        arrays = [self.by_row(node) for key_set in self.domain.key_sets for node in row_values(key_set)]
-        walks = [key_set.walk for key_set in self.domain.key_sets]
-        lists = [self.listed(walk) for walk in walks if isinstance(walk, Listed | Diagonals)]
-        shapes = [array.shape for array in arrays] + [array.shape for array in lists]
+        shapes = [array.shape for array in self.deciding]
         return any(shape[0] > 1 for shape in shapes), any(shape[1] > 1 for shape in shapes)
 
     def groups(self) -> Iterator[Group]:
+        """Heads and batch rows in few groups: those that see the same keys are worked on together."""
         by_batch, by_head = self.varying
-        sizes, everything = self.call.sizes, slice(None)
-        batches = [slice(b, b + 1) for b in range(sizes["b"])] if by_batch else [everything]
-        for batch in batches:
-            if not by_head:
-                yield Group(batch, everything, everything)
-                continue
-            for head in range(sizes["h"]):
-                key_head, member = divmod(head, self.shared)
-                yield Group(batch, slice(key_head, key_head + 1), slice(member, member + 1))
+        everything, rows = slice(None), range(self.call.sizes["b"])
+        single = [slice(b, b + 1) for b in rows]
+        if not by_head:
+            yield from (Group(batch, everything, everything) for batch in (single if by_batch else [everything]))
+            return
+        if by_batch:
+            yield from (Group(single[b], *heads) for b in rows for heads in shares(self.kinds(b)))
+            return
+        # Lanes are batch rows times key heads as views on one axis: of several rows one key head, or else one row.
+        found = shares(self.kinds(0))
+        apart = [Group(everything, one, members) for heads, members in found for one in singles(heads)]
+        together = [Group(batch, *heads) for batch in single for heads in found]
+        yield from min(apart, together, key=len)
+
+    def kinds(self, batch: int) -> NDArray[np.int64]:
+        """(key heads, query heads of each): equal numbers where the rows of heads see the same keys."""
+        seen = [b"" for _ in range(self.call.sizes["h"])]
+        for array in self.deciding:
+            if array.shape[1] > 1:
+                rows = array[batch if array.shape[0] > 1 else 0]
+                seen = [before + sha256(row.tobytes()).digest() for before, row in zip(seen, rows, strict=True)]
+        numbers = {kind: number for number, kind in enumerate(dict.fromkeys(seen))}
+        return np.array([numbers[kind] for kind in seen]).reshape(-1, self.shared)
 
     # Tiles
 
@@ -226,6 +246,37 @@ class Tiling:
             return Hull(outer_lo.tolist(), outer_hi.tolist(), None, None)
         inner_lo, inner_hi = spread(run.inner.lo).max(axis=1), spread(run.inner.hi).min(axis=1)
         return Hull(outer_lo.tolist(), outer_hi.tolist(), inner_lo.tolist(), inner_hi.tolist())
+
+
+def shares(kinds: NDArray[np.int64]) -> list[tuple[slice, slice]]:
+    """(key heads, query heads of each) as slices, with all of one slice of one kind."""
+    held: dict[tuple[int, int, int, int], list[int]] = {}
+    for key_head, row in enumerate(kinds):
+        for kind in np.unique(row).tolist():
+            for start, stop, step in progressions(np.flatnonzero(row == kind).tolist()):
+                held.setdefault((kind, start, stop, step), []).append(key_head)
+    return [
+        (slice(*heads), slice(*members))
+        for (_, *members), key_heads in held.items()
+        for heads in progressions(key_heads)
+    ]
+
+
+def progressions(ascending: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """Ints as few (start, stop, step)."""
+    start = 0
+    while start < len(ascending):
+        step = ascending[start + 1] - ascending[start] if start + 1 < len(ascending) else 1
+        stop = start + 1
+        while stop < len(ascending) and ascending[stop] - ascending[stop - 1] == step:
+            stop += 1
+        yield ascending[start], ascending[stop - 1] + 1, step
+        start = stop
+
+
+def singles(heads: slice) -> Iterator[slice]:
+    """One slice a head."""
+    return (slice(head, head + 1) for head in range(heads.start, heads.stop, heads.step))
 
 
 def row_values(key_set: KeySet) -> list[Node]:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from unittest import mock
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import attnc
 from attnc.compiler.ir import Graph, Node
 from attnc.runtime.batches import Gathered, Shifted, batches
+from attnc.runtime.executor import BranchRun
 from attnc.runtime.masks import drift
 from attnc.runtime.pieces import Piece, Tile, gaps, union
 from attnc.runtime.rows import Grouping, Progression, compact, row_tiles
+from attnc.runtime.tiles import shares
 
 intervals = st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), max_size=6).map(sorted)
 
@@ -72,6 +77,36 @@ def test_row_tiles_cover_each_row_once(grouping: Grouping, rows: int, offset: in
         assert len(set((low % grouping.low_step).tolist())) == 1
         assert len(set((high % grouping.high_step).tolist())) == 1
         assert grouping.square or len(set(high.tolist())) == 1
+
+
+def lists_of_kinds(shared: int) -> st.SearchStrategy[list[list[int]]]:
+    return st.lists(st.lists(st.integers(0, 2), min_size=shared, max_size=shared), min_size=1)
+
+
+@given(st.integers(1, 4).flatmap(lists_of_kinds))
+def test_shares_hold_each_head_once_and_one_kind(rows: list[list[int]]) -> None:
+    kinds = np.array(rows, dtype=np.int64)
+    heads = np.arange(kinds.size).reshape(kinds.shape)
+    found = shares(kinds)
+    assert sorted(head for share in found for head in heads[share].ravel().tolist()) == heads.ravel().tolist()
+    assert all(len(np.unique(kinds[share])) == 1 for share in found)
+
+
+@pytest.mark.parametrize(("batch", "heads", "key_heads", "groups"), [(1, 16, 16, 2), (1, 9, 3, 4), (2, 16, 16, 4)])
+def test_heads_that_see_the_same_keys_run_together(batch: int, heads: int, key_heads: int, groups: int) -> None:
+    """Every other head: one group a kind and batch row, not one a head. Their results and gradients are views."""
+    text = "pattern p:\n    out = softmax[j](q @ k where j <= i and (i - j < 3 or h % 2 == 1 and j % 4 == 3)) @ v"
+    pattern = attnc.compile(text).p
+    draw = torch.Generator().manual_seed(heads)
+    shapes = [(batch, count, 21, 8) for count in (heads, key_heads, key_heads)]
+    given = [torch.randn(shape, dtype=torch.float64, generator=draw).requires_grad_() for shape in shapes]
+    with mock.patch.object(BranchRun, "works", autospec=True, side_effect=BranchRun.works) as works:
+        out = pattern(*given)
+    assert works.call_count == groups
+    expected = pattern.reference(*given)
+    torch.testing.assert_close(out, expected)
+    found, wanted = (torch.autograd.grad(one.square().sum(), given) for one in (out, expected))
+    torch.testing.assert_close(found, wanted)
 
 
 def test_row_tiles_of_a_grid_are_square() -> None:
