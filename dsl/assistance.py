@@ -111,7 +111,7 @@ def _comment_above(span: Span) -> Iterator[str]:
     while line > 1 and (above := span.source.line(line - 1).strip()).startswith("#") | (not above and not said):
         said[:0] = [above.removeprefix("#").strip()] if above else []
         line -= 1
-    kept = [text for text in said if not text.startswith(("check:", "run:"))]
+    kept = [text for text in said if not text.startswith(("check:", "run:", "draw:"))]
     if kept:
         yield " ".join(kept)
 

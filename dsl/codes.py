@@ -29,7 +29,7 @@ CODES: dict[str, str] = {
     "recursion": "a function or pattern that calls itself",
     "reserved-name": "a definition of a name that the language has given a meaning",
     "scan": "a recurrence that a scan cannot run",
-    "setting": "a `# check:` or `# run:` comment that cannot be read",
+    "setting": "a `# check:`, `# run:` or `# draw:` comment that cannot be read",
     "shape": "tensors of a call whose shapes don't agree with the declared axes",
     "syntax": "text that does not have the form of the language",
     "too-large": "more operations than a pattern may have",

@@ -292,8 +292,11 @@ def draw(
     set_: Sets = None,
     shape: Sizes = None,
     weights: Annotated[
-        bool, typer.Option("--weights", help="the weight of every key, not only whether it has one")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--weights/--pairs", help="the weight of every key, or only whether it has one", show_default=False
+        ),
+    ] = None,
     graph: Annotated[bool, typer.Option("--graph", help="what the pattern computes, as a graph")] = False,
     tile: Annotated[int | None, typer.Option("--tile", min=1, help="rows and keys of a tile")] = None,
     tensors: Annotated[
@@ -302,7 +305,8 @@ def draw(
 ) -> None:
     """Draw which keys every query sees, pair by pair and in tiles, per head where heads differ.
 
-    Parameters that are not set are those of the file's first check line, or small, so that structure shows.
+    Weights of keys are drawn of given tensors, and where no key, or only every later one, is left out. Parameters that
+    are not set are those of the file's `# draw:` line, of its first `# check:` line, or small, so that structure shows.
     """
     from attnc.runtime.picture_command import Request, write_picture
 

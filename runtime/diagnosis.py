@@ -8,11 +8,11 @@ from attnc.dsl.check import check
 from attnc.dsl.diagnostics import AttnError, Diagnostic
 from attnc.dsl.source import Source
 from attnc.dsl.terms import Pattern
-from attnc.runtime.settings import settings
+from attnc.runtime.settings import KINDS, settings
 
 
 def mistakes(source: Source, folder: Path | None) -> list[Diagnostic]:
-    """What is wrong with a text, its `# check:` and `# run:` lines included; quick enough for every key stroke."""
+    """What is wrong with a text, its lines for the commands included; quick enough for every key stroke."""
     try:
         patterns = check(source, root=folder)
     except AttnError as error:
@@ -20,7 +20,7 @@ def mistakes(source: Source, folder: Path | None) -> list[Diagnostic]:
     known = frozenset(name for pattern in patterns.values() for name in _names(pattern))
     found: dict[tuple[int, int], Diagnostic] = {}
     for pattern in patterns.values():
-        for kind in ("check", "run"):
+        for kind in KINDS:
             try:
                 settings(pattern, kind, known)
             except AttnError as error:

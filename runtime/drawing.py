@@ -36,6 +36,7 @@ SIDE = 2.5  # inches of a panel, its labels included
 DOTS_PER_INCH = 200  # of a PNG
 LEGEND = 0.2
 FLAT = 0.3  # height over width of the flattest panel
+SHARP = 320  # dots of an image's longer side: a viewer that smooths what it enlarges then blurs none of its cells
 MOST_COLUMNS = 4  # heads or parts side by side
 MOST_TILES, SMALLEST_TILE = 16, 8  # of a side of the picture; positions
 DARKEST = 0.99  # share of the weights that are below the full colour: a few large ones would leave the others pale
@@ -74,6 +75,12 @@ def draw_pairs(title: str, parts: list[Weights], tile: int | None = None) -> Fig
     return figure
 
 
+def tells_by_weights(parts: list[Weights]) -> bool:
+    """Whether all rows see all keys, or all keys up to their own: then only weights show what a pattern does."""
+    seen = [(part.live, torch.ones_like(part.live)) for part in parts]
+    return all(torch.equal(live, full) or torch.equal(live, full.tril()) for live, full in seen)
+
+
 def draw_weights(title: str, parts: list[Weights]) -> Figure:
     """The weight of every key on every row, a panel for each head (one for heads that have the same)."""
     columns, count = _columns(parts, lambda values: values)
@@ -83,7 +90,7 @@ def draw_weights(title: str, parts: list[Weights]) -> Figure:
         sizes = np.abs(column.values[column.values != 0])
         top = float(np.quantile(sizes, DARKEST)) if sizes.size else 1.0
         _show(panel, column, _coloured(_strength(column.values / top)), None)
-        _remark(panel, f"{column.heading}{': ' if column.heading else ''}darkest from {top:.2g}")
+        _remark(panel, f"{column.heading}{': ' if column.heading else ''}full colour from {top:.2g}")
     _finish(figure, _counted(title, columns, count), panels, len(columns))
     if signed:
         _legend(figure, [("positive", LIVE, 1.0), ("negative", NEGATIVE, 1.0), ("no weight", None, 1.0)])
@@ -169,7 +176,9 @@ def _show(panel: Axes, column: Column, colours: Array, side: int | None, cell: i
     rows, keys = column.values.shape
     extent = (-0.5, colours.shape[1] * cell - 0.5, colours.shape[0] * cell - 0.5, -0.5)
     fits = FLAT <= rows / max(keys, 1) <= 1 / FLAT
-    panel.imshow(colours, interpolation="none", extent=extent, aspect="equal" if fits else "auto")
+    dots = -(-SHARP // max(colours.shape[:2]))
+    sharp = colours.repeat(dots, 0).repeat(dots, 1)
+    panel.imshow(sharp, interpolation="none", extent=extent, aspect="equal" if fits else "auto")
     panel.set(xlim=(-0.5, keys - 0.5), ylim=(rows - 0.5, -0.5))
     panel.xaxis.set_major_locator(_ticks(keys))
     panel.yaxis.set_major_locator(_ticks(rows))

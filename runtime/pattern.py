@@ -261,9 +261,10 @@ class CompiledPattern:
         """A matplotlib figure, also written to `file` (.svg, .png or .pdf) if one is given.
 
         `view`: "pairs", which pairs and which tiles are live; "weights", every key's weight on every row; "graph", what
-        the pattern computes. Without q and k it is drawn at small sizes with tensors made for it, as "pairs" if nothing
-        else is asked for; parameters that are not given are those of the file's first `# check:` line, or small. With q
-        and k it shows the first element of the batch, as "weights". `tile`: rows and keys of a tile of "pairs".
+        the pattern computes. Without q and k it is drawn at small sizes with tensors made for it, as "pairs", or as
+        "weights" where no key, or only every later one, is left out; parameters that are not given are those of the
+        file's `# draw:` line, its first `# check:` line, or small. With q and k it shows the first element of the
+        batch, as "weights". `tile`: rows and keys of a tile of "pairs".
 
         Raises AttnError as a call does and for more than 1024 positions, and MissingExtraError (an ImportError)
         without matplotlib.

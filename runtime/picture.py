@@ -26,7 +26,9 @@ FORMATS = (".svg", ".png", ".pdf")
 SVG: dict[Any, Any] = {"svg.hashsalt": "attnc", "svg.fonttype": "path"}
 
 
-def picture(pattern: CompiledPattern, view: View, setting: Setting | None = None, *, tile: int | None = None) -> Figure:
+def picture(
+    pattern: CompiledPattern, view: View | None, setting: Setting | None = None, *, tile: int | None = None
+) -> Figure:
     """A figure at small sizes, with tensors made for it; `setting`: parameters, sizes and ranges of inputs."""
     if view == "graph":
         return _graph(pattern)
@@ -38,7 +40,7 @@ def picture(pattern: CompiledPattern, view: View, setting: Setting | None = None
 
 def picture_of_call(
     pattern: CompiledPattern,
-    view: View,
+    view: View | None,
     q: Tensor,
     k: Tensor,
     v: Tensor | None,
@@ -46,17 +48,22 @@ def picture_of_call(
     *,
     tile: int | None = None,
 ) -> Figure:
-    """A figure of the first element of a batch; arguments as those of a call. Raises AttnError as `weights` does."""
+    """A figure of the first element of a batch; arguments as those of a call. Raises AttnError as `weights` does.
+
+    Without a `view`: pairs, or weights where no key, or only every later one, is left out.
+    """
     if view == "graph":
         return _graph(pattern)
     if tile is not None and tile < 1:
         refuse(pattern.pattern, "not-positive", f"a picture with tiles of {tile}")
     found = weights(pattern, q, k, v, settings)
     require_library("matplotlib")
-    from attnc.runtime.drawing import draw_pairs, draw_weights
+    from attnc.runtime.drawing import draw_pairs, draw_weights, tells_by_weights
 
     title = titled(pattern, settings)
-    return draw_weights(title, found) if view == "weights" else draw_pairs(title, found, tile)
+    if view == "weights" or (view is None and tile is None and tells_by_weights(found)):
+        return draw_weights(title, found)
+    return draw_pairs(title, found, tile)
 
 
 def drawn(
@@ -81,7 +88,7 @@ def drawn(
     elif q is not None or k is not None or v is not None:
         refuse(pattern.pattern, "argument", "a picture of a call needs q and k", help="or none of q, k, v")
     else:
-        figure = picture(pattern, view or "pairs", _as_setting(pattern, settings), tile=tile)
+        figure = picture(pattern, view, _as_setting(pattern, settings), tile=tile)
     if file is not None:
         save(figure, file)
     return figure

@@ -19,23 +19,28 @@ from attnc.runtime.settings import Setting
 
 @dataclass(frozen=True)
 class Request:
-    """Options of the command. `tensors`: a file with q, k and inputs by name."""
+    """Options of the command. `weights`: False asks for pairs. `tensors`: a file with q, k and inputs by name."""
 
     setting: Setting
-    weights: bool
+    weights: bool | None
     graph: bool
     tile: int | None
     tensors: Path | None
 
     @property
-    def view(self) -> View:
-        return "graph" if self.graph else "weights" if self.weights else "pairs"
+    def view(self) -> View | None:
+        if self.graph:
+            return "graph"
+        if self.weights is None:
+            return "weights" if self.tensors and not self.tile else None
+        return "weights" if self.weights else "pairs"
 
 
 def write_picture(pattern: CompiledPattern, request: Request, output: Path) -> str:
     """Draws and writes; the line to print. Raises UsageError for options that do not go together."""
-    if request.graph and (request.weights or request.tile or request.tensors or request.setting != Setting()):
-        raise UsageError("--graph shows the text: --set, --shape, --weights, --tile and --tensors have no part in it")
+    beside = request.weights is not None, request.tile, request.tensors, request.setting != Setting()
+    if request.graph and any(beside):
+        raise UsageError("--graph shows the text: only --pattern and --output go with it")
     if request.weights and request.tile:
         raise UsageError("--tile is for pairs, not for --weights")
     if request.tensors is None:

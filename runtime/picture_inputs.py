@@ -26,13 +26,14 @@ SEED = 3
 
 
 def picture_setting(pattern: CompiledPattern, chosen: Setting) -> Setting:
-    """Parameters small enough to show their structure: the file's first `# check:` line over ints made small; `chosen`
-    comes first."""
+    """Parameters small enough to show their structure: `chosen`, then the file's `# draw:` line, then its first
+    `# check:` line, then ints made small."""
     lines = settings(pattern.pattern, "check", pattern.known)
     first = lines[0] if lines else Setting()
+    drawn = next(iter(settings(pattern.pattern, "draw", pattern.known)), Setting())
     ranges = {name: bounds for line in reversed(lines) for name, bounds in line.ranges.items()}
-    parameters = shrunken(pattern) | first.parameters | chosen.parameters
-    return Setting(parameters, first.sizes | chosen.sizes, ranges | chosen.ranges)
+    parameters = shrunken(pattern) | first.parameters | drawn.parameters | chosen.parameters
+    return Setting(parameters, first.sizes | drawn.sizes | chosen.sizes, ranges | drawn.ranges | chosen.ranges)
 
 
 def picture_inputs(pattern: CompiledPattern, setting: Setting) -> Made:

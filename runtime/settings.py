@@ -4,9 +4,11 @@
     # check: height=8 width=9 kernel=3 N=72 M=72
     # run: height=64 width=64 N=4096
     # check: g=-1..0
+    # draw: window=12 slope=0.1..0.6
 
 `attnc check` tries every `check` line (and the defaults, where there are any); `attnc run` and `explain` start from
-the `run` line. A line sets parameters, sizes (B H Hk N M D E) and, as `low..high`, the range of a drawn input.
+the `run` line, `attnc draw` from the `draw` line. A line sets parameters, sizes (B H Hk N M D E) and, as `low..high`,
+the range of a drawn input.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from attnc.dsl.types import Base
 
 Value = bool | int | float | tuple[int, ...]
 SIZES = ("B", "H", "Hk", "N", "M", "D", "E")
-LINE = re.compile(r"^[ \t]*#[ \t]*(check|run):(.*)$", re.MULTILINE)
+KINDS = ("check", "run", "draw")
+LINE = re.compile(rf"^[ \t]*#[ \t]*({'|'.join(KINDS)}):(.*)$", re.MULTILINE)
 ITEM = re.compile(r"\S+")
 
 
@@ -36,7 +39,7 @@ class Setting:
 
 
 def settings(pattern: Pattern, kind: str, known: frozenset[str]) -> list[Setting]:
-    """The `# check:` or `# run:` lines of a pattern's file, as far as they concern it.
+    """The lines of one of the KINDS in a pattern's file, as far as they concern it.
 
     `known` are the names that the file's patterns have among them: a line for others is left to them. Raises AttnError,
     located, for a line that cannot be read.
@@ -46,7 +49,7 @@ def settings(pattern: Pattern, kind: str, known: frozenset[str]) -> list[Setting
 
 
 def lines(source: Source) -> Iterator[tuple[str, Span]]:
-    """(`check` or `run`, what follows it) of every such comment."""
+    """(kind, what follows it) of every such comment."""
     for match in LINE.finditer(source.text):
         yield match.group(1), Span(source=source, start=match.start(2), stop=match.end(2))
 

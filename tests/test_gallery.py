@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = [path.stem for path in sorted((ROOT / "examples").glob("*.attn"))]
-MOST_BYTES = 1_500_000
+MOST_BYTES = 2_000_000
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +34,11 @@ def test_every_example_has_its_picture_and_no_other_is_kept() -> None:
     assert sum(path.stat().st_size for path in pictures) < MOST_BYTES
 
 
-def test_every_family_and_setting_is_of_a_pattern(gallery: ModuleType) -> None:
+def test_every_family_is_of_patterns(gallery: ModuleType) -> None:
     known = {path.stem for folder in ("examples", "tests/zoo") for path in (ROOT / folder).glob("*.attn")}
     listed = [name for members in gallery.FAMILIES.values() for name in members.split()]
     assert len(set(listed)) == len(listed)
-    assert set(gallery.SETTINGS) <= set(listed) <= known
+    assert set(listed) <= known
 
 
 @pytest.mark.parametrize("name", ["strided", "longformer"])

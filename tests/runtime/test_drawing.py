@@ -27,6 +27,11 @@ WINDOW = "pattern near(window: int = 4):\n    out = softmax[j](q @ k * scale whe
 LINEAR = "pattern p:\n    out = sum[j]((q @ k) * v where j <= i)\n"
 
 
+@pytest.fixture(autouse=True)
+def one_dot_a_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("attnc.runtime.drawing.SHARP", 1)
+
+
 def pattern(text: str = WINDOW) -> CompiledPattern:
     main = attnc.compile(text).main
     assert main is not None
@@ -67,6 +72,13 @@ def test_a_tile_at_the_edge_is_judged_by_what_it_holds() -> None:
     assert np.array_equal(tiles[..., 3], np.ones((2, 2)))
 
 
+def test_a_cell_has_dots_enough_for_viewers_that_smooth(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("attnc.runtime.drawing.SHARP", 30)
+    pairs, tiles = images(draw_pairs("", [part(torch.eye(20, 20)[None])], tile=8))
+    assert np.array_equal(pairs[..., 3], np.kron(np.eye(20), np.ones((2, 2))))
+    assert np.array_equal(tiles[..., 3], np.kron(np.eye(3) * PARTIAL, np.ones((10, 10))))
+
+
 @pytest.mark.parametrize(("length", "side"), [(8, 8), (64, 8), (128, 8), (129, 16), (1024, 64)])
 def test_tiles_fit_the_picture(length: int, side: int) -> None:
     figure = draw_pairs("", [part(torch.ones(1, length, 8))])
@@ -79,7 +91,7 @@ def test_heads_that_differ_have_panels_of_their_own() -> None:
     assert headings(figure) == ["heads 0, 2, 3: 53.1% live", "head 1: 6.2% live", "tiles of 8 x 8", ""]
     assert np.array_equal(images(figure)[1][..., 3], np.eye(16))
     figure = draw_weights("", [part(torch.stack([one, one, one * 3]))])
-    assert headings(figure) == ["heads 0, 1: darkest from 1", "head 2: darkest from 3"]
+    assert headings(figure) == ["heads 0, 1: full colour from 1", "head 2: full colour from 3"]
 
 
 def test_what_has_no_room_is_said() -> None:
@@ -133,6 +145,22 @@ def test_draw_with_tensors_shows_their_weights() -> None:
     weights = (q[0] @ k[0].mT).tril()
     assert np.array_equal(signs, weights.numpy() < 0)
     assert len(pattern(LINEAR).draw(q, k, view="pairs").axes) == 2
+
+
+@pytest.mark.parametrize(
+    ("where", "weights"), [("j <= i", True), ("true", True), ("j < i", False), ("i - j < 7", False)]
+)
+def test_what_leaves_no_key_out_is_drawn_by_its_weights(where: str, weights: bool) -> None:
+    one = pattern(WINDOW.replace("0 <= i - j < window", where))
+    assert ("full colour from" in headings(one.draw())[0]) == weights
+    assert "live" in headings(one.draw(view="pairs"))[0]
+
+
+def test_a_line_of_the_file_says_what_to_draw() -> None:
+    one = pattern(f"# check: window=9\n{WINDOW}# draw: window=6 H=3 N=40\n")
+    assert one.draw().get_suptitle() == "near(window=6)"
+    assert np.array_equal(images(one.draw())[0][..., 3], np.tri(40) - np.tri(40, k=-6))
+    assert one.draw(window=7).get_suptitle() == "near(window=7)"
 
 
 @pytest.mark.parametrize(
@@ -219,11 +247,25 @@ def test_draw_writes_a_picture(folder: Path, arguments: list[str], written: str)
 
 
 @pytest.mark.parametrize(
+    ("options", "heading"),
+    [([], "full colour"), (["--pairs"], "% of the pairs live"), (["--tile", "2"], "% of the pairs live")],
+)
+def test_given_tensors_show_their_weights(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], heading: str
+) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr("attnc.runtime.picture_command.save", lambda figure, output: figures.append(figure))
+    done = draw("near.attn", "--tensors", "qk.pt", *options)
+    assert done.exit_code == 0, done.stderr
+    assert heading in headings(figures[0])[0]
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["near.attn", "-o", "x.gif"], "error: a picture is written as .svg, .png, .pdf, not as `x.gif`"),
         (["near.attn", "-o", "no/x.svg"], "error: cannot write no/x.svg: No such file or directory"),
-        (["near.attn", "--graph", "--set", "window=3"], "error: --graph shows the text: --set, --shape"),
+        (["near.attn", "--graph", "--set", "window=3"], "error: --graph shows the text: only"),
         (["near.attn", "--weights", "--tile", "4"], "error: --tile is for pairs"),
         (["near.attn", "--tensors", "qk.pt", "--shape", "1,1,9,4"], "error: --shape is for made tensors"),
         (["near.attn", "--tensors", "no.pt"], "error: cannot read no.pt: No such file or directory"),
