@@ -84,6 +84,8 @@ class Separator:
         if not is_mixed(node) and not (deep and node.op in LINEAR):
             return [Term(factors=(self.real(node),))]
         rule = RULES.get(node.op)
+        if node.op == "softmax" and node.attribute == ("i", None):
+            raise Inseparable("this `softmax` is along the queries `i`; along the keys it is `softmax[j]`", node)
         if rule is None:
             raise Inseparable(f"`{node.op}` of a value of row and key together is no sum of products", node)
         terms = rule(self, node, deep)

@@ -189,7 +189,7 @@ def _output(at: Expressions, declaration: PatternDeclaration) -> tuple[Term, tup
     if len(axes) == 1:
         return value, ("b", "h", "i", *axes)
     if "i" in value.type.indices:
-        help = "contract one of them with a vector, as in `q @ S`"
+        help = "contract one of them with a vector, as in `q @ S`; a score is `q @ k`, not `q * k`"
         raise rejection("output", f"`out` has more than one vector axis: it is {value.type}", span, help=help)
     return value, ("b", "h", *axes)
 

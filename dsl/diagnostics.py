@@ -85,10 +85,10 @@ def render(diagnostic: Diagnostic) -> str:
     return "\n".join(lines)
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str | None:
-    """Help text that proposes the known names most like `name`, or None where none is."""
+def did_you_mean(name: str, known: Iterable[str], ending: str = "") -> str | None:
+    """Help text that proposes the known names most like `name`, or None where none is. `ending`: shown after each."""
     close = get_close_matches(name, sorted(set(known)), n=2, cutoff=0.6)
-    return f"did you mean {' or '.join(f'`{found}`' for found in close)}?" if close else None
+    return f"did you mean {' or '.join(f'`{found}{ending}`' for found in close)}?" if close else None
 
 
 def _place(gutter: str, arrow: str, span: Span) -> str:

@@ -65,6 +65,7 @@ class Hint(NamedTuple):
 
 CONTINUE = "a line continues on the next only inside brackets: put the expression in parentheses"
 RENAME = "take another name"
+CHOICE = "a condition on keys follows `where`; a choice is `if condition then a else b`"
 PARAMETER = "write `{1}: int = 4`; the types are int, real, bool and ints"
 INPUT = "write `input {1}: real[b, h, i]`, with the axes that it has"
 WHERE = (
@@ -99,7 +100,7 @@ HINTS = (
     Hint(r"\bif\b(?!.*\bthen\b).*", r"[:\n]|$", None, "write `if condition then a else b`"),
     Hint(r"\bthen\b(?!.*\belse\b).*", r"[:\n]|$", None, "an `if` always has its `else`: `if condition then a else b`"),
     Hint(r"[-+*/@%<>=]\s*", r"if\b", None, "put the `if` in parentheses"),
-    Hint(r"[\w)\]]\s+", r"if\b", None, "write `if condition then a else b`"),
+    Hint(r"[\w)\]]\s+", r"if\b", None, CHOICE),
     Hint(r"", r"where\b", None, WHERE),
     Hint(r"", r"for\b", None, "`for` unrolls the only argument of a function: `merge(branch(r) for r in rates)`"),
     Hint(r"[-+*/@%<>=]\s*|\b(?:and|or|not|in|then|else)\s*", r"\n|$", None, CONTINUE),

@@ -11,7 +11,7 @@ from lark import Lark, Token
 from lark.exceptions import UnexpectedCharacters, UnexpectedToken
 
 from attnc.dsl import syntax
-from attnc.dsl.diagnostics import AttnError, Diagnostic
+from attnc.dsl.diagnostics import AttnError, Diagnostic, did_you_mean
 from attnc.dsl.layout import DEDENT, INDENT, Layout, LayoutError, line_ranges
 from attnc.dsl.mistakes import END, explain_character, explain_token
 from attnc.dsl.source import Source, Span
@@ -39,7 +39,8 @@ def read_source(path: Path) -> Source:
         with path.open("rb") as file:
             content = file.read(LONGEST_FILE + 1)
     except OSError as error:
-        raise _at_start(Source(name, ""), "unreadable", f"cannot read the file: {error.strerror}") from None
+        message = f"cannot read the file: {error.strerror}"
+        raise _at_start(Source(name, ""), "unreadable", message, help=_file_like(path)) from None
     if len(content) > LONGEST_FILE:
         raise _too_long(Source(name, ""))
     try:
@@ -142,5 +143,14 @@ def _too_long(source: Source) -> AttnError:
     return _at_start(source, "file-size", f"the file is longer than {LONGEST_FILE // 1024} KiB")
 
 
-def _at_start(source: Source, code: str, message: str) -> AttnError:
-    return AttnError([Diagnostic(code, message, Span(source=source, start=0, stop=0))])
+def _file_like(path: Path) -> str | None:
+    """The `.attn` files of a folder whose names are most like one that is not there."""
+    try:
+        beside = [] if path.exists() else [near.stem for near in path.parent.glob("*.attn")]
+        return did_you_mean(path.stem, beside, ".attn")
+    except OSError:
+        return None
+
+
+def _at_start(source: Source, code: str, message: str, help: str | None = None) -> AttnError:
+    return AttnError([Diagnostic(code, message, Span(source=source, start=0, stop=0), help=help)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -153,15 +154,18 @@ def assigned_names(statement: Statement) -> tuple[str, ...]:
     return ()
 
 
+ANOTHER_NAME = "take another name"
+
+
 def require_free(at: Expressions, name: str, span: Span) -> None:
     """Reject a name that the language has given a meaning."""
     if name in PREDEFINED:
         meaning = {"q": "the queries", "k": "the keys", "v": "the values", "scale": "a parameter of every pattern"}[
             name
         ]
-        raise rejection("reserved-name", f"`{name}` is {meaning} and cannot be defined again", span)
+        raise rejection("reserved-name", f"`{name}` is {meaning} and cannot be defined again", span, help=ANOTHER_NAME)
     if name in BUILT_IN_INDICES:
-        raise rejection("reserved-name", f"`{name}` is an index and cannot be defined again", span)
+        raise rejection("reserved-name", f"`{name}` is an index and cannot be defined again", span, help=ANOTHER_NAME)
 
 
 def define_function(at: Expressions, function: Function) -> None:
@@ -300,6 +304,8 @@ def default_value(
         value = _literal(at.term(syntax), base)
         if value is None:
             help = f"write a literal, such as `{'true' if base is Base.BOOL else '1' if base is Base.INT else '1.0'}`"
+            if base is Base.INT and re.fullmatch(r"[0-9.eE]+", syntax.span.text):
+                help = f"write an int, such as `1`, or `{declaration.name}: real = {syntax.span.text}`"
             raise rejection(
                 "parameter", f"the default of `{declaration.name}` is no {expected} literal", syntax.span, help=help
             )

@@ -85,13 +85,15 @@ def joined_indices(operands: Sequence[Operand], span: Span) -> frozenset[str]:
     unread = next(operand for operand in operands if "t" in operand.type.indices)
     other = next(operand for operand in operands if operand.type.indices & {"i", "j"})
     text = unread.span.text
-    name = text if re.fullmatch(r"\w+([\[(].*)?", text) else f"({text})"
+    plain = re.fullmatch(r"\w+([\[(].*)?", text)
+    first = re.search(r"\b[A-Za-z_]\w*\b(?!\s*\()", text)
+    name = text if plain or first is None else first[0]
     raise rejection(
         "unread-position",
         f"`{text}` varies over the position t, and is used together with {listed(sorted(union & {'i', 'j'}))}",
         unread.span,
         (other.span, f"this is {other.type}"),
-        help=f"say at which position it is read: `{name}[i]` or `{name}[j]`",
+        help=f"say at which position {'it' if plain else 'each value in it'} is read: `{name}[i]` or `{name}[j]`",
     )
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from attnc.dsl.expressions import Expressions
 
 ATTRIBUTES = ("index", "start", "stop")
+TRANSPOSED = ("T", "mT", "t")  # what those who know torch write
 
 
 def attribute(at: Expressions, value: Expression, name: str, span: Span) -> Term:
@@ -23,6 +24,8 @@ def attribute(at: Expressions, value: Expression, name: str, span: Span) -> Term
     axis = at.scope.axis(value.identifier) if isinstance(value, Name) else None
     if axis is None or axis not in at.context.axes:
         help = did_you_mean(value.span.text, at.context.axes)
+        if name in TRANSPOSED:
+            help = "`@` contracts the vector axis that both sides have, so that nothing is transposed: `q @ k`"
         raise rejection(
             "unknown-attribute", f"`{value.span.text}` is not a declared axis: it has no attributes", span, help=help
         )

@@ -151,7 +151,8 @@ class Gradients:
         branch = self.plan.branches[number]
         for node in score_gradient(branch.score).pairs:
             if node.attribute in self.wanted:
-                raise unlowered(node, "the gradient of an input over pairs of positions")
+                help = "pass it without requires_grad (`.detach()`), or write it as values of the row and of the key"
+                raise unlowered(node, "the gradient of an input over pairs of positions", help)
         made = self.engine.backward(self.plan, number, self.given, grad_out, lse, delta)
         for name, gradient in (("q", made.q), ("k", made.k), ("v", made.v)):
             self.add(name, gradient)

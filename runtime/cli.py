@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.syntax import Syntax
 from rich.table import Table
 
+import attnc
 from attnc.dsl.diagnostics import AttnError
 from attnc.runtime.extras import MissingExtraError, require_library
 from attnc.runtime.options import (
@@ -72,11 +73,25 @@ def fail(message: str) -> NoReturn:
     raise typer.Exit(1)
 
 
+def print_version(wanted: bool) -> None:
+    """What `--version` does."""
+    if wanted:
+        print(f"attnc {attnc.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Options before the command."""
+
+
 @app.command()
 def examples() -> None:
     """Print the folder of the mechanisms that come with attnc: `attnc check "$(attnc examples)"/*.attn`."""
-    import attnc
-
     print(Path(attnc.__file__).parent / "examples")
 
 
@@ -104,17 +119,21 @@ def check(
         raise UsageError(f"no back end runs {dtype} on {device or 'this machine'}")
     columns = [f"{place.label}\n{short(place.dtype)}" for place in places]
     title = "largest error against float64, of results and of gradients"
-    table = Table("pattern", "causal", "calls", *columns, "", title=title, box=box.SIMPLE)
+    rows: list[list[str]] = []
     failures: list[str] = []
     for file in files:
         try:
             for one in select(file, pattern, all_of_them=True):
                 with console.status(f"{file.name}: {one.__name__}"):
-                    table.add_row(*check_pattern(one, set_, shape, places, failures, draws))
+                    rows.append(check_pattern(one, set_, shape, places, failures, draws))
         except AttnError as error:
-            table.add_row(file.stem, "", "", *("" for _ in places), "[red]not checked[/]")
+            rows.append([file.stem, "", "", *("" for _ in places), "[red]not checked[/]"])
             failures.append(str(error))
-    console.print(table)
+    if any(calls for _, _, calls, *_ in rows):  # else the mistakes alone are to be read
+        table = Table("pattern", "causal", "calls", *columns, "", title=title, box=box.SIMPLE)
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
     if failures:
         fail("\n\n".join(failures))
 

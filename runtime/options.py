@@ -67,7 +67,8 @@ def chosen_setting(pattern: CompiledPattern, set_: list[str] | None, shape: str 
         try:
             parameters[name] = read(declared[name], value)
         except ValueError as error:
-            raise UsageError(f"--set {item}: {error}") from None
+            several = "; each parameter has a --set of its own" if "," in value and "=" in value else ""
+            raise UsageError(f"--set {item}: {error}{several}") from None
     return Setting(parameters, read_shape(shape))
 
 

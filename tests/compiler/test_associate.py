@@ -168,6 +168,7 @@ INSEPARABLE = {
     "out = normalize[j](if i - j < window then s else s**2 where j <= i) @ v": (None, "upper bound"),
     "out = sum[j](n[j] ** (i - j) * v where j <= i)": (None, "the same at all positions"),
     "out = sum[j](s * v where doc[i] == doc[j])": (None, "packed"),
+    "out = softmax[i](s where j <= i) @ v": (None, "along the keys it is `softmax[j]`"),
 }
 
 

@@ -89,6 +89,8 @@ WRONG: dict[str, str] = {
     "read_at_missing_axis": "axis s = blocks(j, 4)\ninput g: real[h]\nout = softmax[j](q @ k + g[s]) @ v",
     "read_at_real": "input table: real[h, m]\nout = softmax[j](q @ k + table[scale]) @ v",
     "read_twice": "input table: real[h, m]\nout = softmax[j](q @ k + table[0, 1]) @ v",
+    "unread_position_twice": "input d: int[b, t]\nout = softmax[j](q @ k where d == d) @ v",
+    "transposed_keys": "out = softmax[j](q @ k.T) @ v",
     "attribute_of_value": "out = softmax[j](q @ k where j < q.stop) @ v",
     "unknown_attribute": "axis s = blocks(j, 4)\n"
     "out = softmax[s](q @ mean[j in s](k) where s.end <= i) @ mean[j in s](v)",

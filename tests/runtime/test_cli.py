@@ -14,6 +14,7 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
+import attnc as package
 from attnc.runtime import comparison, measure, tuning, tuning_command
 from attnc.runtime.cli import app
 from attnc.runtime.modules import compile
@@ -81,6 +82,18 @@ def test_check_goes_on_after_a_wrong_file() -> None:
         assert re.search(row, done.stdout), done.stdout
     assert "error[unknown-name]" in done.stderr
     assert "error[not-lowered]" in done.stderr
+
+
+def test_mistakes_alone_have_no_table_above_them() -> None:
+    done = attnc("check", "wrong.attn", "l1.attn")
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert "error[unknown-name]" in done.stderr
+    assert "error[not-lowered]" in done.stderr
+
+
+def test_version() -> None:
+    done = attnc("--version")
+    assert (done.exit_code, done.stdout) == (0, f"attnc {package.__version__}\n")
 
 
 def test_check_tries_what_the_file_says(folder: Path) -> None:
@@ -156,6 +169,8 @@ def test_fmt_leaves_a_wrong_file_alone(folder: Path) -> None:
 MISTAKES = {
     "wrong file": "run wrong.attn",
     "missing file": "run nothing.attn",
+    "name misspelt": "run causl.attn",
+    "two parameters in one option": "run two.attn --pattern near --set width=3,height=4",
     "folder": "run cache.attn",
     "not UTF-8": "run latin.attn",
     "deep nesting": "run deep.attn",
