@@ -182,7 +182,7 @@ def _attention_sizes(pattern: Pattern, given: Mapping[str, Any]) -> dict[str, in
     """Sizes that q, k and v fix, which must agree with one another."""
     for name in ("q", "k", "v"):
         if name in given and given[name].ndim != 4:
-            message = f"`{name}` has {given[name].ndim} dimensions where 4 are expected"
+            message = f"`{name}` has {given[name].ndim} dimensions where batch, heads, tokens and width are expected"
             refuse(pattern, "shape", message, given=given)
     q, k = given["q"], given["k"]
     v = given.get("v")
@@ -218,7 +218,9 @@ def _heads(pattern: Pattern, name: str, axis: str, given: Mapping[str, Any]) -> 
         return
     if heads % found != 0:
         message = f"{heads} query heads cannot share the {found} heads of `{name}`: not a multiple"
-        refuse(pattern, "shape", message, given=given)
+        swapped = given[name].shape[2] == heads  # as other libraries have it
+        help = f"heads stand before tokens: `{name}.transpose(1, 2)`" if swapped else None
+        refuse(pattern, "shape", message, given=given, help=help)
     if name == "v" and found != given["k"].shape[1] and layouts(pattern)["k"][1] == "h":
         _conflict(pattern, "h", ("k", given["k"].shape[1]), ("v", found), given)
 

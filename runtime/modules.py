@@ -84,6 +84,8 @@ class AttnModule:
 
 def load(path: str | os.PathLike[str]) -> AttnModule:
     """The patterns of a `.attn` file. Raises AttnError with every mistake of the file, located."""
+    if "\n" in os.fspath(path):
+        raise ValueError("`attnc.load` takes the path of a file; a text is compiled by `attnc.compile`")
     file = Path(path)
     module = AttnModule(file.stem)
     try:
@@ -95,6 +97,8 @@ def load(path: str | os.PathLike[str]) -> AttnModule:
 
 def compile(text: str, *, name: str = "<text>", root: str | os.PathLike[str] | None = None) -> AttnModule:
     """The patterns of a text. `name` stands in diagnostics; `root` is the folder that `use` looks in."""
+    if text.endswith(".attn") and "\n" not in text:
+        raise ValueError(f"`attnc.compile` takes a text; a file is loaded by `attnc.load({text!r})`")
     module = AttnModule(Path(name).stem if name.endswith(".attn") else name)
     try:
         module.fill(Source(name, text), None if root is None else Path(root))

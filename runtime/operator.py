@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from attnc.runtime.binding import WIDEST, fixed_sizes
-from attnc.runtime.operator_autograd import autograd, tensor_names
+from attnc.runtime.operator_autograd import autograd, gradient_autograd, tensor_names
 from attnc.runtime.packing import unpack
 from attnc.runtime.program import Program, program
 from attnc.runtime.refusal import extra_inputs, refuse
@@ -339,26 +339,9 @@ def _fake_backward(
     return [tensor.new_empty(tensor.shape) for tensor in wanted if tensor is not None]
 
 
-def _keep_key(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    ctx.plan = inputs[0]
-
-
-def _second(ctx: Any, *gradients: Any) -> NoReturn:
-    _unsupported(
-        ctx.plan,
-        "second derivatives are not supported",
-        "`.reference(..)` of the pattern has them: float64, memory N x M",
-    )
-
-
 def _batch(info: Any, dims: Any, plan: str, *arguments: Any) -> NoReturn:
-    _unsupported(
-        plan, "torch.vmap over a pattern is not supported", "the first axis of q, k and v is the batch: use it instead"
-    )
-
-
-def _unsupported(key: str, message: str, help: str) -> NoReturn:
-    refuse(program(key).pattern, "transform", message, help=help)
+    help = "the first axis of q, k and v is the batch: use it instead"
+    refuse(program(plan).pattern, "transform", "torch.vmap over a pattern is not supported", help=help)
 
 
 for device in ("CPU", "CUDA"):
@@ -368,6 +351,6 @@ torch.library.register_fake("attnc::attention", _fake, lib=library)
 torch.library.register_fake("attnc::attention_backward", _fake_backward, lib=library)
 # The one place that says what a gradient is.
 library.impl("attention", autograd, "Autograd", with_keyset=True)
-torch.library.register_autograd("attnc::attention_backward", _second, setup_context=_keep_key, lib=library)
+library.impl("attention_backward", gradient_autograd, "Autograd", with_keyset=True)
 torch.library.register_vmap("attnc::attention", _batch, lib=library)
 torch.library.register_vmap("attnc::attention_backward", _batch, lib=library)

@@ -331,7 +331,7 @@ class CompiledPattern:
 
 def _autocast(q: Tensor, k: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """Under torch.autocast, q, k and v in its type, as for torch's own attention; else as they are."""
-    if not isinstance(q, Tensor) or not torch.is_autocast_enabled(q.device.type):
+    if not isinstance(q, Tensor) or q.is_meta or not torch.is_autocast_enabled(q.device.type):
         return q, k, v
     dtype = torch.get_autocast_dtype(q.device.type)
     return _lowered(q, dtype), _lowered(k, dtype), None if v is None else _lowered(v, dtype)

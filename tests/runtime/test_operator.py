@@ -136,6 +136,14 @@ def test_vmap_is_refused(patterns: Any) -> None:
         torch.vmap(lambda x: patterns.packed(x, k, v, doc=doc))(q[None])
 
 
+def test_meta_tensors_give_shapes(patterns: Any) -> None:
+    q, k, v, doc = (x.to("meta") for x in tensors())
+    out = patterns.packed(q, k, v, doc=doc)
+    assert (out.device.type, out.shape, out.dtype) == ("meta", (2, 4, 9, 12), torch.float32)
+    with pytest.raises(attnc.AttnError, match="meta"):
+        patterns.packed(q, k, tensors()[2], doc=doc)
+
+
 def test_statistics_are_log_sums(patterns: Any) -> None:
     q, k, v, doc = tensors()
     _, statistics = patterns.packed.outputs(q, k, v, {"doc": doc, "strict": True}, "executor")

@@ -126,6 +126,7 @@ REFUSED: dict[str, Callable[[], dict[str, Any]]] = {
     "length of v": lambda: call(v=torch.zeros(2, 2, 8, 12)),
     "width of k": lambda: call(k=torch.zeros(2, 2, 9, 8)),
     "heads do not divide": lambda: call(k=torch.zeros(2, 3, 9, 16), v=torch.zeros(2, 3, 9, 12)),
+    "heads and tokens swapped": lambda: call(k=torch.zeros(2, 9, 4, 16), v=torch.zeros(2, 9, 4, 12)),
     "heads of v": lambda: call(v=torch.zeros(2, 4, 9, 12)),
     "tokens of an input": lambda: call(doc=torch.zeros(2, 5, dtype=torch.int64)),
     "heads of an input": lambda: call(slope=torch.zeros(3)),
@@ -237,6 +238,13 @@ def test_loading_nothing_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "latin.attn").write_bytes("# Größe\n".encode("latin-1"))
     with pytest.raises(attnc.AttnError, match=r"error\[encoding\]"):
         attnc.load(tmp_path / "latin.attn")
+
+
+def test_a_path_and_a_text_are_told_apart() -> None:
+    with pytest.raises(ValueError, match=r"a file is loaded by `attnc\.load\('examples/causal\.attn'\)`"):
+        attnc.compile("examples/causal.attn")
+    with pytest.raises(ValueError, match=r"a text is compiled by `attnc\.compile`"):
+        attnc.load("pattern p:\n    out = softmax[j](q @ k) @ v\n")
 
 
 def test_the_version_is_the_package_s() -> None:

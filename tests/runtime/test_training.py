@@ -213,6 +213,56 @@ def test_opcheck_of_the_gradient(patterns: Any) -> None:
         assert set(checked.values()) == {"SUCCESS"}
 
 
+@pytest.mark.parametrize("name", ["causal", "gated"])
+def test_gradients_by_torch_func(patterns: Any, name: str) -> None:
+    tensors = drawn(dtype=torch.float64)
+    given = [x.detach() for x in real(tensors)[:3]]
+    extra = {"gate": torch.randn(2, 4, 9, dtype=torch.float64)} if name == "gated" else {}
+
+    def loss(*qkv: Tensor) -> Tensor:
+        out: Tensor = getattr(patterns, name)(*qkv, **extra)
+        return out.square().sum()
+
+    found = torch.func.grad(loss, argnums=(0, 1, 2))(*given)
+    leaves = [x.clone().requires_grad_() for x in given]
+    torch.testing.assert_close(found, torch.autograd.grad(loss(*leaves), leaves), rtol=0, atol=0)
+    pulled = torch.func.vjp(loss, *given)[1](torch.tensor(1.0, dtype=torch.float64))
+    torch.testing.assert_close(pulled, found, rtol=0, atol=0)
+
+
+# torch's own forward mode compiles its rules with what it has since deprecated.
+FORWARD_MODE = pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+
+
+@FORWARD_MODE
+@pytest.mark.parametrize(
+    ("transform", "message"),
+    [
+        (lambda call, q: torch.func.jvp(call, (q,), (q,)), "forward-mode derivatives are not supported"),
+        (lambda call, q: torch.func.jacrev(call)(q), r"torch\.vmap over a pattern is not supported"),
+        (lambda call, q: torch.vmap(torch.func.grad(call))(q[None]), r"torch\.vmap over a pattern is not supported"),
+        (
+            lambda call, q: torch.func.grad(lambda x: torch.func.grad(lambda y: call(y).square().sum())(x).sum())(q),
+            "second derivatives are not supported",
+        ),
+    ],
+    ids=["jvp", "jacrev", "each_sample", "twice"],
+)
+def test_transforms_of_torch_func_that_are_refused(patterns: Any, transform: Any, message: str) -> None:
+    q, k, v = (x.detach() for x in real(drawn())[:3])
+    with pytest.raises(attnc.AttnError, match=rf"causal: {message}"):
+        transform(lambda x: patterns.causal(x, k, v), q)
+
+
+@FORWARD_MODE
+def test_tangents_are_refused_and_not_lost(patterns: Any) -> None:
+    q, k, v = (x.detach() for x in real(drawn())[:3])
+    with torch.autograd.forward_ad.dual_level():
+        assert patterns.causal(q, k, v).shape == q.shape[:3] + v.shape[3:]
+        with pytest.raises(attnc.AttnError, match="causal: forward-mode derivatives are not supported"):
+            patterns.causal(q, k, torch.autograd.forward_ad.make_dual(v, v))
+
+
 def test_transforms_that_are_refused(patterns: Any) -> None:
     q, k, v = real(drawn())[:3]
     out = patterns.causal(q, k, v)
