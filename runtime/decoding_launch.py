@@ -77,7 +77,7 @@ class Entering:
         for one in classes:
             numbers += [one.period, one.low, one.width, at]
             at += one.below(slots.length)
-        paged = [0, 0] if pages is None else [pages.size, pages.table.shape[1]]
+        paged = [0, 0, 0] if pages is None else [pages.size, pages.table.shape[1], pages.count]
         self.numbers = [slots.length, slots.first, slots.window, *paged, *numbers]
         self.pages = now if pages is None else pages.table
         constants: dict[str, int] = {
@@ -177,9 +177,10 @@ class Attending:
             "SLOTS": slots,
             "PAGE": 0,
             "LINE": 0,
+            "POOL": 0,
         }
         if self.pages is not None:
-            self.sizes |= {"PAGE": self.pages.size, "LINE": self.pages.table.shape[1]}
+            self.sizes |= {"PAGE": self.pages.size, "LINE": self.pages.table.shape[1], "POOL": self.pages.count}
         self.launches = [self.launch_of(kernel) for kernel in self.kernels]
         constants = {"BLOCK_S": 1 << (slots - 1).bit_length(), "BLOCK_E": self.padded[1]}
         self.joined = Launch(self.module.join_parts, constants)

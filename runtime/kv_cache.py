@@ -16,12 +16,30 @@ from attnc.runtime.slots import Slots
 class Pages:
     """A paged memory: place p of row b lies in page table[b, p // size], at p % size.
 
-    `table`: int32 (B, pages of a row), numbers of pages of one pool of `count`, shared by all rows and arrays.
+    `table`: int32 (B, pages of a row), numbers of pages of one pool of `count`, shared by all rows and arrays. Entries
+    may change in place. One of a page that is not there is refused where it is used; the kernels of lone tokens, which
+    do not wait for the device, read no key from it and leave none there. Raises ValueError for a table of another form.
     """
 
     size: int
     count: int
     table: Tensor
+
+    def __post_init__(self) -> None:
+        if self.size < 1 or self.count < 1:
+            raise ValueError(f"{self.count} pages of {self.size} places: there is at least one of each")
+        if self.table.dim() != 2 or self.table.dtype != torch.int32 or not self.table.is_contiguous():
+            raise ValueError("the table of pages is int32 (rows of the batch, pages of a row), and contiguous")
+
+    def named(self, numbers: Tensor) -> Tensor:
+        """Entries (b, n) of the table at these pages of each row, as int64. Raises ValueError for a page not there."""
+        found = self.table.gather(1, numbers).long()
+        wrong = (found < 0) | (found >= self.count)
+        if not (found.is_cuda and torch.cuda.is_current_stream_capturing()) and bool(wrong.any()):
+            row, at = wrong.nonzero()[0].tolist()
+            page = f"page {int(found[row, at])} as number {int(numbers[row, at])} of row {row}"
+            raise ValueError(f"the table names {page}, and the pool has pages 0 to {self.count - 1}")
+        return found
 
 
 @dataclass
@@ -36,6 +54,13 @@ class Held:
     batch: int = 0
     buffers: dict[str, Tensor] = field(default_factory=dict)
     forms: dict[str, tuple[int, ...]] = field(default_factory=dict)  # of a place, for parts of other arrays
+
+    def __post_init__(self) -> None:
+        if self.pages is not None:
+            rows, columns = self.pages.table.shape
+            if rows != self.batch or columns * self.pages.size < self.slots.count:
+                held = f"{rows} rows of {columns} pages of {self.pages.size}"
+                raise ValueError(f"{held} do not hold {self.slots.count} places for each of {self.batch} rows")
 
     @property
     def nbytes(self) -> int:
@@ -88,8 +113,8 @@ class Held:
         """Where places (b or 1, n) of the rows are: (row, place), or (page, place in it), each broadcast to (b, n)."""
         if self.pages is None:
             return torch.arange(self.batch, device=places.device).unsqueeze(-1), places
-        table, size = self.pages.table, self.pages.size
-        return table.gather(1, (places // size).expand(self.batch, -1).long()).long(), places % size
+        size = self.pages.size
+        return self.pages.named((places // size).expand(self.batch, -1).long()), places % size
 
     def places(self, name: str) -> Tensor:
         """A buffer as (rows, places, ..) or (pages, places of one, ..): a view."""

@@ -9,12 +9,12 @@ Arrays of keys may lie in pages of a pool: position j of row b is at j % PAGE of
 from __future__ import annotations
 
 import ast
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from attnc.compiler.emit.arguments import Argument, Signature
 from attnc.compiler.emit.bounds import Loop
-from attnc.compiler.emit.expressions import PAIRS, TILE
+from attnc.compiler.emit.expressions import PAIRS, TILE, View
 from attnc.compiler.emit.kernel import Kernel
 from attnc.compiler.emit.module import emit_module
 from attnc.compiler.emit.streamed import StreamedForward
@@ -22,7 +22,7 @@ from attnc.compiler.emit.writer import Writer
 from attnc.compiler.plan import Branch, Diagonals, KeySet, Plan
 from attnc.dsl.source import Span
 
-PAGE_SIZES = ("PAGE", "LINE")  # places of a page, entries of a line of the table
+PAGE_SIZES = ("PAGE", "LINE", "POOL")  # places of a page, entries of a line of the table, pages that there are
 SLOT_SIZES = ("SLOT", "SLOTS")  # the branch's first part, parts of all branches
 
 
@@ -88,12 +88,20 @@ class DecodedForward(StreamedForward):
             if tensor == "k":
                 line = "pages + b64 * LINE"
                 self.writer.let("page", f"tl.load({line} + j // PAGE, mask=j_ok & (j >= 0), other=0).to(tl.int64)")
+                self.writer.let("j_ok", "j_ok & (page >= 0) & (page < POOL)")  # a page that is not there has no key
                 self.writer.let("place", "j % PAGE")
             base = f"{tensor}_head + page[:, None] * {tensor}_sb + place[:, None] * {tensor}_sn"
             pointer = f"{base} + {axis}[None, :] * {tensor}_s{axis}"
             guards = f"j_ok, {axis} < {axis.upper()}, True, not EVEN_{axis.upper()}"
             self.writer.let(name, f"_load_tile({pointer}, {guards})")
         self.writer.let(name, f"{name}.to(query.dtype)")
+
+    def masked(self, key_set: KeySet, loop: Loop, view: View, write: Callable[[str], None]) -> None:
+        """In pages every tile asks: a page may not be there."""
+        if self.paged:
+            self.alive(key_set, replace(loop, contiguous=False), view, write)
+        else:
+            super().masked(key_set, loop, view, write)
 
     def finish(self) -> None:
         """Leave a part: its outputs and log-sum-exps; or, where it is the only one, the result."""
@@ -202,7 +210,7 @@ def entering_module(arrays: int, classes: int) -> str:
         names += [
             f"{stem}_{n}" for stem in ("x", "y", "x_sb", "x_sa", "x_sw", "y_sb", "y_sp", "y_sa", "y_sw", "A", "W")
         ]
-    sizes = ["LENGTH", "FIRST", "WINDOW", "PAGE", "LINE"]
+    sizes = ["LENGTH", "FIRST", "WINDOW", *PAGE_SIZES]
     sizes += [f"{stem}_{n}" for n in range(classes) for stem in ("PERIOD", "LOW", "WIDTH", "AT")]
     plain = [*sizes, *(f"{stem}_{n}" for n in range(arrays) for stem in ("A", "W"))]
     constants = [f"{one}: tl.constexpr" for one in ("EVERYTHING", "PAGED", "ADVANCE", "COUNTS", "BLOCK")]
@@ -240,6 +248,7 @@ def _emit_place(writer: Writer, classes: int) -> None:
     writer.let("line", "b.to(tl.int64)")
     with writer.block("if PAGED:"):
         writer.let("line", "tl.load(pages + line * LINE + place // PAGE, mask=fits, other=0).to(tl.int64)")
+        writer.let("fits", "fits & (line >= 0) & (line < POOL)")
         writer.let("place", "place % PAGE")
 
 

@@ -281,6 +281,33 @@ def test_rows_may_share_pages() -> None:
     assert error(torch.cat(parts, 2), pattern.reference(q, k, v)) <= tolerance(torch.float32, 12)
 
 
+@pytest.mark.parametrize("page", [30, -1, 2**31 - 1])
+def test_a_page_that_is_not_there_is_refused(page: int) -> None:
+    sequences, held = Sequences.of("causal", batch=3), pages()
+    cache = sequences.cache(pages=held)
+    sequences.pattern.decode(cache=cache, **sequences.part(0, 6))
+    held.table[1, 1] = page
+    with pytest.raises(ValueError, match=rf"the table names page {page} as number 1 of row 1, .* pages 0 to 29"):
+        sequences.pattern.decode(cache=cache, **sequences.part(6, 9))
+
+
+@pytest.mark.parametrize(
+    ("size", "count", "table", "message"),
+    [
+        (0, 5, torch.zeros(1, 5, dtype=torch.int32), "at least one"),
+        (5, 5, torch.zeros(1, 5, dtype=torch.int64), "int32"),
+        (5, 5, torch.zeros(5, dtype=torch.int32), "int32"),
+        (5, 5, torch.zeros(5, 1, dtype=torch.int32).T.expand(2, 5), "contiguous"),
+        (5, 5, torch.zeros(2, 5, dtype=torch.int32), "2 rows of 5 pages of 5 do not hold 12 places for each of 1 rows"),
+        (5, 5, torch.zeros(1, 2, dtype=torch.int32), "1 rows of 2 pages of 5 do not hold 12 places"),
+    ],
+)
+def test_tables_of_another_form_are_refused(size: int, count: int, table: Tensor, message: str) -> None:
+    q, k, v = torch.randn(3, 1, 2, 4, 8)
+    with pytest.raises(ValueError, match=message):
+        pattern_of("causal").decode(q, pattern_of("causal").cache(12, pages=Pages(size, count, table)), k, v)
+
+
 def test_only_live_keys_are_gathered_from_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     """A third document of four tokens: a tile of keys about it leaves their pages, out of 300."""
     found: list[Tensor] = []

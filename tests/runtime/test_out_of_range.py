@@ -17,6 +17,7 @@ from attnc.runtime.tolerance import error, tolerance
 
 FAR = 2**40
 LIMIT = 2**63 - 1
+PLACES = ["executor", "triton", pytest.param("cuda", marks=pytest.mark.gpu)]
 KEYS = 41  # more than a tile of the interpreter, and no multiple of one
 
 PATTERNS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -88,13 +89,20 @@ def settings_of(given: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def compare(compiled: CompiledPattern, backend: str, given: dict[str, Any]) -> None:
+def compare(compiled: CompiledPattern, place: str, given: dict[str, Any]) -> None:
+    """`place`: a back end on the CPU, where Triton is interpreted, or a device of its own."""
     q, k, v = tensors()
     real = [q, k, v, *(x for x in given.values() if isinstance(x, Tensor) and x.is_floating_point())]
     for x in real:
         x.requires_grad_()
     expected = compiled.reference(q, k, v, **given)
-    out, _ = compiled.outputs(q, k, v, given, backend)
+    if place == "cuda":
+        out = compiled(
+            *(x.cuda() for x in (q, k, v)),
+            **{name: x.cuda() if isinstance(x, Tensor) else x for name, x in given.items()},
+        ).cpu()
+    else:
+        out, _ = compiled.outputs(q, k, v, given, place)
     assert error(out.detach(), expected.detach()) <= tolerance(out.dtype, KEYS)
     weight = torch.linspace(-1, 1, out.numel()).view(out.shape)
     gradients = (torch.autograd.grad((result * weight).sum(), real) for result in (out, expected))
@@ -102,25 +110,25 @@ def compare(compiled: CompiledPattern, backend: str, given: dict[str, Any]) -> N
         assert error(found, exact) <= tolerance(found.dtype, KEYS)
 
 
-@pytest.mark.parametrize("backend", ["executor", "triton"])
+@pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("name", PATTERNS)
-def test_ints_of_inputs(name: str, backend: str) -> None:
+def test_ints_of_inputs(name: str, place: str) -> None:
     body, given = PATTERNS[name]
-    compare(pattern(body), backend, settings_of(given))
+    compare(pattern(body), place, settings_of(given))
 
 
-@pytest.mark.parametrize("backend", ["executor", "triton"])
+@pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("name", WINDOWS)
-def test_parameters_beyond_every_position(name: str, backend: str) -> None:
+def test_parameters_beyond_every_position(name: str, place: str) -> None:
     largest = 2**24 if name in ("stride", "blocks") else 2**30
-    compare(pattern(WINDOWS[name], "(n: int)"), backend, {"n": largest})
+    compare(pattern(WINDOWS[name], "(n: int)"), place, {"n": largest})
 
 
-@pytest.mark.parametrize("backend", ["executor", "triton"])
+@pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("name", ["window", "globals"])
 @pytest.mark.parametrize("size", [0, -1, -(2**30)])
-def test_parameters_below_every_position(name: str, size: int, backend: str) -> None:
-    compare(pattern(WINDOWS[name], "(n: int)"), backend, {"n": size})
+def test_parameters_below_every_position(name: str, size: int, place: str) -> None:
+    compare(pattern(WINDOWS[name], "(n: int)"), place, {"n": size})
 
 
 @pytest.mark.parametrize("size", [2**30 + 1, 2**31, 2**62, -(2**31), -(2**63)])
@@ -130,10 +138,10 @@ def test_parameters_that_kernels_cannot_count_with_are_refused(name: str, size: 
         pattern(WINDOWS[name], "(n: int)")(*tensors(), n=size)
 
 
-def test_a_seed_may_be_any_int() -> None:
+@pytest.mark.parametrize("place", PLACES)
+def test_a_seed_may_be_any_int(place: str) -> None:
     body = "axis s = blocks(j, 8)\nout = softmax[j](q @ k where j in topk[s](uniform(seed, i // 8, s.index), 2)) @ v"
-    for backend in ("executor", "triton"):
-        compare(pattern(body, "(seed: int)"), backend, {"seed": 2**62 + 1})
+    compare(pattern(body, "(seed: int)"), place, {"seed": 2**62 + 1})
 
 
 @pytest.mark.parametrize("name", ["stride", "blocks"])

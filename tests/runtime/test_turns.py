@@ -79,6 +79,29 @@ def test_chunks_and_tokens_take_turns() -> None:
         assert error(torch.cat(found, 2), sequences.reference()[:, :, :23]) <= tolerance(torch.float32, LENGTH)
 
 
+@pytest.mark.parametrize("page", [30, -1, 2**31 - 1])
+def test_a_page_that_is_not_there_holds_no_key(page: int) -> None:
+    """Neither the keys of the prompt that were in it nor the new one; all other places stay as they are."""
+    sequences, held = Sequences.of("causal", batch=3), pages()
+    cache = sequences.cache(pages=held)
+    sequences.pattern.decode(cache=cache, **sequences.part(0, 12))
+    assert cache.memory is not None
+    before = {name: buffer.clone() for name, buffer in cache.memory.held["j"].buffers.items()}
+    held.table[0, 1] = held.table[1, 2] = page  # positions 5 to 9, and 10 to 14
+    cache.backend = "triton"
+    found = sequences.pattern.decode(cache=cache, **sequences.part(12, 13))
+    q, k, v = (one[:, :, :13] for one in (sequences.tensors[name] for name in "qkv"))
+    gone = torch.zeros(3, 1, 1, 13, dtype=torch.bool)
+    gone[0, ..., 5:10] = gone[1, ..., 10:] = True
+    scores = (q[:, :, -1:] @ k.repeat_interleave(q.shape[1] // k.shape[1], 1).mT / q.shape[3] ** 0.5).double()
+    weights = scores.masked_fill(gone, float("-inf")).softmax(-1)
+    expected = weights @ v.repeat_interleave(q.shape[1] // v.shape[1], 1).double()
+    assert error(found, expected) <= tolerance(torch.float32, 13)
+    for name, buffer in cache.memory.held["j"].buffers.items():
+        changed = (buffer != before[name]).flatten(2).any(-1) if buffer.dim() > 2 else buffer != before[name]
+        assert int(changed.any(1).sum()) <= 2, "pages of rows 0 and 2"
+
+
 @pytest.mark.parametrize(("name", "paged"), [("causal", True), ("streaming", True), ("strided", False), ("duo", True)])
 def test_rows_of_unequal_lengths(name: str, paged: bool) -> None:
     """Prompts of three lengths, then tokens of some rows."""
