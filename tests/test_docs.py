@@ -133,6 +133,13 @@ def test_every_code_of_an_error_has_a_section_with_an_example_and_a_remedy() -> 
         assert {*remedies} & {"attn", "attn reference", "python"}, code
 
 
+def test_internals_name_every_file() -> None:
+    page = (ROOT / "docs" / "internals.md").read_text(encoding="utf-8")
+    files = {path for layer in ("dsl", "compiler", "runtime") for path in (ROOT / layer).rglob("*.py")}
+    named = {(ROOT / "docs" / link).resolve() for link in LINK.findall(page)}
+    assert sorted(str(path.relative_to(ROOT)) for path in files - named if path.name != "__init__.py") == []
+
+
 def tables_of_types() -> Iterator[Any]:
     """Every row of a table of types: the pattern before the table, an expression of its names, the type."""
     for page in PAGES:
