@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ FENCE = re.compile(r"^```attn(?: \w+)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def test_every_word_of_the_language_is_listed() -> None:
-    assert set(vocabulary.KEYWORDS) == WORDS
+    assert set(vocabulary.KEYWORDS) == WORDS == set(re.findall(r'"([a-z]+)"', (ROOT / "dsl" / "attn.lark").read_text()))
     assert set(vocabulary.FUNCTIONS) == RESERVED | BRACKETED
     assert set(vocabulary.TYPES) == {*BASES, "ints"}
     assert tuple(vocabulary.TENSORS) == PREDEFINED
@@ -89,6 +91,51 @@ def test_the_extension_has_the_files_that_it_names() -> None:
         if file.endswith(".json"):
             json.loads((VSCODE / file).read_text(encoding="utf-8"))
     assert contributes["grammars"][0]["scopeName"] == grammar()["scopeName"]
+
+
+def test_indentation_and_brackets_of_the_extension() -> None:
+    made = json.loads((VSCODE / "language-configuration.json").read_text(encoding="utf-8"))
+    deeper, shallower = (
+        re.compile(made["indentationRules"][f"{way}IndentPattern"]) for way in ("increase", "decrease")
+    )
+    for line in ("pattern p(n: int = 3):", "    scan t:  # a state", "    repeat steps:"):
+        assert deeper.search(line), line
+    assert not deeper.search("    out = q")
+    assert shallower.search("pattern p:")
+    assert re.fullmatch(made["wordPattern"], "x_1")
+    assert {tuple(pair) for pair in made["brackets"]} == {("(", ")"), ("[", "]")}
+    assert made["comments"]["lineComment"] == "#"
+
+
+# What extension.js takes from VS Code and from its client of language servers, as far as it goes.
+STARTED = """
+const Module = require("module"), load = Module._load, [, , extension, settings] = process.argv;
+const getConfiguration = (section) => ({ get: (key) => JSON.parse(settings)[`${section}.${key}`] });
+const vscode = { workspace: { getConfiguration } };
+class LanguageClient {
+  constructor(...given) { this.given = given; }
+  start() { return this.given; }
+  stop() { return "stopped"; }
+}
+Module._load = (name, ...rest) =>
+  name === "vscode" ? vscode : name === "vscode-languageclient/node" ? { LanguageClient } : load(name, ...rest);
+const { activate, deactivate } = require(extension);
+console.log(JSON.stringify([deactivate() ?? null, activate(), deactivate()]));
+"""
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
+def test_the_extension_starts_the_server() -> None:
+    package = json.loads((VSCODE / "package.json").read_text(encoding="utf-8"))
+    settings = package["contributes"]["configuration"]["properties"]
+    defaults = json.dumps({name: setting["default"] for name, setting in settings.items()})
+    command = ["node", "-", str(VSCODE / package["main"]), defaults]
+    done = subprocess.run(command, input=STARTED, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    before, (_, _, server, client), after = json.loads(done.stdout)
+    assert (before, after) == (None, "stopped")
+    assert server == {"command": "attnc", "args": ["lsp"]}
+    assert client["documentSelector"] == [{"language": package["contributes"]["languages"][0]["id"]}]
 
 
 # The Pygments lexer
