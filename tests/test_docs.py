@@ -3,8 +3,9 @@
 ```attn blocks are compiled, run and compared with the reference, gradients too. ```attn reference blocks have no
 kernels yet; one that gets them fails here, so that its page is brought up to date. ```attn mistake blocks are refused.
 ```python blocks of a page run in order in one namespace. An ```output block is what the block before it prints, or how
-it is refused. ```console blocks run their `attnc` commands. ```py blocks are calls of libraries that need a GPU: the
-block after one compares with what they document. The rows of a table of types hold, links lead somewhere.
+it is refused, and `--update-golden` writes it. ```console blocks run their `attnc` commands. ```py blocks are calls of
+libraries that need a GPU: the block after one compares with what they document. The rows of a table of types hold,
+links lead somewhere.
 """
 
 import contextlib
@@ -42,7 +43,8 @@ from attnc.runtime.pattern import CompiledPattern
 from attnc.runtime.tolerance import error, tolerance
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", ROOT / "DESIGN.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", ROOT / "DESIGN.md", *sorted(DOCS.glob("*.md")), *sorted(DOCS.glob("compiler/*.md"))]
 FENCE = re.compile(r"^```(\w+(?: \w+)?)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#]+)\)")
 ANCHOR = re.compile(r"\]\(#([^)]+)\)")
@@ -167,13 +169,16 @@ def test_types_of_expressions(pattern: str, expression: str, type: str) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_python_blocks_run_and_print_what_the_page_says(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_blocks_run_and_print_what_the_page_says(
+    page: Path, monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config
+) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.syspath_prepend(str(ROOT))
     module = ModuleType("page")
     monkeypatch.setitem(sys.modules, "page", module)  # torch.compile looks functions up by their module
     scope = vars(module)
     printed = ""
+    lines = page.read_text(encoding="utf-8").splitlines(keepends=True)
     for block in blocks(page):
         if block.kind == "python":
             with contextlib.redirect_stdout(io.StringIO()) as out:
@@ -184,8 +189,15 @@ def test_python_blocks_run_and_print_what_the_page_says(page: Path, monkeypatch:
             with pytest.raises(attnc.AttnError) as refused:
                 attnc.compile(block.text)
             printed = str(refused.value)
+        elif block.kind == "output" and pytestconfig.getoption("--update-golden"):
+            first, *rest = range(block.line - 1, block.line - 1 + block.text.count("\n"))
+            lines[first] = printed.rstrip() + "\n"
+            for line in rest:
+                lines[line] = ""
         elif block.kind == "output":
             assert printed.rstrip() == block.text.rstrip(), f"{page.name}:{block.line}"
+    if pytestconfig.getoption("--update-golden"):
+        page.write_text("".join(lines), encoding="utf-8")
 
 
 @pytest.mark.parametrize("command", list(commands()))
