@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from keyword import iskeyword
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -342,11 +343,17 @@ def _lowered(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def signature(pattern: Pattern, parameters: tuple[Parameter, ...]) -> inspect.Signature:
-    """The Python signature of a pattern: q, k, v, then its parameters and inputs by keyword."""
+    """The Python signature of a pattern: q, k, v, then its parameters and inputs by keyword.
+
+    A name that is a word of Python's, such as `lambda`, can be given by `**{"lambda": ..}` alone.
+    """
     tensors = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=Tensor) for name in "qkv"]
     if not pattern.uses_value:
         tensors[2] = tensors[2].replace(default=None)
-    keywords = [_keyword(entry) for entry in extra_inputs(pattern)] + [_keyword(p) for p in parameters]
+    declared: list[Parameter | Input] = [*extra_inputs(pattern), *parameters]
+    keywords = [_keyword(entry) for entry in declared if not iskeyword(entry.name)]
+    if len(keywords) < len(declared):
+        keywords.append(inspect.Parameter("others", inspect.Parameter.VAR_KEYWORD))
     return inspect.Signature(tensors + keywords, return_annotation=Tensor)
 
 

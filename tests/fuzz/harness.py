@@ -3,7 +3,7 @@
     python tests/fuzz/harness.py CORPUS -max_total_time=600 -timeout=60 -len_control=0 -max_len=1000
 
 Bytes are choices in the grammar of `programs.py`; where the last one is odd, those before it are the text itself. An
-empty CORPUS is filled: with the examples as texts, and with long lists of choices, which libFuzzer alone is slow to grow.
+empty CORPUS is filled: with the examples as texts, and with long lists of choices, which libFuzzer is slow to grow.
 """
 
 from __future__ import annotations

@@ -216,6 +216,15 @@ def test_what_a_pattern_says_of_itself(patterns: Any) -> None:
     assert repr(patterns) == "<patterns banded, listed, biased of patterns.attn>"
 
 
+def test_names_that_are_words_of_python() -> None:
+    text = "pattern p(class: int = 3):\n    input lambda: real[h]\n"
+    pattern = attnc.compile(text + "    out = softmax[j](q @ k - lambda * abs(i - j) where abs(i - j) < class) @ v\n").p
+    assert [*pattern.__signature__.parameters] == ["q", "k", "v", "scale", "others"]
+    q, k, v = torch.randn(3, 1, 2, 7, 4)
+    given = {"lambda": torch.rand(2), "class": 2}
+    assert agrees(pattern(q, k, v, **given), pattern.reference(q, k, v, **given), 7)
+
+
 def test_patterns_are_not_pickled(patterns: Any) -> None:
     with pytest.raises(TypeError, match="pattern banded is not pickled"):
         pickle.dumps(patterns.banded)
