@@ -266,15 +266,17 @@ class Attention:
         return node
 
     def one_sided(self, node: Node) -> Node:
-        """What varies over one side at most: computed where it is used if it is maths of leaves, else an array."""
+        """What varies over one side at most."""
         if node.op == "size":
             return self.size(node)
         if node.op == "index":
             return self.position(node)
         if node.op in ("start", "stop"):
             return self.bound(node)
-        if node.op in LEAVES:
-            return node
+        return node if node.op in LEAVES else self.computed(node)
+
+    def computed(self, node: Node) -> Node:
+        """A value of one side: computed where it is used if it is maths of leaves, else an array."""
         if is_pointwise(node) and self.scalar(node):
             return self.graph.rebuild(node, tuple(self.transcribe(arg) for arg in node.args))
         if node.op == "rename" and self.in_place(node):

@@ -192,16 +192,8 @@ class Expressed(Attention):
     def scalar(self, node: Node) -> bool:
         return set(node.type.axes) <= {self.row, self.key, self.head}
 
-    def one_sided(self, node: Node) -> Node:
+    def computed(self, node: Node) -> Node:
         """Maths of positions and parameters where it is used; all else is an array of its side, made beforehand."""
-        if node.op == "size":
-            return self.size(node)
-        if node.op == "index":
-            return self.position(node)
-        if node.op in ("start", "stop"):
-            return self.bound(node)
-        if node.op in LEAVES:
-            return node
         positional = all(is_pointwise(one) or one.op in (*LEAVES, "start", "stop") for one in walk(node))
         if positional and not node.type.axes:
             return self.graph.rebuild(node, tuple(self.transcribe(arg) for arg in node.args))

@@ -130,11 +130,15 @@ OTHERS = ("dense", "flex")
 
 def gpu_works() -> list[Work]:
     """Rows for one GPU, bfloat16."""
+    return [*plain_works(), *mixed_works()]
+
+
+def plain_works() -> list[Work]:
+    """Causal and windows, dense and dilated."""
     wide = Size(Shape.square(2, 16, 8192, 128))
     narrow = Size(Shape.square(2, 16, 8192, 64))
     window = Size(long(), {"window": 1024})
     dilated = {"window": 256, "dilation": 8}
-    grid = {"height": 128, "width": 256, "kernel": 7}
     return [
         Work(
             "causal D128", "causal", wide, Size(small()), causal_mask, EXACT, pairs=causal_pairs, aim=Aim("flex", 1.2)
@@ -168,6 +172,13 @@ def gpu_works() -> list[Work]:
             OTHERS,
             aim=Aim("flex", 5.0),
         ),
+    ]
+
+
+def mixed_works() -> list[Work]:
+    """Windows with more beside them, what tensors or a grid decide, and a million tokens."""
+    grid = {"height": 128, "width": 256, "kernel": 7}
+    return [
         Work(
             "longformer 256/64",
             "longformer",
