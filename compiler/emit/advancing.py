@@ -11,7 +11,6 @@ from __future__ import annotations
 import ast
 
 VECTORS = ("query", "key", "value", "decay", "left", "right")  # (b, h, width) each, of any strides; b or h may repeat
-DECAYS = ("none", "scalar", "channel")
 
 ADVANCING = """
 import triton
