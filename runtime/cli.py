@@ -210,7 +210,9 @@ def run(
     table.add_row("pattern", str(one.__name__) + "".join(f" {n}={v}" for n, v in setting.parameters.items()))
     table.add_row("shape", f"{found.shape}, {short(kind)} on {place}")
     table.add_row("time", f"{found.milliseconds:.3f} ms (median of {found.runs})")
-    table.add_row("live fraction", f"{found.live_fraction:.4%} of the query-key pairs")
+    several = sum(len(plan.branches) for plan in one.program.plans) > 1
+    added = ", all branches added" if several else ""
+    table.add_row("live fraction", f"{found.live_fraction:.4%} of the query-key pairs{added}")
     agrees = found.error is None or found.error <= found.allowed
     if found.error is None:
         table.add_row("error", "not measured: at this length the float64 reference does not fit; try a smaller --shape")

@@ -114,6 +114,14 @@ def test_run_reports(folder: Path) -> None:
     assert re.search(r"error +\d\.\de-\d\d \(allowed \d\.\de-\d\d\), all rows against float64", done.stdout)
 
 
+def test_run_says_that_branches_are_added(folder: Path) -> None:
+    both = CAUSAL.replace("    out = ", "    a = ") + "    out = a + softmax[j](q @ k * scale) @ v\n"
+    (folder / "both.attn").write_text(both)
+    done = attnc("run", "both.attn", "--shape", "1,1,8,16", "--device", "cpu")
+    assert "156.2500% of the query-key pairs, all branches added" in done.stdout
+    assert "added" not in attnc("run", "causal.attn", "--shape", "1,1,8,16", "--device", "cpu").stdout
+
+
 def test_run_fails_where_the_result_falls_short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "tolerance", lambda dtype, length: 1e-30)
     done = attnc("run", "causal.attn", "--shape", "1,2,64,16", "--device", "cpu")
