@@ -35,7 +35,7 @@ def dense_output(plan: Plan, branch: Branch, call: Call) -> tuple[Tensor, Tensor
         return None
     k, v = (one.expand(-1, q.shape[1], -1, -1) for one in (k, v))
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, scale=scale)
-    return out, lse
+    return out.contiguous(), lse.contiguous()  # as the operator's fake says: torch's kernel has heads innermost in lse
 
 
 def _always(plan: Plan, condition: Node, call: Call) -> bool:
