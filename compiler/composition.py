@@ -29,12 +29,24 @@ class Compute:
 
 
 @dataclass(frozen=True)
+class Heads:
+    """The heads `first` <= h < `last` of a call, as far as it has them (see `compiler.heads`).
+
+    Both are numbers of sizes and parameters.
+    """
+
+    first: Node
+    last: Node
+
+
+@dataclass(frozen=True)
 class Attend:
     """One softmax of rows over keys and its sum of values, by the streamed skeleton.
 
     `plan` is a plan in which q, k and v stand for the arrays `query` (b, h, rows; d), `key` (b, h, keys; d) and `value`
     (b, h, keys; e), its i for the index or axis `rows` of the pattern and its j for `keys`. Leaves the output
-    `name` (b, h, rows; e) and the natural log-sum-exp of its rows `lse` (b, h, rows).
+    `name` (b, h, rows; e) and the natural log-sum-exp of its rows `lse` (b, h, rows). `heads`: the only ones whose
+    output is read, None for all; arrays then have those alone.
     """
 
     name: str
@@ -45,6 +57,7 @@ class Attend:
     value: str
     rows: str = "i"
     keys: str = "j"
+    heads: Heads | None = None
 
 
 @dataclass(frozen=True)
@@ -166,7 +179,7 @@ class Carry:
     `query` (b, h, i; f), `key` (b, h, j; f), `value` (b, h, j; e); `decay` is None, an array of log decays g (b, h, t)
     or one for each feature (b, h, t; f). Leaves `name` (b, h, i; e) and, where `total` is set, `total` (b, h, i): the
     sum of the weights. `near`: how pairs that are near one another are weighed, where that is not by the features.
-    `handing`: the state from before the first key, and behind the last one.
+    `handing`: the state from before the first key, and behind the last one. `heads` as of `Attend`.
     """
 
     name: str
@@ -178,6 +191,7 @@ class Carry:
     total: str | None = None
     near: Near | None = None
     handing: Handing | None = None
+    heads: Heads | None = None
 
 
 @dataclass(frozen=True)
@@ -198,6 +212,7 @@ class Recur:
     left: str
     right: str
     handing: Handing | None = None
+    heads: Heads | None = None
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from attnc.compiler.composition import (
     Compute,
     Extent,
     Extreme,
+    Heads,
     Order,
     Recur,
     Regroup,
@@ -174,7 +175,15 @@ def describe_keys(key_set: KeySet, key: str = "j") -> list[str]:
 
 
 def describe_step(step: Step) -> str:
-    """One step for people."""
+    """One step for people, with the heads that it runs on where these are not all."""
+    heads = getattr(step, "heads", None)
+    if not isinstance(heads, Heads):
+        return describe_kind(step)
+    return f"{describe_kind(step)}\n    - on heads {formula(heads.first)} <= h < {formula(heads.last)} alone"
+
+
+def describe_kind(step: Step) -> str:
+    """One step for people, whatever heads it runs on."""
     match step:
         case Compute(name, node):
             return f"{name}: {node.type} = {text(node).removeprefix('return ')}"

@@ -17,9 +17,12 @@ MEMBERWISE = frozenset({"sum", "mean", "max", "min", "softmax", "normalize"})  #
 ELSEWHERE = frozenset({"rename", "shift", "cumsum", "member", "topk", "threshold", "mass", "argmax", "scan", "repeat"})
 
 
-def needs(graph: Graph, root: Node) -> dict[Node, Node]:
-    """For every node below `root`, a bool over some of its indices: where it is false the node's value is not used."""
-    found: dict[Node, Node] = {root: graph.literal(True)}
+def needs(graph: Graph, root: Node, start: Node | None = None) -> dict[Node, Node]:
+    """For every node below `root`, a bool over some of its indices: where it is false the node's value is not used.
+
+    `start`: the same of the root itself; None: it is used everywhere.
+    """
+    found: dict[Node, Node] = {root: graph.literal(True) if start is None else start}
     for node in reversed(list(walk(root))):  # users before operands
         for arg, part in zip(node.args, operand_needs(graph, node, found[node]), strict=True):
             if not part.type.indices <= arg.type.indices or part.type.axes:

@@ -15,6 +15,7 @@ from attnc.compiler.composition import Attend, Composition, Regroup, Step
 from attnc.compiler.decompose import Decomposer, Rule
 from attnc.compiler.describe import describe_branch, describe_passes, describe_step
 from attnc.compiler.grouping import regroup
+from attnc.compiler.heads import dispatched
 from attnc.compiler.ir import Graph, Node, text, walk
 from attnc.compiler.membership import Tables
 from attnc.compiler.plan import Plan, Requirement
@@ -67,9 +68,10 @@ def compose(pattern: Pattern, observe: Observe | None = None, *, absorbed: bool 
     parts = Decomposer(graph, pattern, RULES)
     parts.finish(out)
     verify.steps(parts.steps, parts.inputs)
-    notes = [*parts.notes, *(absorb_note(one) for one in projections)]
-    report(Stage("steps", "\n".join(describe_step(step) for step in parts.steps), tuple(notes)))
-    for plan in plans(parts.steps):
+    steps, more = dispatched(graph, parts.steps)
+    notes = [*parts.notes, *more, *(absorb_note(one) for one in projections)]
+    report(Stage("steps", "\n".join(describe_step(step) for step in steps), tuple(notes)))
+    for plan in plans(steps):
         for branch in plan.branches:
             report(Stage("domains", describe_branch(branch), branch.domain.notes))
 
@@ -79,7 +81,7 @@ def compose(pattern: Pattern, observe: Observe | None = None, *, absorbed: bool 
         parameters=pattern.parameters,
         inputs=pattern.inputs,
         axes=pattern.axes,
-        steps=tuple(parts.steps),
+        steps=tuple(steps),
         arrays=parts.inputs,
         requirements=needs,
         output_axes=pattern.output_axes,

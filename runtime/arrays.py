@@ -47,6 +47,9 @@ class Members:
         return (self.numbers(device) * self.stride + self.width).clamp(max=self.length)
 
 
+Span = tuple[int, int]
+
+
 @dataclass(frozen=True)
 class Frame:
     """One call of a composition: its tensors by name with their layouts, and the length of everything.
@@ -67,6 +70,7 @@ class Frame:
     tracing: bool = False  # only shapes and types are asked for
     rounded: frozenset[str] = frozenset()  # steps whose arrays every reader rounds to the type of q
     kept: dict[str, list[Tensor]] | None = None  # by step, what forward keeps beside its results for its gradient
+    spans: Mapping[str, Span] = field(default_factory=dict)  # arrays of heads first .. last alone: nobody needs others
 
     def axis(self, name: str) -> Members:
         """The members of a declared axis."""
@@ -276,6 +280,8 @@ def _input(at: Arrays, node: Node) -> Tensor:
     """A tensor in its node's layout; a `1` among the declared indices is one that it does not vary over."""
     name = str(node.attribute)
     tensor, declared = at.frame.tensors[name], list(at.frame.layouts[name])
+    if name in at.frame.spans:
+        tensor = padded(tensor, declared.index("h"), at.frame.spans[name], at.frame.sizes["h"])
     for place in reversed(range(len(declared))):
         if declared[place] == "1" and any(is_index(axis, at.frame) for axis in declared[place:]):
             tensor = tensor.select(place, 0)
@@ -287,6 +293,14 @@ def _input(at: Arrays, node: Node) -> Tensor:
         start, stop, _ = at.rows.indices(tensor.shape[along])
         tensor = tensor.narrow(along, start, stop - start)
     return tensor if node.type.base is Base.REAL else tensor.to(at.frame.dtype(node.type.base))
+
+
+def padded(tensor: Tensor, place: int, span: Span, count: int) -> Tensor:
+    """An array of some heads with all of them. Nobody needs the others: they are 1, so that none is divided by 0."""
+    before, after = (list(tensor.shape) for _ in range(2))
+    before[place], after[place] = span[0], count - span[1]
+    parts = [tensor.new_ones(before), tensor, tensor.new_ones(after)]
+    return torch.cat([part for part in parts if part.shape[place]], place)
 
 
 # Reads

@@ -17,10 +17,10 @@ from attnc.compiler.emit.pointwise_module import module
 from attnc.compiler.fuse import Group, Operand, groups, segments
 from attnc.compiler.row_gradients import COTANGENT, HELD
 from attnc.dsl.types import Base
-from attnc.runtime.arrays import Frame
+from attnc.runtime.arrays import Frame, Span
 from attnc.runtime.cache import cached_module
 from attnc.runtime.kernel_call import device_of, interpreting
-from attnc.runtime.row_layout import Given, Layout, contiguous_strides, dims_of, strided
+from attnc.runtime.row_layout import Given, Layout, contiguous_strides, dims_of, span_of, strided
 from attnc.runtime.scalars import of_node
 from attnc.runtime.views import ALIGNMENT
 
@@ -43,15 +43,15 @@ class Loaded:
 
 
 @lru_cache(maxsize=512)
-def forward_kernel(group: Group) -> Loaded:
-    """The kernel of a group's value."""
-    return Loaded(emit_rows(group))
+def forward_kernel(group: Group, parts: tuple[str, ...]) -> Loaded:
+    """The kernel of a group's value, some of whose operands have a part of the heads."""
+    return Loaded(emit_rows(group, parts))
 
 
 @lru_cache(maxsize=512)
-def backward_kernel(group: Group, wanted: tuple[str, ...], held: tuple[str, ...]) -> Loaded:
+def backward_kernel(group: Group, wanted: tuple[str, ...], held: tuple[str, ...], parts: tuple[str, ...]) -> Loaded:
     """The kernel of the gradients of some of its operands."""
-    return Loaded(emit_row_gradients(group, wanted, held))
+    return Loaded(emit_row_gradients(group, wanted, held, parts))
 
 
 @dataclass
@@ -112,11 +112,16 @@ class Rows:
             remember(found, self.known, fits)
         return found[self.known]
 
+    @cached_property
+    def parts(self) -> tuple[str, ...]:
+        """The operands that have some heads alone."""
+        return tuple(one.name for one in self.group.operands if span_of(one, self.frame) is not None)
+
     def value(self, dtype: torch.dtype) -> Tensor | None:
         """The group's value, laid out by its type; None where no kernel takes the call."""
         if self.layout is None:
             return None
-        loaded = forward_kernel(self.group)
+        loaded = forward_kernel(self.group, self.parts)
         key = (dtype, *self.known)
         if key not in loaded.prepared:
             remember(loaded.prepared, key, self.prepared(loaded, self.layout, dtype))
@@ -138,7 +143,7 @@ class Rows:
         layout = self.layout
         assert layout is not None
         joined = {name: one for name, one in held.items() if layout.is_whole(name)}
-        loaded = backward_kernel(self.group, tuple(wanted), tuple(joined))
+        loaded = backward_kernel(self.group, tuple(wanted), tuple(joined), self.parts)
         if not loaded.kernel.writes:
             return dict(held)
         key = (*wanted.values(), *self.known, *map(kind_of, (cotangent, *joined.values())))
@@ -195,13 +200,13 @@ class Rows:
         slots: list[int] = []
         for place in kernel.reads:
             slots.append(len(values))
-            values += [None, *(given[place.name].strides[dim] for dim in place.dims)]
+            values += [None, *(given[place.name].strides[dim] for dim in place.dims), *heads_of(place, given)]
         outs = []
         for place in kernel.writes:
             shape, out_dtype, clear = self.out(place, layout, tiles, dtype, wanted)
             outs.append((shape, out_dtype, clear))
             slots.append(len(values))
-            values += [None, *contiguous_strides(shape)]
+            values += [None, *contiguous_strides(shape), *heads_of(place, given)]
         values += [
             max(1, layout.heads // given[place.name].lengths["h"]) for place in kernel.reads if "h" in place.dims
         ]
@@ -222,7 +227,9 @@ class Rows:
             return [*lead, layout.rows, *width], dtype, False
         name = place.name[2:]
         operand = next(one for one in self.group.operands if one.name == name)
-        lengths = layout.given[name].lengths
+        lengths, span = layout.given[name].lengths, layout.given[name].span
+        if span is not None:
+            lead[-1] = span[1] - span[0]
         if operand.along is None:
             return [*lead, tiles, *width], torch.float32, False
         direct = all(lengths.get(dim, 1) == full for dim, full in (("b", layout.batch), ("h", layout.heads)))
@@ -239,6 +246,12 @@ class Rows:
         if any(one is None or (isinstance(one, int) and abs(one) >= 2**31) for one in found):
             return None
         return [int(one) if isinstance(one, bool) else one for one in found]
+
+
+def heads_of(place: Place, given: Mapping[str, Given]) -> Span | tuple[()]:
+    """The heads that a tensor argument has, where these are not all."""
+    span = given[place.name.removeprefix("d_")].span if place.part else None
+    return () if span is None else span
 
 
 def rows_of_tile(blocks: Sequence[int]) -> int:
@@ -279,7 +292,7 @@ def gathered(found: Tensor, place: Place, operand: Operand, given: Given, dtype:
         if dim not in lengths:
             found = found.sum(at)
             dims.pop(at)
-        elif lengths[dim] != found.shape[at]:
+        elif lengths[dim] != found.shape[at] and (dim != "h" or given.span is None):
             groups = found.unflatten(at, (lengths[dim], -1))
             found = groups.sum(at + 1)
     assert dims == dims_of(operand.node)

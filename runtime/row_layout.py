@@ -11,7 +11,7 @@ from torch import Tensor
 
 from attnc.compiler.fuse import Group, Operand, segments
 from attnc.compiler.ir import Node, walk
-from attnc.runtime.arrays import Frame, is_index
+from attnc.runtime.arrays import Frame, Span, is_index
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 WIDEST = 2048  # elements of a row, which a program holds
@@ -19,10 +19,14 @@ WIDEST = 2048  # elements of a row, which a program holds
 
 @dataclass(frozen=True)
 class Given:
-    """An operand's strides and lengths along those of b, h, n (the sequence) and f that it has."""
+    """An operand's strides and lengths along those of b, h, n (the sequence) and f that it has.
+
+    `span`: the heads that it has alone, of those that its length tells.
+    """
 
     strides: Mapping[str, int]
     lengths: Mapping[str, int]
+    span: Span | None = None
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,8 @@ class Layout:
     def is_whole(self, name: str) -> bool:
         """Whether an operand has an element for every row of the call, and no others."""
         lengths = self.given[name].lengths
+        if self.given[name].span is not None:
+            return False
         return lengths.get("b", 1) == self.batch and lengths.get("h", 1) == self.heads and lengths.get("n") == self.rows
 
 
@@ -97,7 +103,13 @@ def given_of(operand: Operand, tensor: Tensor, frame: Frame) -> Given:
                 tensor = tensor.select(place, 0)
                 del declared[place]
         tensor = tensor.permute([declared.index(name) for name in names])
-    return strided(tensor, node)
+    found, span = strided(tensor, node), span_of(operand, frame)
+    return found if span is None else Given(found.strides, {**found.lengths, "h": frame.sizes["h"]}, span)
+
+
+def span_of(operand: Operand, frame: Frame) -> Span | None:
+    """The heads that an operand has alone."""
+    return frame.spans.get(str(operand.node.attribute)) if operand.node.op == "input" else None
 
 
 def strided(tensor: Tensor, node: Node) -> Given:

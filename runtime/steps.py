@@ -31,7 +31,7 @@ from attnc.compiler.composition import (
     Step,
 )
 from attnc.compiler.plan import Plan
-from attnc.runtime.arrays import Arrays, Frame
+from attnc.runtime.arrays import Arrays, Frame, Span
 from attnc.runtime.attending import ATTEND, call_of, operands
 from attnc.runtime.backward import Engine, recording
 from attnc.runtime.call import Call
@@ -40,6 +40,7 @@ from attnc.runtime.choose import CHOOSE, ragged
 from attnc.runtime.clock import at_step
 from attnc.runtime.computing import rounded_arrays
 from attnc.runtime.extremes import EXTREME
+from attnc.runtime.heads import in_all_heads, narrowed, span_of
 from attnc.runtime.recurring import RECUR
 from attnc.runtime.regrouping import REGROUP, Slots, inside, move_all, slots_of
 from attnc.runtime.row_steps import Replay, compute, smooth_inputs
@@ -112,9 +113,10 @@ def frame_of(
     )
 
 
-def with_arrays(frame: Frame, made: Mapping[str, Tensor]) -> Frame:
-    """The frame with what a step left."""
-    return replace(frame, tensors={**frame.tensors, **made})
+def with_arrays(frame: Frame, made: Mapping[str, Tensor], span: Span | None = None) -> Frame:
+    """The frame with what a step left, perhaps of some heads alone."""
+    spans = frame.spans if span is None else {**frame.spans, **dict.fromkeys(made, span)}
+    return replace(frame, tensors={**frame.tensors, **made}, spans=spans)
 
 
 @dataclass(frozen=True)
@@ -141,14 +143,15 @@ def run(composition: Composition, frame: Frame, engine: Engine | None, keep: boo
             out = compute(composition, step, frame, engine)
             frame = with_arrays(frame, {step.name: out})
             continue
-        kind = KINDS[type(step)]
+        kind, span = KINDS[type(step)], span_of(step, frame)
+        given = narrowed(step, frame, span)
         if engine is None:
-            left = [torch.empty(shape, dtype=dtype, device=frame.device) for shape, dtype in kind.shapes(step, frame)]
+            left = [torch.empty(shape, dtype=dtype, device=frame.device) for shape, dtype in kind.shapes(step, given)]
         else:
-            left = kind.forward(step, frame, engine)
+            left = kind.forward(step, given, engine)
         saved += [] if made_again(step) else left
         out = left[0]
-        frame = with_arrays(frame, dict(zip(kind.names(step), left, strict=True)))
+        frame = with_arrays(frame, dict(zip(kind.names(step), left, strict=True)), span)
     assert out is not None
     if engine is None and keep:
         shapes = [one for step in composition.steps for one in kept_shapes(step, frame)]
@@ -158,6 +161,7 @@ def run(composition: Composition, frame: Frame, engine: Engine | None, keep: boo
 
 def kept_shapes(step: Step, frame: Frame) -> list[tuple[list[int], torch.dtype]]:
     """Shape and type of what the kernels of a step keep for its gradients."""
+    frame = narrowed(step, frame, span_of(step, frame))
     if isinstance(step, Carry):
         return CARRY.kept(step, frame)
     return RECUR.kept(step, frame) if isinstance(step, Recur) else []
@@ -168,10 +172,12 @@ def each(composition: Composition, frame: Frame, engine: Engine) -> Iterator[tup
     for step in composition.steps:
         found = frame
         if isinstance(step, Compute):
-            names, left = [step.name], [compute(composition, step, frame, engine)]
+            names, left, span = [step.name], [compute(composition, step, frame, engine)], None
         else:
-            names, left = KINDS[type(step)].names(step), KINDS[type(step)].forward(step, frame, engine)
-        frame = with_arrays(frame, dict(zip(names, left, strict=True)))
+            kind, span = KINDS[type(step)], span_of(step, frame)
+            found = narrowed(step, frame, span)
+            names, left = kind.names(step), kind.forward(step, found, engine)
+        frame = with_arrays(frame, dict(zip(names, left, strict=True)), span)
         yield step, found, left[0]
 
 
@@ -283,7 +289,8 @@ class Backward:
         for step in self.composition.steps:
             self.made = self.compute(step) if isinstance(step, Compute) else self.heavy(step, saved)
             names = [step.name] if isinstance(step, Compute) else KINDS[type(step)].names(step)
-            self.frame = with_arrays(self.frame, dict(zip(names, self.made, strict=True)))
+            span = span_of(step, self.frame)
+            self.frame = with_arrays(self.frame, dict(zip(names, self.made, strict=True)), span)
 
     def share(self, kept: list[Tensor]) -> None:
         """What forward kept, to the steps that did; nothing if it was not asked to."""
@@ -291,7 +298,8 @@ class Backward:
         for step in self.composition.steps if kept else ():
             if not isinstance(step, Carry | Recur):
                 continue
-            count = (CARRY if isinstance(step, Carry) else RECUR).kept_count(step, self.frame)  # type: ignore[arg-type]
+            frame = narrowed(step, self.frame, span_of(step, self.frame))
+            count = (CARRY if isinstance(step, Carry) else RECUR).kept_count(step, frame)  # type: ignore[arg-type]
             self.frame.kept[step.name], kept = kept[:count], kept[count:]
 
     def compute(self, step: Compute) -> list[Tensor]:
@@ -324,7 +332,8 @@ class Backward:
             return kind.forward(step, self.frame, self.engine)
         outputs, saved[:] = saved[: len(names)], saved[len(names) :]
         self.last = names[-1]
-        frame = self.frame
+        whole, span = self.frame, span_of(step, self.frame)
+        frame = narrowed(step, whole, span)
         read = dict.fromkeys(name for name in kind.reads(step) if frame.tensors[name].is_floating_point())
         wanted = [name for name in read if name in self.active]
         if not wanted:
@@ -338,7 +347,7 @@ class Backward:
             cotangents = [self.found.pop(name, None) for name in names]
             if any(one is not None for one in cotangents):
                 made = kind.backward(step, frame, self.engine, outputs, cotangents, wanted)
-                for name, gradient in made.items():
+                for name, gradient in in_all_heads(step, whole, span, made).items():
                     self.add(name, gradient)
 
         self.pending.append(back)

@@ -5,7 +5,7 @@ A value is a number, (rows), (1, elements) or (rows, elements). A vector over se
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 from attnc.compiler.emit.expressions import literal
@@ -20,23 +20,28 @@ from attnc.dsl.types import Base
 
 @dataclass(frozen=True)
 class Place:
-    """A tensor argument: its pointer's name, which of b, h, the sequence and a vector axis it has strides along."""
+    """A tensor argument: its pointer's name, which of b, h, the sequence and a vector axis it has strides along.
+
+    `part`: it has some heads alone, `from` <= h < `to`; what is read in others, nobody uses.
+    """
 
     name: str
     dims: str  # of "bhnf"
     axis: str | None
+    part: bool = False
 
     @property
     def arguments(self) -> list[str]:
-        return [self.name, *(f"{self.name}_s{dim}" for dim in self.dims)]
+        ends = [f"{self.name}_from", f"{self.name}_to"] if self.part else []
+        return [self.name, *(f"{self.name}_s{dim}" for dim in self.dims), *ends]
 
 
 @dataclass(frozen=True)
 class RowKernel:
     """A kernel's text. `reads` and `writes`: its tensors in order; `segments`: axes, by the number of their tiles.
 
-    Arguments: pointers and strides of `reads` and `writes`; of each read with heads, how many rows' heads share one;
-    `numbers`; widths of the segments; N, OFFSET, H, TILES. Constants: BLOCK_R, and BLOCK_k, EVEN_k of each segment.
+    Arguments: pointers, strides and perhaps heads of `reads` and `writes`; of each read with heads, how many rows'
+    heads share one; `numbers`; widths of the segments; N, OFFSET, H, TILES. Constants: BLOCK_R, and BLOCK_k, EVEN_k of each segment.
     """
 
     name: str
@@ -51,19 +56,20 @@ class RowKernel:
         return constants(self.segments)
 
 
-def place_of(operand: Operand) -> Place:
-    """The tensor argument of an operand."""
+def place_of(operand: Operand, parts: Collection[str]) -> Place:
+    """The tensor argument of an operand. `parts`: those that have some heads alone."""
     axes = operand.node.type.axes
     dims = "".join(dim for dim in "bh" if dim in operand.node.type.indices)
     dims += "n" if operand.along is not None else ""
-    return Place(operand.name, dims + ("f" if axes else ""), axes[0] if axes else None)
+    return Place(operand.name, dims + ("f" if axes else ""), axes[0] if axes else None, operand.name in parts)
 
 
 @dataclass
 class Emitter:
-    """Writes one kernel of a group."""
+    """Writes one kernel of a group. `parts`: the operands that have some heads alone."""
 
     group: Group
+    parts: Collection[str] = ()
     writer: Writer = field(default_factory=Writer)
     values: dict[Node, list[str]] = field(default_factory=dict)
     order: list[str] = field(default_factory=list)  # of segments
@@ -73,7 +79,11 @@ class Emitter:
         """The group's value."""
         root = self.group.value
         out = Place("out", self.dims(root), root.type.axes[0] if root.type.axes else None)
-        return self.kernel("rows", [root], [out], list(map(place_of, self.group.operands)))
+        return self.kernel("rows", [root], [out], self.places())
+
+    def places(self) -> list[Place]:
+        """The tensor arguments of all operands."""
+        return [place_of(operand, self.parts) for operand in self.group.operands]
 
     def backward(self, wanted: Sequence[str], held: Sequence[str]) -> RowKernel:
         """Gradients of operands, those of `wanted` that get one: `d_` and the operand's name.
@@ -86,10 +96,11 @@ class Emitter:
         for operand in self.group.operands:
             if operand.name in made:
                 axis = next(iter(operand.node.type.axes), None)
-                outs.append(Place(f"d_{operand.name}", self.dims(root).replace("f", "") + "f" * bool(axis), axis))
+                dims = self.dims(root).replace("f", "") + "f" * bool(axis)
+                outs.append(Place(f"d_{operand.name}", dims, axis, operand.name in self.parts))
         cotangent = Place(COTANGENT, self.dims(root), root.type.axes[0] if root.type.axes else None)
         roots = [made[out.name[2:]] for out in outs]
-        places = list(map(place_of, self.group.operands))
+        places = self.places()
         places += [replace(place, name=HELD + place.name) for place in places if place.name in held]
         return self.kernel("row_gradients", roots, outs, [*places, cotangent])
 
@@ -237,6 +248,7 @@ class Emitter:
             head = (
                 "h" if place.name.startswith(("d_", "out")) or place.name == COTANGENT else f"h // {place.name}_group"
             )
+            head = f"h - {place.name}_from" if place.part else head
             terms.append(f"({head}).to(tl.int64) * {place.name}_sh")
         if "n" in place.dims:
             terms.append(f"{row} * {place.name}_sn")
@@ -249,10 +261,11 @@ class Emitter:
         base = self.writer.let(f"{place.name}_at", self.pointer(place, row))
         cast = {Base.REAL: ".to(tl.float32)", Base.INT: ".to(tl.int64)", Base.BOOL: " != 0"}[node.type.base]
         of_rows = "n" in place.dims
+        inside = self.inside(place)
         other = "1.0" if node.type.base is Base.REAL else "0"  # no element that is not there divides by 0
         if place.axis is None:
             return [
-                f"(tl.load({base} + r * {place.name}_sn, mask=row_ok, other={other}){cast})"
+                f"(tl.load({base} + r * {place.name}_sn, mask=row_ok{inside}, other={other}){cast})"
                 if of_rows
                 else f"(tl.load({base}){cast})"
             ]
@@ -260,13 +273,16 @@ class Emitter:
         for at in self.tiles(place.axis):
             column = f"(c_{at}{before}) * {place.name}_sf"
             if of_rows:
-                texts.append(
-                    f"(_load({base} + rows * {place.name}_sn + {column}, rows_ok, ok_{at}, {other}, EVEN_{at}){cast})"
-                )
+                pointers = f"{base} + rows * {place.name}_sn + {column}"
+                texts.append(f"(_load({pointers}, rows_ok{inside}, ok_{at}, {other}, EVEN_{at}){cast})")
             else:
                 texts.append(f"(tl.load({base} + {column}, mask=ok_{at}, other={other}){cast})")
             before += f" + W_{at}"
         return texts
+
+    def inside(self, place: Place) -> str:
+        """What a mask has for a tensor of some heads."""
+        return f" & (h >= {place.name}_from) & (h < {place.name}_to)" if place.part else ""
 
     def write(self, root: Node, out: Place) -> None:
         """Store a result: rows, or their sum where the operand is one for all."""
@@ -274,13 +290,13 @@ class Emitter:
         summed = operand is not None and operand.along is None
         row = "tile" if summed else "(first + OFFSET)" if operand is not None and operand.moved else "first"
         base = self.writer.let(f"{out.name}_at", self.pointer(out, row))
-        write = self.writer.line
+        write, inside = self.writer.line, self.inside(out)
         if out.axis is None:
             value = f"_each({self.values[root][0]}, BLOCK_R)"
             if summed:
                 write(f"tl.store({base}, tl.sum(tl.where(row_ok, {value}, 0.0), 0))")
             else:
-                write(f"_store({base} + r * {out.name}_sn, {value}, row_ok, row_ok, True)")
+                write(f"_store({base} + r * {out.name}_sn, {value}, row_ok{inside}, row_ok, True)")
             return
         texts, before = self.across(root), ""
         for place, at in enumerate(self.tiles(out.axis)):
@@ -290,7 +306,8 @@ class Emitter:
                 total = f"tl.sum(tl.where(rows_ok, {value}, 0.0), 0, keep_dims=True)"
                 write(f"_store({base} + {column}, {total}, ok_{at}, ok_{at}, True)")
             else:
-                write(f"_store({base} + rows * {out.name}_sn + {column}, {value}, rows_ok, ok_{at}, EVEN_{at})")
+                pointers = f"{base} + rows * {out.name}_sn + {column}"
+                write(f"_store({pointers}, {value}, rows_ok{inside}, ok_{at}, EVEN_{at})")
             before += f" + W_{at}"
 
 
@@ -305,11 +322,13 @@ def constants(order: Sequence[str]) -> list[str]:
     return ["BLOCK_R", *(f"{what}_{at}" for at in range(len(order)) for what in ("BLOCK", "EVEN"))]
 
 
-def emit_rows(group: Group) -> RowKernel:
-    """The kernel of a group's value."""
-    return Emitter(group).forward()
+def emit_rows(group: Group, parts: Collection[str] = ()) -> RowKernel:
+    """The kernel of a group's value. `parts`: the operands that have some heads alone."""
+    return Emitter(group, parts).forward()
 
 
-def emit_row_gradients(group: Group, wanted: Sequence[str], held: Sequence[str] = ()) -> RowKernel:
+def emit_row_gradients(
+    group: Group, wanted: Sequence[str], held: Sequence[str] = (), parts: Collection[str] = ()
+) -> RowKernel:
     """The kernel of the gradients of some operands; none of its results where nothing flows."""
-    return Emitter(group).backward(wanted, held)
+    return Emitter(group, parts).backward(wanted, held)

@@ -141,7 +141,8 @@ def programs(draw: Callable[..., Any]) -> str:
         lines = [line for branch in branches for line in branch.lines]
         out = f"merge({', '.join(branch.value for branch in branches)})"
     elif way == "heads":
-        out = f"if h % 2 == 0 then {values[0]} else {' + '.join(values[1:])}"
+        own = draw(st.sampled_from(("h % 2 == 0", "h < 1", "h >= H // 2", "1 <= h < 2")))
+        out = f"if {own} then {values[0]} else {' + '.join(values[1:])}"
     elif way == "rows":
         out = f"if i % 3 == 0 then {values[0]} else {' - '.join(values[1:])}"
     elif way == "norms":
