@@ -41,7 +41,8 @@ class RowKernel:
     """A kernel's text. `reads` and `writes`: its tensors in order; `segments`: axes, by the number of their tiles.
 
     Arguments: pointers, strides and perhaps heads of `reads` and `writes`; of each read with heads, how many rows'
-    heads share one; `numbers`; widths of the segments; N, OFFSET, H, TILES. Constants: BLOCK_R, and BLOCK_k, EVEN_k of each segment.
+    heads share one; `numbers`; widths of the segments; N, OFFSET, H, TILES. Constants: BLOCK_R, and BLOCK_k, EVEN_k of
+    each segment.
     """
 
     name: str
