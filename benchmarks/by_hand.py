@@ -87,8 +87,18 @@ class Libraries:
         return out
 
     def gated(self, q: Tensor, k: Tensor, v: Tensor, g: Tensor, scale: float) -> Tensor:
+        """Where fla refuses the gradient of one gate a head (Hopper, Triton before 3.7.1), a gate a feature."""
+        if q.requires_grad and torch.cuda.get_device_capability() == (9, 0) and triton_version() < (3, 7, 1):
+            each = g.unsqueeze(-1).expand(*g.shape, q.shape[-1]).contiguous()
+            wide: Tensor = library("fla.ops.gla").chunk_gla(q, k, v, each, scale=scale)[0]
+            return wide
         out: Tensor = library("fla.ops.simple_gla").chunk_simple_gla(q, k, v, g=g, scale=scale)[0]
         return out
+
+
+def triton_version() -> tuple[int, ...]:
+    """Triton's version in numbers."""
+    return tuple(int(part) for part in library("triton").__version__.split(".")[:3])
 
 
 def windowed(window: int) -> Mask:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import combinations_with_replacement
 from math import factorial, prod, sqrt
@@ -29,19 +30,30 @@ def _kronecker(at: Arrays, node: Node) -> Tensor:
 
 def _symmetric(at: Arrays, node: Node) -> Tensor:
     assert isinstance(node.attribute, int)
-    return symmetric(at.value(node.args[0]).to(at.frame.real), node.attribute)
+    x = at.value(node.args[0]).to(at.frame.real)
+    key = x.shape[-1], node.attribute
+    if key not in at.tables:
+        at.tables[key] = monomial_tables(*key, x)
+    return symmetric(x, at.tables[key])
 
 
-def symmetric(x: Tensor, degree: int) -> Tensor:
+def symmetric(x: Tensor, tables: Sequence[Tensor]) -> Tensor:
     """(.., d) -> (.., C(d + degree - 1, degree)): <symmetric(x), symmetric(y)> = <x, y> ** degree.
 
-    The monomials of x, each once, times the square root of how many orders it has (arXiv 2507.04239).
+    The monomials of x, each once, times the square root of how many orders it has (arXiv 2507.04239): `tables`.
     """
-    places, weights = monomials(x.shape[-1], degree)
-    found = x[..., places[0]] * torch.tensor(weights, dtype=x.dtype, device=x.device)
-    for place in places[1:]:
+    weights, first, *others = tables
+    found = x[..., first] * weights
+    for place in others:
         found = found * x[..., place]
     return found
+
+
+def monomial_tables(width: int, degree: int, like: Tensor) -> list[Tensor]:
+    """The weight of every monomial, and its factors, factor by factor; on the device of a tensor, in its type."""
+    places, weights = monomials(width, degree)
+    made = [torch.tensor(weights, dtype=like.dtype, device=like.device)]
+    return made + [torch.tensor(place, device=like.device) for place in places]
 
 
 @lru_cache(maxsize=32)

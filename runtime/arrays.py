@@ -129,6 +129,7 @@ class Arrays:
         self.known: dict[Node, Tensor] = {}
         self.widened: dict[Node, Tensor] = {}
         self.names: dict[str, Tensor] = {}  # states and locals of the enclosing block
+        self.tables: dict[tuple[int, int], list[Tensor]] = {}  # of monomials, by width and degree
 
     def value(self, root: Node) -> Tensor:
         """The value of a node, in its layout; a real one in the type of sums."""

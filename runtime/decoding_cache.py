@@ -179,9 +179,6 @@ class DecodingCache:
         planned.seen, planned.captures = 0, planned.captures - 1
         frame, layouts = planned.frame, planned.frame.layouts
         fresh = [name for name in tensors if set(layouts[name]) & TOKENS]
-        if turn.uncapturable():
-            planned.captures = 0
-            return None
         try:
             planned.replay = Replay.of(lambda given: turn.run(replace(frame, tensors=given)), tensors, fresh)
         except RuntimeError as failure:
@@ -234,6 +231,16 @@ def describe_decoding(prepared: Prepared) -> list[str]:
     memory = Memory(composition, plan, prepared.parameters, prepared.sizes["j"])
     tensors = {**prepared.tensors, **prepared.inputs}
     frame = frame_of(composition, tensors, prepared.parameters, {**prepared.sizes, "offset": 0})
+    token = tokens_of(frame, 0, 1)
     with torch.no_grad():
-        run(memory, tokens_of(frame, 0, 1), choose_engine("auto", frame.device))  # one token: it takes the memory
-    return ["decoding keeps", *(f"    {line}" for line in (*describe_cache(plan), *memory.describe()))]
+        run(memory, token, choose_engine("auto", frame.device))  # one token: it takes the memory
+    lines = [*describe_cache(plan), *memory.describe(), describe_turns(memory, token)]
+    return ["decoding keeps", *(f"    {line}" for line in lines)]
+
+
+def describe_turns(memory: Memory, token: Frame) -> str:
+    """How a lone token of each row runs on CUDA."""
+    reason = refusal(memory, token)
+    if reason is not None:
+        return f"on CUDA a token runs step by step, by many launches: {reason}"
+    return "on CUDA a token is a few launches, replayed as a graph"

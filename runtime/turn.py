@@ -147,6 +147,7 @@ class Turn:
         self.entering_made: dict[str, Entering] = {}
         self.plan_entering(made)
         self.constants: dict[Node, Tensor] = {}
+        self.tables: dict[tuple[int, int], list[Tensor]] = {}
         self.attending: dict[str, Attending] = {}
         self.advancing: dict[str, Advancing] = {}
 
@@ -214,16 +215,12 @@ class Turn:
         assert out is not None
         return arranged(self.composition, frame, out)
 
-    def uncapturable(self) -> bool:
-        """Whether a step reads lists of the host, which a graph cannot."""
-        steps = (step for step in self.composition.steps if isinstance(step, Compute))
-        return any(node.op == "symmetric" for step in steps for node in walk(step.node))
-
     def stage(self, step: object, frame: Frame, dtype: torch.dtype) -> Mapping[str, Tensor]:
         """What a step leaves, by name."""
         if isinstance(step, Compute):
             tokens = NewTokens(frame, self.stretch, self.trailing, self.trail, self.counter.now)
             tokens.known |= self.constants
+            tokens.tables = self.tables  # copied from the host once: a captured token can't
             value = tokens.value(step.node)
             self.constants |= {node: one for node, one in tokens.known.items() if node.op in CONSTANT}
             return {step.name: value}
