@@ -24,7 +24,7 @@ from attnc.runtime.program import Program
 from attnc.runtime.refusal import refuse
 from attnc.runtime.replay import WARM, Replay
 from attnc.runtime.steps import frame_of
-from attnc.runtime.turn import Turn
+from attnc.runtime.turn import Turn, refusal
 
 
 class NoGraphWarning(UserWarning):

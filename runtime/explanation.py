@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from attnc.compiler.causality import describe_causality
-from attnc.compiler.composition import Carry, Composition, Compute, Extreme, Recur, Regroup, Sequential
+from attnc.compiler.composition import (
+    Attend,
+    Carry,
+    Composition,
+    Compute,
+    Extreme,
+    Recur,
+    Regroup,
+    Sequential,
+)
 from attnc.compiler.cost import cost_formulas, state_formula
 from attnc.compiler.emit.chunked import kept_numbers, plain_variant
 from attnc.compiler.fuse import groups
@@ -20,6 +29,7 @@ from attnc.runtime.comparison import defaults, filled
 from attnc.runtime.decoding_cache import describe_decoding
 from attnc.runtime.executor import visited_pairs
 from attnc.runtime.inputs import Shape, made_inputs
+from attnc.runtime.launches import Streamed, describe_launches
 from attnc.runtime.prediction import aligned, branch_live, lines, table
 from attnc.runtime.settings import Setting
 from attnc.runtime.steps import attended_steps, regrouped_orders
@@ -55,10 +65,13 @@ def explain(prepared: Prepared, *, verbose: bool = False, measured: Measured | N
         lines += ["", *(state_formula(step, prepared.composition.arrays) for step in states)]
         lines += [kept_formula(step, prepared.composition) for step in states]
     lines += row_kernels(prepared.composition)
+    calls = list(attended(prepared))
+    launches = describe_launches(prepared.composition, streamed_steps(prepared.composition, calls))
+    lines += ["", *launches] if launches else []
     torch_only = [step.name for step in prepared.composition.steps if isinstance(step, Extreme | Sequential)]
     if torch_only:
         lines += ["", f"by torch operators on a GPU too, without a kernel: {', '.join(torch_only)}"]
-    lines += ["", *cost(prepared), *participation(prepared), "", *prediction(prepared, measured)]
+    lines += ["", *cost(prepared, calls), *participation(prepared), "", *prediction(prepared, measured)]
     return "\n".join(lines)
 
 
@@ -146,8 +159,13 @@ class Pairs:
 
 def streamed_pairs(prepared: Prepared) -> Pairs:
     """The sums over all steps that stream keys. Runs the steps before them."""
+    return pairs_of(list(attended(prepared)))
+
+
+def pairs_of(calls: Sequence[tuple[Plan, Call]]) -> Pairs:
+    """The sums over plans with their calls."""
     live = visited = flops = moved = 0
-    for plan, call in attended(prepared):
+    for plan, call in calls:
         sizes, element = call.sizes, call.q.element_size()
         rows, keys = call.q.shape[:3].numel(), call.k.shape[:3].numel()
         width, value_width = sizes["d"], sizes.get("e", sizes["d"])
@@ -161,8 +179,22 @@ def streamed_pairs(prepared: Prepared) -> Pairs:
     return Pairs(live, visited, flops, moved)
 
 
+def streamed_steps(composition: Composition, calls: Sequence[tuple[Plan, Call]]) -> dict[str, Streamed]:
+    """The softmaxes of a call by their steps' names."""
+    steps = [step for step in composition.steps if isinstance(step, Attend | Regroup)]
+    found = {}
+    for step, (plan, call) in zip(steps, calls, strict=True):
+        if isinstance(step, Attend):
+            width = call.sizes["d"] + call.sizes.get("e", call.sizes["d"])
+            value = call.k if call.v is None else call.v
+            elements = (call.q.numel(), call.k.numel(), value.numel())
+            live = sum(branch_live(plan, branch, call) for branch in plan.branches)
+            found[step.name] = Streamed(2 * width * live, elements)
+    return found
+
+
 def attended(prepared: Prepared) -> Iterator[tuple[Plan, Call]]:
-    """Every plan of a call with its own call."""
+    """Every plan of a call with its own call. Runs the steps before them."""
     step = prepared.composition.attention
     if step is not None:
         yield step.plan, prepared.call(step.plan)
@@ -192,13 +224,13 @@ def participation(prepared: Prepared) -> list[str]:
     return lines
 
 
-def cost(prepared: Prepared) -> list[str]:
+def cost(prepared: Prepared, calls: Sequence[tuple[Plan, Call]]) -> list[str]:
     """Live pairs, floating point operations and bytes of a call; `cost_formulas` says where they come from."""
     sizes = prepared.sizes
     batch, heads, rows, keys = sizes["b"], sizes["h"], sizes["i"], sizes["j"]
     k = prepared.tensors["k"]
     assert k is not None
-    found = streamed_pairs(prepared)
+    found = pairs_of(calls)
     pairs = batch * heads * rows * keys
     widths = f"D={sizes['d']} E={sizes.get('e', sizes['d'])}"
     table = [("call", f"B={batch} H={heads} Hk={k.shape[1]} N={rows} M={keys} {widths}")]

@@ -336,14 +336,18 @@ def test_a_captured_call_equals_an_eager_one(name: str) -> None:
     calls = Calls(name, "cuda", torch.bfloat16)
     shape = Shape(2, 4, 2, 200, 200, 64, 64)
     given = calls.made(0, shape)
-    for _ in range(3):
-        calls.run(given)
+    side = torch.cuda.Stream()  # of the calls before and of the capture: autograd remembers where leaves were used
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            calls.run(given)
+    torch.cuda.synchronize()
     if any(tape.reads for kind in repeated._kinds.values() for tape in kind.tapes):
         with pytest.raises(CaptureError, match="tensors decide"), torch.cuda.graph(torch.cuda.CUDAGraph()):
             calls.run(given)
         return
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=side):
         found = calls.run(given)
     others = calls.made(1, shape)
     with torch.no_grad():
