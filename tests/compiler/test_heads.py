@@ -19,11 +19,12 @@ BRANCHES = """pattern p(n: int = 3):
 
 def heads(out: str) -> dict[str, str | None]:
     """The heads of the softmax and of the state."""
-    found = {}
+    found: dict[str, str | None] = {}
     for step in compose(attnc.compile(BRANCHES.format(out)).p.pattern).steps:
         if isinstance(step, Attend | Carry):
             name = "near" if isinstance(step, Attend) else "far"
-            found[name] = step.heads and f"{formula(step.heads.first)} .. {formula(step.heads.last)}"
+            heads = step.heads
+            found[name] = None if heads is None else f"{formula(heads.first)} .. {formula(heads.last)}"
     return found
 
 

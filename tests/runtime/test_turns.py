@@ -24,6 +24,7 @@ TURNS = [
     "dilated_window",
     "documents",
     "duo",
+    "fading_past",
     "gated_delta",
     "gla",
     "half_and_half",
@@ -102,12 +103,12 @@ def test_a_page_that_is_not_there_holds_no_key(page: int) -> None:
         assert int(changed.any(1).sum()) <= 2, "pages of rows 0 and 2"
 
 
-@pytest.mark.parametrize(("name", "paged"), [("causal", True), ("streaming", True), ("strided", False), ("duo", True)])
-def test_rows_of_unequal_lengths(name: str, paged: bool) -> None:
+def rows_of_unequal_lengths(name: str, paged: bool, device: str) -> None:
     """Prompts of three lengths, then tokens of some rows."""
-    sequences = Sequences.of(name, batch=3)
-    expected = sequences.reference()
-    cache = sequences.cache(pages=pages() if paged else None)
+    given_sequences = Sequences.of(name, batch=3)
+    expected = given_sequences.reference().to(device)
+    sequences = given_sequences if device == "cpu" else on_gpu(given_sequences)
+    cache = sequences.cache(pages=pages_on(device) if paged else None)
     starts = torch.zeros(3, dtype=torch.int64)
     for counts in ([3, 12, 7], [1, 1, 1], [1, 0, 1], [1, 1, 1], [0, 1, 1]):
         most = max(counts)
@@ -115,10 +116,10 @@ def test_rows_of_unequal_lengths(name: str, paged: bool) -> None:
         for name_, tensor in sequences.tensors.items():
             for at, axis in enumerate(sequences.axes(name_)):
                 if axis in "ijt":
-                    places = (starts[:, None] + torch.arange(most)).clamp(max=LENGTH - 1)
+                    places = (starts[:, None] + torch.arange(most)).clamp(max=LENGTH - 1).to(device)
                     tensor = torch.stack([row.index_select(at - 1, to) for row, to in zip(tensor, places, strict=True)])
             given[name_] = tensor
-        own = None if counts == [1, 1, 1] else torch.tensor(counts)
+        own = None if counts == [1, 1, 1] else torch.tensor(counts, device=device)
         found = sequences.pattern.decode(cache=cache, counts=own, **given)
         cache.backend = "triton"
         for row, count in enumerate(counts):
@@ -133,10 +134,16 @@ def test_rows_of_unequal_lengths(name: str, paged: bool) -> None:
     assert cache.memory.turn is not None
 
 
-@pytest.mark.parametrize(("parts", "heads", "key_heads"), [(5, 3, 3), (2, 4, 1), (2, 36, 2)])
-def test_keys_are_shared_out(parts: int, heads: int, key_heads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+UNEQUAL = [("causal", True), ("streaming", True), ("strided", False), ("duo", True)]
+
+
+@pytest.mark.parametrize(("name", "paged"), UNEQUAL)
+def test_rows_of_unequal_lengths(name: str, paged: bool) -> None:
+    rows_of_unequal_lengths(name, paged, "cpu")
+
+
+def keys_are_shared_out(heads: int, key_heads: int, device: str) -> None:
     """Several parts of a row, some without a key; heads that fill more than a tile; D != E, strided tensors."""
-    monkeypatch.setattr(decoding_launch, "parts_of", lambda *_: parts)
     text = """pattern p(w: int = 30):
     input bias: real[h]
     out = softmax[j]((q @ k * scale + bias * (i - j)) where j <= i and (i - j < w or j % 3 == 1)) @ v
@@ -145,21 +152,39 @@ def test_keys_are_shared_out(parts: int, heads: int, key_heads: int, monkeypatch
     length = 100
     q = torch.randn(length, 2, heads, 9).permute(1, 2, 0, 3)
     k, v = torch.randn(2, key_heads, length, 9), torch.randn(2, length, key_heads, 5).transpose(1, 2)
-    sequences = Sequences(pattern, {}, {"q": q, "k": k, "v": v, "bias": torch.randn(heads) / 50})
+    given = Sequences(pattern, {}, {"q": q, "k": k, "v": v, "bias": torch.randn(heads) / 50})
+    sequences = given if device == "cpu" else on_gpu(given)
     cache, _ = prompted(sequences, length - 2, room=120)
     found = [sequences.pattern.decode(cache=cache, **sequences.part(at, at + 1)) for at in (length - 2, length - 1)]
-    expected = sequences.reference()[:, :, length - 2 :]
-    assert error(torch.cat(found, 2), expected) <= tolerance(torch.float32, length)
+    expected = given.reference()[:, :, length - 2 :]
+    assert error(torch.cat(found, 2).cpu(), expected) <= tolerance(torch.float32, length)
 
 
-@pytest.mark.parametrize("name", ["gla", "linear", "gated_delta"])
-def test_prompts_of_states(name: str) -> None:
+SHARED_OUT = [(5, 3, 3), (2, 4, 1), (2, 36, 2)]
+
+
+@pytest.mark.parametrize(("parts", "heads", "key_heads"), SHARED_OUT)
+def test_keys_are_shared_out(parts: int, heads: int, key_heads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding_launch, "parts_of", lambda *_: parts)
+    keys_are_shared_out(heads, key_heads, "cpu")
+
+
+def prompts_of_states(name: str, device: str) -> None:
     """By the chunked kernels, from a state or not."""
-    sequences = Sequences.of(name)
+    given = Sequences.of(name)
+    sequences = given if device == "cpu" else on_gpu(given)
     cache = sequences.cache()
     cache.backend = "triton"
     found = sequences.decode(cache, [13, 1, 9, 1, 5])
-    assert error(found, sequences.reference()) <= tolerance(torch.float32, LENGTH)
+    assert error(found.cpu(), given.reference()) <= tolerance(torch.float32, LENGTH)
+
+
+STATES = ["gla", "linear", "gated_delta"]
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_prompts_of_states(name: str) -> None:
+    prompts_of_states(name, "cpu")
 
 
 def test_a_state_that_is_forgotten_is_0() -> None:
@@ -215,6 +240,30 @@ def on_gpu(sequences: Sequences) -> Sequences:
     return Sequences(sequences.pattern, sequences.parameters, {n: x.cuda() for n, x in sequences.tensors.items()})
 
 
+def pages_on(device: str) -> Pages:
+    table = pages()
+    return Pages(table.size, table.count, table.table.to(device))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("name", "paged"), UNEQUAL)
+def test_rows_of_unequal_lengths_on_a_gpu(name: str, paged: bool) -> None:
+    rows_of_unequal_lengths(name, paged, "cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("parts", "heads", "key_heads"), SHARED_OUT)
+def test_keys_are_shared_out_on_a_gpu(parts: int, heads: int, key_heads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding_launch, "parts_of", lambda *_: parts)
+    keys_are_shared_out(heads, key_heads, "cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", STATES)
+def test_prompts_of_states_on_a_gpu(name: str) -> None:
+    prompts_of_states(name, "cuda")
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("graphs", [False, True])
@@ -239,9 +288,7 @@ def test_a_captured_token_goes_on(name: str, paged: bool) -> None:
         pytest.skip("it keeps more than keys")
     given = Sequences.of(name, torch.bfloat16, batch=3)
     sequences = on_gpu(given)
-    table = pages()
-    kept = Pages(table.size, table.count, table.table.cuda()) if paged else None
-    cache = sequences.cache(ROOM, pages=kept)
+    cache = sequences.cache(ROOM, pages=pages_on("cuda") if paged else None)
     for at in range(3):
         sequences.pattern.decode(cache=cache, **sequences.part(at, at + 1))
     token = {name: one.clone() for name, one in sequences.part(3, 4).items()}
