@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from torch import Tensor
@@ -59,8 +59,16 @@ def in_all_heads(step: Step, frame: Frame, span: Span | None, found: Mapping[str
     for name, place in places(step, frame).items():
         shape = frame.tensors[name].shape
         if name in made and shape[place] > 1:
-            whole = made[name].new_zeros(shape)
-            first = span[0] * shape[place] // frame.sizes["h"]
-            whole.narrow(place, first, made[name].shape[place]).copy_(made[name])
-            made[name] = whole
+            made[name] = among_others(made[name], place, span[0] * shape[place] // frame.sizes["h"], shape)
     return made
+
+
+def among_others(part: Tensor, place: int, first: int, shape: Sequence[int]) -> Tensor:
+    """A tensor of that shape with `part` from `first` on along a dimension, and 0 before and behind."""
+    whole = part.new_empty(shape)
+    last = first + part.shape[place]
+    for start, stop in ((0, first), (last, shape[place])):
+        if stop > start:
+            whole.narrow(place, start, stop - start).zero_()
+    whole.narrow(place, first, part.shape[place]).copy_(part)
+    return whole
