@@ -17,6 +17,7 @@ from attnc.compiler.verify import step_reads
 
 BALANCE = 200  # bfloat16 operations in the time of a byte: an H100's 600 TFLOP/s and 3 TB/s, both as measured
 ELEMENT = 2  # bytes
+GRADIENTS = "not inside of a branch's kernel, since gradients ask for what each branch left"
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,9 @@ def describe_launches(composition: Composition, streamed: Mapping[str, Streamed]
         met = dict.fromkeys(names[name] for name in step_reads(step) if name in names)
         if len(met) > 1 and isinstance(step, Compute):
             own = any(group.root is step.node for group in groups(step.node))
-            how = "one kernel of rows, which reads each once" if own else "torch, since it reads other rows too"
+            how = (
+                f"one kernel of rows, which reads each once; {GRADIENTS}" if own else "torch, since it reads other rows"
+            )
             lines.append(f"{step.name}: joins {', '.join(met)} by {how}")
     return ["launches on a GPU", *(f"    {line}" for line in lines)]
 
