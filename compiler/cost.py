@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import sympy
 
 from attnc.compiler.algebra import Algebra, Expr
-from attnc.compiler.composition import Carry, Recur
+from attnc.compiler.composition import Attend, Carry, Recur, Regroup, Step
 from attnc.compiler.describe import formula
 from attnc.compiler.ir import Graph, Node
 from attnc.compiler.plan import Bounds, Diagonals, Domain, Grid, KeySet, Listed, Plan, Selected, Stepped
@@ -16,6 +16,22 @@ from attnc.compiler.totals import BEFORE, total_keys
 from attnc.dsl.terms import Input
 
 LONGEST = 60  # characters of a closed form that people are shown
+
+
+def step_costs(steps: Iterable[Step]) -> Iterator[list[str]]:
+    """The lines of every step that streams keys."""
+    for step in steps:
+        if isinstance(step, Regroup):
+            yield cost_formulas(step.attend.plan)
+        elif isinstance(step, Attend):
+            yield [*counted_heads(step), *cost_formulas(step.plan)]
+
+
+def counted_heads(step: Attend | Carry | Recur) -> list[str]:
+    """A line where a step runs on some heads alone."""
+    if step.heads is None:
+        return []
+    return [f"H: as many as the heads {formula(step.heads.first)} <= h < {formula(step.heads.last)}"]
 
 
 def cost_formulas(plan: Plan) -> list[str]:
@@ -169,4 +185,5 @@ def state_formula(step: Carry | Recur, arrays: Mapping[str, Input]) -> str:
     """What a step that carries a state costs: linear in the sequence. `F`: its features; C: positions of a chunk."""
     width, value = (arrays[name].axes[-1] for name in (step.query, step.value))
     pairs = "2*C*N*(F + E)" if isinstance(step, Carry) else "C*M*(8*F + 4*E)"
-    return f"{step.name}: FLOPs = B*H*(2*F*E*(N + M) + {pairs}), F = size of {width}, E = size of {value}, C = 64"
+    sizes = ", ".join([f"F = size of {width}, E = size of {value}, C = 64", *counted_heads(step)])
+    return f"{step.name}: FLOPs = B*H*(2*F*E*(N + M) + {pairs}), {sizes}"

@@ -16,9 +16,8 @@ import attnc
 from attnc.compiler.cache_plan import describe_cache
 from attnc.compiler.causality import describe_causality
 from attnc.compiler.composition import Carry, Choose, Composition, Compute, Recur, Sequential, Step
-from attnc.compiler.cost import cost_formulas, state_formula
+from attnc.compiler.cost import state_formula, step_costs
 from attnc.compiler.describe import describe_step
-from attnc.compiler.pipeline import plans
 from attnc.dsl.diagnostics import AttnError
 from attnc.runtime.comparison import filled
 from attnc.runtime.pattern import CompiledPattern
@@ -116,8 +115,8 @@ def heading(step: Step) -> str:
 
 def streamed(composition: Composition) -> Iterator[str]:
     """Keys of a row in every step that streams keys."""
-    for plan in plans(composition.steps):
-        yield from cost_formulas(plan)
+    for costs in step_costs(composition.steps):
+        yield from costs
 
 
 def states(composition: Composition) -> Iterator[str]:

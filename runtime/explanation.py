@@ -19,7 +19,7 @@ from attnc.compiler.composition import (
     Regroup,
     Sequential,
 )
-from attnc.compiler.cost import cost_formulas, state_formula
+from attnc.compiler.cost import state_formula, step_costs
 from attnc.compiler.emit.chunked import kept_numbers, plain_variant
 from attnc.compiler.fuse import groups
 from attnc.compiler.loads import KNOWN
@@ -58,8 +58,8 @@ def explain(prepared: Prepared, *, verbose: bool = False, measured: Measured | N
             lines += [f"    {line}" for line in stage.text.splitlines()]
         lines += [f"    - {note}" for note in stage.notes]
     lines += ["", *describe_causality(pattern), *describe_decoding(prepared)]
-    for plan in prepared.program.plans:
-        lines += ["", *cost_formulas(plan)]
+    for costs in step_costs(prepared.composition.steps):
+        lines += ["", *costs]
     states = [step for step in prepared.composition.steps if isinstance(step, Carry | Recur)]
     if states:
         lines += ["", *(state_formula(step, prepared.composition.arrays) for step in states)]
@@ -225,7 +225,7 @@ def participation(prepared: Prepared) -> list[str]:
 
 
 def cost(prepared: Prepared, calls: Sequence[tuple[Plan, Call]]) -> list[str]:
-    """Live pairs, floating point operations and bytes of a call; `cost_formulas` says where they come from."""
+    """Live pairs, floating point operations and bytes of a call; `compiler.cost` says where they come from."""
     sizes = prepared.sizes
     batch, heads, rows, keys = sizes["b"], sizes["h"], sizes["i"], sizes["j"]
     k = prepared.tensors["k"]

@@ -17,7 +17,10 @@ from attnc.compiler.verify import step_reads
 
 BALANCE = 200  # bfloat16 operations in the time of a byte: an H100's 600 TFLOP/s and 3 TB/s, both as measured
 ELEMENT = 2  # bytes
-GRADIENTS = "not inside of a branch's kernel, since gradients ask for what each branch left"
+ONE_KERNEL = (
+    "one kernel of rows, which reads each once; not inside of a branch's kernel, since gradients ask for what each "
+    "branch left"
+)
 
 
 @dataclass(frozen=True)
@@ -42,10 +45,9 @@ def describe_launches(composition: Composition, streamed: Mapping[str, Streamed]
         met = dict.fromkeys(names[name] for name in step_reads(step) if name in names)
         if len(met) > 1 and isinstance(step, Compute):
             own = any(group.root is step.node for group in groups(step.node))
-            how = (
-                f"one kernel of rows, which reads each once; {GRADIENTS}" if own else "torch, since it reads other rows"
+            lines.append(
+                f"{step.name}: joins {', '.join(met)} by {ONE_KERNEL if own else 'torch: it reads other rows too'}"
             )
-            lines.append(f"{step.name}: joins {', '.join(met)} by {how}")
     return ["launches on a GPU", *(f"    {line}" for line in lines)]
 
 
