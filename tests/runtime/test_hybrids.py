@@ -133,7 +133,8 @@ def programs(draw: Callable[..., Any]) -> str:
     lines += [f"{name} = {branch.value}" for name, branch in zip(values, branches, strict=True)]
     way = draw(st.sampled_from(("gates", "heads", "norms", "rows", "union", "merge")))
     conditions = [branch.condition for branch in branches]
-    if way == "union" and all(conditions):
+    routed = [condition for condition in conditions if condition and "picked" in condition]
+    if way == "union" and all(conditions) and len(routed) < 2:  # a second selection in one softmax is refused
         whole = " or ".join(f"({condition})" for condition in conditions)
         lines = [line for branch in branches for line in branch.lines]
         out = f"softmax[j](q @ k * scale where {whole}) @ v"
