@@ -116,9 +116,8 @@ class Attention:
         query, key = self.operands()
         value = at.array(self.value_vector())
         plan = stream(at, softmaxes, self.inputs, merged=len(self.weights) > 1 or self.node.op == "merge")
-        plan = replace(
-            plan, exact=any(one in at.axes and at.axes[one].kind == "segments" for one in (self.row, self.key))
-        )
+        segments = any(one in at.axes and at.axes[one].kind == "segments" for one in (self.row, self.key))
+        plan = replace(plan, exact=segments, joined=bool(joined))
         name, lse = at.fresh("attention"), at.fresh("lse")
         at.steps.append(Attend(name, lse, plan, query, key, value, self.row, self.key))
         return self.result(name)

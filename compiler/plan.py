@@ -220,6 +220,7 @@ class Plan:
 
     `derived`: tables of the forward; `transposed_derived`: those that only transposed domains read. `exact`: what is
     made of the result makes much of a rounding, so that products are of float32; q, k and v may differ in type.
+    `joined`: q and k are vectors put end to end, whose width need not be near a power of two.
     """
 
     name: str
@@ -233,3 +234,4 @@ class Plan:
     graph: Graph | None = field(default=None, repr=False, compare=False)  # that made the nodes
     blocks: Mapping[str, Blocks] = field(default_factory=dict, repr=False, compare=False)
     exact: bool = False
+    joined: bool = False

@@ -25,12 +25,19 @@ class TileShape:
     apart: bool = False
 
 
-def tile_shape(width: int, itemsize: int, kind: str) -> TileShape:
+def tile_shape(width: int, itemsize: int, kind: str, keys: int | None = None) -> TileShape:
     """The shape for vectors of `width` (the larger of D and E, padded) of `itemsize` bytes.
 
     `kind`: how many keys a row sees in order: `long` (all of them, or all before it), `local` (a window), `blocks`
-    (listed ones), `sparse` (by a step, a grid or a list). Measured on an H100, see benchmarks/results/.
+    (listed ones), `sparse` (by a step, a grid or a list). `keys`: how many there are. Measured on an H100, see
+    benchmarks/results/.
     """
+    if itemsize == 2 and width <= 64 and kind == "long" and keys is not None and keys <= 64:
+        return TileShape(64, 64, 4, 3)
+    if 128 < width <= 192 and itemsize == 2 and kind == "long":
+        return TileShape(128, 64, 8, 4)
+    if width > 256:  # few rows that share an absorbed latent
+        return TileShape(16, 16, 4, 1 if itemsize > 2 else 2)
     if itemsize > 2:
         return WIDE[128 if width <= 128 else 256] if width > 64 else TileShape(128, 64, 8, 2)
     if width > 128 or kind == "sparse":
@@ -47,8 +54,10 @@ def backward_shape(width: int, itemsize: int, side: str, kind: str) -> TileShape
     """The shape of a gradient kernel; `side`: which side stays (`rows` or `keys`). Other arguments as in tile_shape."""
     if itemsize > 2:
         return TileShape(64, 32, 4, 1) if width <= 64 else TileShape(32, 32, 4, 1)
-    if width > 128:
+    if width > 192 or (width > 128 and kind not in ("long", "local")):
         return TileShape(64, 32, 8, 1)
+    if width > 128:
+        return TileShape(128, 64, 8, 3) if side == "rows" else TileShape(64, 32, 4, 3)
     if side == "rows":
         if kind in ("sparse", "blocks"):
             return TileShape(64, 32, 4, 2, apart=width > 64)
@@ -60,6 +69,29 @@ def backward_shape(width: int, itemsize: int, side: str, kind: str) -> TileShape
     if width <= 64:
         return TileShape(64, 64, 4, 3, apart=True) if kind == "long" else TileShape(64, 32, 4, 2)
     return TileShape(64, 64, 4, 2, overlap=kind != "sparse")  # a step's bookkeeping leaves no registers for it
+
+
+def fused_shape(width: int, itemsize: int, side: str, count: int, *, pieces: bool = False) -> TileShape | None:
+    """The shape of a gradient kernel whose tile holds all `count` rows of the side that stays; None: they don't fit.
+
+    Sums of what stays are kept in registers: two a key, one a query. `pieces`: products of float32 numbers as pairs
+    in bfloat16. Other arguments as in backward_shape.
+    """
+    rows = LEAST_ROWS
+    while rows < count:
+        rows *= 2
+    sums = rows * width * (2 if side == "keys" else 1)
+    if itemsize > 2:
+        if width > 64 or rows > LEAST_ROWS:
+            return None
+        return TileShape(rows, 64, 4, 2) if pieces else TileShape(rows, 32, 8, 1)
+    if sums > FUSED_SUMS or rows > MOST_ROWS:
+        return None
+    return TileShape(rows, 64, 8 if sums > FUSED_SUMS // 2 or rows > 128 else 4, 3 if width <= 64 else 2)
+
+
+LEAST_ROWS, MOST_ROWS = 64, 256  # of a tile that stays: what a warp group multiplies, what the scores leave room for
+FUSED_SUMS = 16384  # numbers that a program of eight warps keeps beside its weights
 
 
 SHARED_ROWS = 16  # rows that share a line of a selection from which on they stay, however wide its entries

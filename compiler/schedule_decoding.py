@@ -5,6 +5,7 @@ from __future__ import annotations
 from attnc.compiler.schedule import TileShape
 
 LEAST = 16  # the smallest side of a product
+WIDE = 256  # vectors from which on more rows do not fit beside the keys (an absorbed latent)
 PROGRAMS = 32  # for each processor, so that none waits long for the last
 FEWEST_KEYS = 256  # of a part: less is not worth its sum
 MOST_PARTS = 64
@@ -13,7 +14,7 @@ MOST_PARTS = 64
 def decoded_shape(width: int, group: int, itemsize: int, interpreted: bool = False) -> TileShape:
     """The shape for vectors of `width` (padded) and `group` query heads that share a key head: what is read counts."""
     rows = LEAST
-    while rows < min(group, 64):
+    while rows < min(group, 64 if width <= WIDE else LEAST):
         rows *= 2
     if interpreted:
         return TileShape(LEAST, 32, 1, 1)

@@ -28,7 +28,8 @@ def _contract(at: Arrays, node: Node, left: list[str], right: list[str], kept: l
     out = [*node.type.ordered_indices(), *kept]
     if node.op != "outer" and not at.frame.tracing and taken_as_held(both[0], both[1], at.frame.real):
         spelling = Spelling((*mine, *left), (*yours, *right), tuple(out))
-        return product(both[0], both[1], spelling, both[0].dtype if node in at.rounding else at.frame.real)
+        dtype = both[0].dtype if node in at.rounding else at.frame.real
+        return product(both[0], both[1], spelling, dtype, at.products.get(node))
     spelt = ["".join(letters[name] for name in part) for part in ([*mine, *left], [*yours, *right], out)]
     return torch.einsum(f"{spelt[0]},{spelt[1]}->{spelt[2]}", *(one.to(at.frame.real) for one in both))
 

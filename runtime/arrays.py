@@ -128,6 +128,7 @@ class Arrays:
         self.rounding = rounding
         self.known: dict[Node, Tensor] = {}
         self.widened: dict[Node, Tensor] = {}
+        self.products: dict[Node, Tensor] = {}  # results that are at hand, of products whose gradients are wanted
         self.names: dict[str, Tensor] = {}  # states and locals of the enclosing block
         self.tables: dict[tuple[int, int], list[Tensor]] = {}  # of monomials, by width and degree
 

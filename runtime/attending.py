@@ -32,8 +32,7 @@ class Attending:
         return [([*rows, value.shape[-1]], result_type(step, frame)), (rows, frame.real)]
 
     def forward(self, step: Attend, frame: Frame, engine: Engine) -> list[Tensor]:
-        mixed = step.plan.exact and engine.chunked  # generated kernels load each operand as it is
-        call = call_of(step, frame, operands(step, frame, mixed=mixed))
+        call = call_of(step, frame, operands(step, frame, mixed=mixed_operands(step, engine)))
         return list(engine.execute(step.plan, call, result_type(step, frame)))
 
     def backward(
@@ -52,7 +51,9 @@ class Attending:
         named = dict.fromkeys((step.query, step.key, step.value))
         leaves = {name: frame.tensors[name].detach().requires_grad_(name in wanted) for name in named}
         with recording():
-            viewed = operands(step, replace(frame, tensors={**frame.tensors, **leaves}))
+            viewed = operands(
+                step, replace(frame, tensors={**frame.tensors, **leaves}), mixed=mixed_operands(step, engine)
+            )
         call = call_of(step, frame, {name: tensor.detach() for name, tensor in viewed.items()})
         inside = [entry.name for entry in step.plan.inputs if entry.name in wanted]
         asked = [name for name in "qkv" if viewed[name].requires_grad]
@@ -71,6 +72,11 @@ class Attending:
         for name in inside:
             found[name] = found[name] + made[name] if name in found else made[name]
         return found
+
+
+def mixed_operands(step: Attend, engine: Engine) -> bool:
+    """Whether query, key and value may differ in type: generated kernels load each as it is."""
+    return step.plan.exact and engine.chunked
 
 
 def operands(step: Attend, frame: Frame, *, mixed: bool = False) -> dict[str, Tensor]:

@@ -50,12 +50,14 @@ class Engine:
 
     `execute(plan, call, dtype)`: (out, lse) of the plan. `backward(plan, number, call, do, lse, delta)`: do
     (B, H, N, E) of any real dtype and strides; lse and delta (B, H, N) of the dtype of sums, lse natural and +inf
-    where a row has no key, so that exp(score - lse) is 0 there.
+    where a row has no key, so that exp(score - lse) is 0 there. `whole(plan, call, out, lse, do)`: the gradients of a
+    plan of one branch from what `execute` left, where there is a shorter way.
     """
 
     execute: Callable[[Plan, Call, torch.dtype], tuple[Tensor, Tensor]]
     backward: Callable[[Plan, int, Call, Tensor, Tensor, Tensor], BranchGradients]
     products: Callable[[Plan, Tensor, Tensor], Tensor] | None = None  # row sums of x * y, where torch's take longer
+    whole: Callable[[Plan, Call, Tensor, Tensor, Tensor], BranchGradients | None] | None = None
     chunked: bool = False  # whether states run along the sequence in generated kernels, else in torch
 
 
@@ -131,6 +133,12 @@ class Gradients:
 
         out and grad_out (B, H, N, E), lse and grad_lse (B, H, N).
         """
+        made = None
+        if self.engine.whole is not None and grad_lse is None:
+            made = self.engine.whole(self.plan, self.given, out, lse, grad_out)
+        if made is not None:
+            self.found = {"q": made.q, "k": made.k, "v": made.v}
+            return {name: self.finished(name) for name in self.wanted}
         lse = lse.nan_to_num(nan=math.nan, posinf=math.inf, neginf=math.inf)
         delta = self.delta(out, grad_out, grad_lse)
         for number in range(len(self.plan.branches)):

@@ -19,6 +19,7 @@ from attnc.runtime.refusal import extra_inputs, layouts, listed, refuse
 from attnc.runtime.scalars import of_term
 
 WIDEST = 256  # largest D and E that the kernels hold in registers
+WIDEST_ATTENDED = 1024  # what a step may attend with, forward: a latent that few queries take as it is
 WIDEST_LATENT = 4096  # of what is projected to them
 REALS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 INTS = (torch.int64, torch.int32)

@@ -12,14 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnc.compiler.emit.arguments import Argument
+from attnc.compiler.emit.arguments import TAIL, Argument
 from attnc.compiler.emit.kernel import Kernel
 from attnc.compiler.emit.module import emit_module
 from attnc.compiler.emit.rows import row_nodes, row_tiles
 from attnc.compiler.ir import Node
 from attnc.compiler.plan import Domain, Listed, Plan
 from attnc.compiler.schedule import TileShape
-from attnc.runtime.binding import WIDEST
 from attnc.runtime.cache import cached_module
 from attnc.runtime.call import Call
 from attnc.runtime.scalars import of_node
@@ -28,6 +27,9 @@ from attnc.runtime.views import ALIGNMENT, View, Views
 INTERPRETED = TileShape(32, 32, 1, 1)  # small, so that small tests have several tiles
 INTERPRETED_PROCESSORS = 2
 REMEMBERED = 256  # launches of a module
+CUT_FROM, LEAST_TAIL = 128, 64  # columns of a first block that may have a second, and of that
+PIECES_WIDTH = 64  # of vectors whose products may be of pairs in bfloat16
+JOIN_ROWS = 16  # that a program joins: parts are many where tiles are few
 LEAST = 16  # the smallest side of a matrix product in Triton
 
 
@@ -39,9 +41,9 @@ def interpreting() -> bool:
 class Kernels:
     """A generated module, loaded. `prepared`: launches by all that they depend on but the tensors' contents."""
 
-    def __init__(self, plan: Plan, kernels: Sequence[Kernel]) -> None:
+    def __init__(self, plan: Plan, kernels: Sequence[Kernel], text: str | None = None) -> None:
         self.plan = plan
-        self.text = emit_module(plan, kernels)
+        self.text = text or emit_module(plan, kernels)
         self.kernels = tuple(kernels)
         self.module = cached_module(self.text, lambda: self.text)
         self.prepared: OrderedDict[tuple[object, ...], Prepared] = OrderedDict()
@@ -128,7 +130,8 @@ class KernelCall:
 
     def prepare(self, kernels: Kernels, kernel: Kernel, constants: Mapping[str, Any]) -> Prepared:
         """The arguments' values; those of tensors are left to each launch."""
-        views = Views(kernel.domain, self.call, self.tensors, self.padded, self.shape)
+        block, tail = column_blocks(self.sizes["D"]) if kernel.tails else (self.padded[0], 0)
+        views = Views(kernel.domain, self.call, self.tensors, (block, self.padded[1]), self.shape, tail)
         values: list[Any] = []
         slots: list[tuple[int, Argument, View | None]] = []
         for place, argument in enumerate(kernel.arguments):
@@ -138,7 +141,8 @@ class KernelCall:
             else:
                 values.append(self.value(argument))
         given = {
-            **block_constants(self.shape, self.padded, self.sizes, self.call.q.dtype),
+            **block_constants(self.shape, (block, self.padded[1]), self.sizes, self.call.q.dtype, tail),
+            **({"TAIL": tail} if kernel.tails else {}),
             "RAISING": self.raising(kernel.factor),
             **views.present,
             **constants,
@@ -149,8 +153,10 @@ class KernelCall:
         """What an argument stands for."""
         attribute, slot = argument.attribute, argument.slot
         match argument.role:
-            case "tensor" | "view":
+            case "tensor":
                 return self.tensors[attribute]
+            case "view":
+                return self.viewed(attribute)
             case "stride":
                 return stride(self.tensors[attribute], slot)
             case "size":
@@ -167,6 +173,14 @@ class KernelCall:
             case "array_group":
                 return max(1, self.sizes["H"] // self.array(attribute).shape[slot])
         raise AssertionError(argument.role)
+
+    def viewed(self, attribute: str) -> Tensor:
+        """A tensor, or its second block of columns."""
+        if not attribute.endswith(TAIL):
+            return self.tensors[attribute]
+        tensor = self.tensors[attribute.removesuffix(TAIL)]
+        block, tail = column_blocks(tensor.shape[3])
+        return tensor[..., block:] if tail else tensor
 
     def array(self, attribute: str) -> Tensor:
         """An input, or a derived table (its name has a dot)."""
@@ -192,7 +206,7 @@ class KernelCall:
 
 
 def block_constants(
-    shape: TileShape, widths: tuple[int, int], sizes: Mapping[str, int], dtype: torch.dtype
+    shape: TileShape, widths: tuple[int, int], sizes: Mapping[str, int], dtype: torch.dtype, tail: int = 0
 ) -> dict[str, Any]:
     """The constants of every streamed kernel, as most launches have them."""
     width, value_width = widths
@@ -201,9 +215,10 @@ def block_constants(
         "BLOCK_N": shape.block_n,
         "BLOCK_D": width,
         "BLOCK_E": value_width,
-        "EVEN_D": sizes["D"] == width,
+        "EVEN_D": sizes["D"] == width + tail,
         "EVEN_E": sizes["E"] == value_width,
         "PRECISION": "tf32x3" if dtype == torch.float32 else "ieee",
+        "PIECES": False,
         "SPLIT": False,
         "ADDING": False,
         "OVERLAP": shape.overlap,
@@ -211,9 +226,44 @@ def block_constants(
     }
 
 
+def pieces(plan: Plan, call: Call) -> bool:
+    """Whether an exact plan multiplies twice as fine as bfloat16, not to float32: where queries have 16 bits.
+
+    Forward, queries in float32 as such pairs gave wrong products (Triton 3.6, Hopper), and wider vectors are not
+    tried. Triton's interpreter does not multiply bfloat16.
+    """
+    narrow = max(call.q.shape[3], 0 if call.v is None else call.v.shape[3]) <= PIECES_WIDTH
+    return plan.exact and call.q.element_size() == 2 and narrow and not interpreting()
+
+
+def precision(plan: Plan, call: Call) -> dict[str, Any]:
+    """How an exact plan multiplies."""
+    if not plan.exact:
+        return {}
+    return {"PRECISION": "ieee", "PIECES": True} if pieces(plan, call) else {"PRECISION": "tf32x3"}
+
+
+def join_rows(shape: TileShape) -> int:
+    """Rows of a tile whose parts one program joins."""
+    return min(JOIN_ROWS, shape.block_m)
+
+
 def padded(width: int) -> int:
     """The power of two that holds a width, at least what a matrix product needs."""
     return max(LEAST, 1 << (max(width, 1) - 1).bit_length())
+
+
+def column_blocks(width: int) -> tuple[int, int]:
+    """The widths of one block of columns that holds vectors, or of two where they take less; 0 for no second one."""
+    whole = padded(width)
+    block = whole // 2
+    tail = max(padded(width - block), LEAST_TAIL)
+    return (block, tail) if block >= CUT_FROM and tail < block else (whole, 0)
+
+
+def attended_width(plan: Plan, width: int) -> int:
+    """Columns that a streamed kernel of the plan keeps of q and k."""
+    return sum(column_blocks(width)) if plan.joined else padded(width)
 
 
 def stride(tensor: Tensor, slot: int) -> int:
@@ -251,6 +301,10 @@ def refuse_unfit(call: Call) -> None:
         raise RuntimeError("the Triton back end needs CUDA tensors, or TRITON_INTERPRET=1 before triton is imported")
     if call.q.dtype == torch.float64:
         raise TypeError("the CUDA kernels accumulate in float32 and take float32, bfloat16 or float16, not float64")
+
+
+def refuse_wide(call: Call, widest: int) -> None:
+    """Raises where vectors are longer than a kernel's registers hold."""
     width = max(call.q.shape[3], call.k.shape[3] if call.v is None else call.v.shape[3])
-    if width > WIDEST:
-        raise ValueError(f"the CUDA kernels hold vectors of at most {WIDEST}, and a step attends with {width}")
+    if width > widest:
+        raise ValueError(f"the CUDA kernels hold vectors of at most {widest} here, and a step attends with {width}")

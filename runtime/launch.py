@@ -10,19 +10,26 @@ from torch import Tensor
 from attnc.compiler.emit.kernel import Kernel
 from attnc.compiler.emit.streamed import forward_kernels
 from attnc.compiler.plan import Branch, Plan
-from attnc.compiler.schedule import tile_shape
+from attnc.compiler.schedule import TileShape, tile_shape
+from attnc.runtime import launch_single
+from attnc.runtime.binding import WIDEST_ATTENDED
 from attnc.runtime.branches import join
 from attnc.runtime.call import Call
 from attnc.runtime.kernel_call import (
     INTERPRETED,
     KernelCall,
     Kernels,
+    attended_width,
     device_of,
     interpreting,
+    join_rows,
     kind_of,
     padded,
+    pieces,
+    precision,
     processors,
     refuse_unfit,
+    refuse_wide,
     stride,
 )
 from attnc.runtime.launch_listed import listed_outputs
@@ -42,7 +49,10 @@ def kernels_of(plan: Plan) -> Kernels:
 def execute(plan: Plan, call: Call, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
     """The result (B, H, N, E), of `dtype` or that of q, and lse (B, H, N), float32: every branch, then their join."""
     refuse_unfit(call)
+    refuse_wide(call, WIDEST_ATTENDED)
     dtype = dtype or call.q.dtype
+    if launch_single.takes(plan, call):
+        return launch_single.execute(plan, call, dtype)
     kernels = kernels_of(plan)
     own = dtype if len(plan.branches) == 1 else torch.float32
     streamed = [number for number, branch in enumerate(plan.branches) if branch.selected is None]
@@ -64,10 +74,11 @@ def run_branch(
     lse = torch.empty((batch, heads, rows), dtype=torch.float32, device=q.device)
     if out.numel() == 0 or lse.numel() == 0:
         return out, lse
-    widest = max(padded(width), padded(v.shape[-1]))
+    widest = max(attended_width(plan, width), padded(v.shape[-1]))
     itemsize = torch.float32.itemsize if plan.exact else q.element_size()
-    rule = INTERPRETED if interpreting() else tile_shape(widest, itemsize, kind_of(branch.domain))
-    shape = chosen_shape(kernels, kernel, call, "forward", rule, itemsize)
+    shape = INTERPRETED if interpreting() else rule_shape(branch, call, widest, itemsize)
+    if not plan.joined and not pieces(plan, call):  # what a tuner tries is for one block of columns, and its products
+        shape = chosen_shape(kernels, kernel, call, "forward", shape, itemsize)
     listed = program_list(plan, branch.domain, call, shape, processors(q))
     tensors = {"q": q, "k": call.k, "v": v, "o": out, "lse": lse, "part_out": lse, "part_lse": lse, "schedule": lse}
     if listed is not None:
@@ -77,18 +88,25 @@ def run_branch(
         tensors["schedule"] = listed.entries
     run = KernelCall(call, tensors, shape)
     tiles = len(listed.entries) if listed else run.tiles(branch.domain, rows, call.offset)
-    wide = {"PRECISION": "tf32x3"} if plan.exact else {}
-    run.run(kernels, kernel, (tiles, batch * heads), SPLIT=listed is not None, **wide)
+    given = precision(plan, call)
+    run.run(kernels, kernel, (tiles, batch * heads), SPLIT=listed is not None, **given)
     if listed is not None and len(listed.long_tiles):
         combine(kernels, listed, run)
     return out, lse
+
+
+def rule_shape(branch: Branch, call: Call, widest: int, itemsize: int) -> TileShape:
+    """The tile of a branch's kernel, where no tuner found a better one."""
+    return tile_shape(widest, itemsize, kind_of(branch.domain), call.sizes["j"])
 
 
 def combine(kernels: Kernels, listed: ProgramList, run: KernelCall) -> None:
     """Join the parts of the tiles that were split."""
     out, lse = run.tensors["o"], run.tensors["lse"]
     with device_of(out):
-        kernels.module.combine_parts[(len(listed.long_tiles), run.sizes["B"] * run.sizes["H"])](
+        rows = join_rows(run.shape)
+        grid = (len(listed.long_tiles), run.sizes["B"] * run.sizes["H"], run.shape.block_m // rows)
+        kernels.module.combine_parts[grid](
             run.tensors["part_out"],
             run.tensors["part_lse"],
             listed.long_tiles,
@@ -100,6 +118,7 @@ def combine(kernels: Kernels, listed: ProgramList, run: KernelCall) -> None:
             run.sizes["N"],
             run.sizes["E"],
             BLOCK_M=run.shape.block_m,
+            ROWS=rows,
             BLOCK_E=run.padded[1],
             num_warps=4,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,25 +14,31 @@ from attnc.compiler.emit.backward import backward_kernels
 from attnc.compiler.emit.kernel import Kernel
 from attnc.compiler.pipeline import transpose
 from attnc.compiler.plan import Branch, Plan, Rows
-from attnc.compiler.schedule import backward_shape
+from attnc.compiler.schedule import TileShape, backward_shape, fused_shape
 from attnc.runtime.backward import BranchGradients, score_gradient
+from attnc.runtime.binding import WIDEST
 from attnc.runtime.call import Call
 from attnc.runtime.derived import derive
 from attnc.runtime.kernel_call import (
     INTERPRETED,
     KernelCall,
     Kernels,
+    attended_width,
     device_of,
     interpreting,
+    join_rows,
     kind_of,
     padded,
+    pieces,
+    precision,
     processors,
     refuse_unfit,
+    refuse_wide,
     stride,
 )
 from attnc.runtime.launch_listed_backward import listed_gradients
 from attnc.runtime.tuned import chosen_shape
-from attnc.runtime.work import ProgramList, program_list
+from attnc.runtime.work import ProgramList, program_list, reaches_all
 
 PRODUCT_ROWS = 64
 DIRECT_PASSES = 2  # up to so many passes write dk and dv in their own dtype
@@ -62,7 +69,9 @@ def branch_backward(
     `lse` and `delta` are (B, H, N), float32.
     """
     refuse_unfit(call)
-    grad_out = grad_out.to(call.q.dtype)  # an epilogue's is wider, and products have operands of one type
+    refuse_wide(call, WIDEST)
+    if not plan.exact:  # an epilogue's is wider, and products have operands of one type
+        grad_out = grad_out.to(call.q.dtype)
     plan, kernels = kernels_of(plan, number)
     branch = plan.branches[number]
     if branch.selected is not None:
@@ -74,15 +83,52 @@ def branch_backward(
     leaves = score_gradient(branch.score).leaves
     v = call.v if call.v is not None else call.k
     passes = kernels.kernels[1:]
-    shared = {"q": call.q, "k": call.k, "v": v, "do": grad_out.to(call.q.dtype)}
+    shared = {"q": call.q, "k": call.k, "v": v, "do": grad_out}
     shared |= {"lse": lse.contiguous().float(), "delta": delta.contiguous().float()}
-    results = run_rows(plan, branch, kernels, call, shared, leaves)
+    side, shape = fused_side(plan, kernels, call, v)
+    if plan.exact and not side:  # two kernels have operands of one type
+        call, v = replace(call, q=call.q.float(), k=call.k.float(), v=v.float()), v.float()
+        shared |= {"q": call.q, "k": call.k, "v": v, "do": grad_out.float()}
     outputs, whole = key_outputs(call, v, passes, leaves)
+    if side == "rows":
+        if not reaches_all(plan, branch.domain, call, "i"):
+            outputs = {name: one.zero_() for name, one in outputs.items()}
+        results = run_rows(plan, branch, kernels, call, shared | outputs, leaves, shape)
+        return BranchGradients(results[-1], outputs["dk"].to(call.k.dtype), outputs["dv"].to(v.dtype), ())
+    if side == "keys":
+        make = torch.empty_like if reaches_all(plan, passes[0].domain, call, "j") else torch.zeros_like
+        dq = make(call.q, memory_format=torch.contiguous_format)
+        run_pass(plan, kernels, passes[0], call, shared | outputs | {"dq": dq}, adding=not whole, fused=shape)
+        return BranchGradients(dq, outputs["dk"].to(call.k.dtype), outputs["dv"].to(v.dtype), ())
+    results = run_rows(plan, branch, kernels, call, shared, leaves)
     results |= {at: outputs[f"leaf_{at}"] for at, leaf in enumerate(leaves) if leaf.side == "key"}
     for at, kernel in enumerate(passes):
         run_pass(plan, kernels, kernel, call, shared | outputs, adding=at > 0 or not whole)
     gradients = tuple(results[at] for at in range(len(leaves)))
     return BranchGradients(results[-1], outputs["dk"].to(call.k.dtype), outputs["dv"].to(v.dtype), gradients)
+
+
+def fused_side(plan: Plan, kernels: Kernels, call: Call, v: Tensor) -> tuple[str, TileShape | None]:
+    """The side that one tile holds whole, so that its kernel gives all gradients, and the tile; (``, None) for none.
+
+    Where queries stay, a key's gradients are one head's, so each needs a key head of its own.
+    """
+    rows, *passes = kernels.kernels
+    if not call.q.numel() or not call.k.numel() or not v.numel():
+        return "", None
+    for side, kernel, count in (
+        ("keys", passes[0] if passes else None, call.sizes["j"]),
+        ("rows", rows, call.sizes["i"]),
+    ):
+        if kernel is None or not kernel.fuses or (side == "rows" and call.k.shape[1] != call.q.shape[1]):
+            continue
+        if interpreting():
+            shape = INTERPRETED if count <= INTERPRETED.block_m else None
+        else:
+            shape = fused_shape(*widths(plan, call, v), side, count, pieces=pieces(plan, call))
+        if shape is not None:
+            return side, shape
+    return "", None
 
 
 def key_outputs(
@@ -95,9 +141,12 @@ def key_outputs(
     """
     sizes, device = call.sizes, call.q.device
     whole = bool(passes) and complete(passes[0].domain.rows) and sizes["i"] > 0 and call.k.numel() > 0
-    dtype = call.k.dtype if whole and len(passes) <= DIRECT_PASSES else torch.float32
+    direct = whole and len(passes) <= DIRECT_PASSES
     make = torch.empty if whole else torch.zeros
-    outputs = {"dk": make(call.k.shape, dtype=dtype, device=device), "dv": make(v.shape, dtype=dtype, device=device)}
+    outputs = {
+        name: make(one.shape, dtype=one.dtype if direct else torch.float32, device=device)
+        for name, one in (("dk", call.k), ("dv", v))
+    }
     for at, leaf in enumerate(leaves):
         if leaf.side == "key":
             by_key = (sizes["b"], sizes["h"], sizes["j"])
@@ -106,21 +155,27 @@ def key_outputs(
 
 
 def run_pass(
-    plan: Plan, kernels: Kernels, kernel: Kernel, call: Call, tensors: dict[str, Tensor], *, adding: bool
+    plan: Plan,
+    kernels: Kernels,
+    kernel: Kernel,
+    call: Call,
+    tensors: dict[str, Tensor],
+    *,
+    adding: bool,
+    fused: TileShape | None = None,
 ) -> None:
-    """One kernel that keeps keys: it writes dk and dv, or adds to them."""
+    """One kernel that keeps keys: it writes dk and dv, or adds to them; `fused`, and its tile: it writes dq, too."""
     sizes, key_heads = call.sizes, call.k.shape[1]
     if call.k.numel() == 0 or sizes["i"] == 0:
         return
-    v = tensors["v"]
-    rule = INTERPRETED if interpreting() else backward_shape(*widths(call, v), "keys", kind_of(kernel.domain))
-    shape = chosen_shape(kernels, kernel, call, "keys", rule)
-    run = KernelCall(call, tensors, shape)
+    shape = fused or staying_shape(plan, kernels, call, tensors["v"], "keys", kernel)
+    run = KernelCall(call, tensors if fused else tensors | {"dq": call.q}, shape)
     tiles = run.tiles(kernel.domain, sizes["j"], 0)
     if tiles == 0:
         return
     parts = Parts.of(plan, kernel, run, {"part_k": "dk", "part_v": "dv"}, "j")
     constants = {"MEMBERS": run.sizes["GROUP"], "ADDING": adding, "SPLIT": parts.split}
+    constants |= fused_constants(kernel, fused) | precision(plan, call)
     listed = kernel.domain.rows.listed is not None  # heads list keys of their own: one launch a member
     for member in range(run.sizes["GROUP"] if listed else 1):
         run.sizes["MEMBER"] = member
@@ -162,7 +217,9 @@ class Parts:
         for buffer, target in self.targets.items():
             out = run.tensors[target]
             with device_of(out):
-                kernels.module.add_parts[(len(self.listed.long_tiles), out.shape[0] * out.shape[1])](
+                rows = join_rows(run.shape)
+                grid = (len(self.listed.long_tiles), out.shape[0] * out.shape[1], run.shape.block_m // rows)
+                kernels.module.add_parts[grid](
                     run.tensors[buffer],
                     self.listed.long_tiles,
                     self.listed.rows,
@@ -171,14 +228,30 @@ class Parts:
                     out.shape[1],
                     out.shape[3],
                     BLOCK_M=run.shape.block_m,
+                    ROWS=rows,
                     BLOCK_D=padded(out.shape[3]),
                     ADDING=adding,
                 )
 
 
-def widths(call: Call, v: Tensor) -> tuple[int, int]:
-    """The widest padded vector and the bytes of an element."""
-    return max(padded(call.sizes["d"]), padded(v.shape[3])), call.q.element_size()
+def widths(plan: Plan, call: Call, v: Tensor) -> tuple[int, int]:
+    """The widest padded vector and the bytes of an element of products."""
+    itemsize = torch.float32.itemsize if plan.exact else call.q.element_size()
+    return max(attended_width(plan, call.sizes["d"]), padded(v.shape[3])), itemsize
+
+
+def staying_shape(plan: Plan, kernels: Kernels, call: Call, v: Tensor, side: str, kernel: Kernel) -> TileShape:
+    """The tile of a kernel that keeps one side of many tiles."""
+    if interpreting():
+        rule = INTERPRETED
+    else:
+        rule = backward_shape(*widths(plan, call, v), side, kind_of(kernel.domain))
+    return rule if plan.joined else chosen_shape(kernels, kernel, call, side, rule)
+
+
+def fused_constants(kernel: Kernel, fused: TileShape | None) -> dict[str, int]:
+    """Whether a kernel that can gives the other side's gradients, too."""
+    return {"FUSED": fused is not None} if kernel.fuses else {}
 
 
 def complete(rows: Rows) -> bool:
@@ -187,20 +260,25 @@ def complete(rows: Rows) -> bool:
 
 
 def run_rows(
-    plan: Plan, branch: Branch, kernels: Kernels, call: Call, shared: dict[str, Tensor], leaves: tuple[Leaf, ...]
+    plan: Plan,
+    branch: Branch,
+    kernels: Kernels,
+    call: Call,
+    shared: dict[str, Tensor],
+    leaves: tuple[Leaf, ...],
+    fused: TileShape | None = None,
 ) -> dict[int, Tensor]:
-    """The kernel that keeps queries: {-1: dq, leaf: its gradient}."""
+    """The kernel that keeps queries: {-1: dq, leaf: its gradient}; `fused`, and its tile: it writes dk and dv, too."""
     kernel = kernels.kernels[0]
     sizes, device = call.sizes, call.q.device
-    v = shared["v"]
-    rule = INTERPRETED if interpreting() else backward_shape(*widths(call, v), "rows", kind_of(branch.domain))
-    shape = chosen_shape(kernels, kernel, call, "rows", rule)
+    shape = fused or staying_shape(plan, kernels, call, shared["v"], "rows", kernel)
     make = torch.empty_like if complete(branch.domain.rows) and sizes["j"] else torch.zeros_like
     dq = make(call.q, memory_format=torch.contiguous_format)
-    run = KernelCall(call, shared | {"dq": dq}, shape)
+    others = {} if fused else {"dk": call.k, "dv": shared["v"]}
+    run = KernelCall(call, shared | others | {"dq": dq}, shape)
     tiles = run.tiles(branch.domain, sizes["i"], call.offset) if sizes["i"] else 0
     results: dict[int, Tensor] = {-1: dq}
-    constants: dict[str, int] = {}
+    constants: dict[str, Any] = fused_constants(kernel, fused) | precision(plan, call)
     for at, leaf in enumerate(leaves):
         if leaf.side == "row":
             results[at] = torch.zeros((sizes["b"], sizes["h"], sizes["i"]), dtype=torch.float32, device=device)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import Tensor
 
-from attnc.runtime.binding import WIDEST, fixed_sizes
+from attnc.runtime.binding import WIDEST, WIDEST_ATTENDED, fixed_sizes
 from attnc.runtime.operator_autograd import autograd, gradient_autograd, tensor_names
 from attnc.runtime.packing import unpack
 from attnc.runtime.program import Program, program
@@ -122,8 +122,17 @@ class Prepared:
 
     @property
     def composition(self) -> Composition:
+        return self.program.composition_for(self.sizes, WIDEST_ATTENDED if self.on_cuda else None)
+
+    @property
+    def differentiated(self) -> Composition:
+        """The composition whose steps have gradients: the same, unless its vectors are too wide for their kernels."""
+        return self.program.composition_for(self.sizes, WIDEST if self.on_cuda else None)
+
+    @property
+    def on_cuda(self) -> bool:
         q = self.tensors["q"]
-        return self.program.composition_for(self.sizes, WIDEST if q is not None and q.is_cuda else None)
+        return q is not None and q.is_cuda
 
     def call(self, plan: Plan) -> Call:
         """The call of a plan over q, k and v as they are given."""
@@ -134,11 +143,11 @@ class Prepared:
         assert k is not None
         return make_call(plan, q, k, v, self.parameters, self.inputs)
 
-    def frame(self) -> Frame:
-        """The frame of the steps."""
+    def frame(self, composition: Composition | None = None) -> Frame:
+        """The frame of the steps of a composition, by default the one that the call runs."""
         from attnc.runtime.steps import frame_of
 
-        return frame_of(self.composition, {**self.tensors, **self.inputs}, self.parameters, self.sizes)
+        return frame_of(composition or self.composition, {**self.tensors, **self.inputs}, self.parameters, self.sizes)
 
 
 def _run(
@@ -183,20 +192,14 @@ def _forward(
     step = prepared.composition.attention
     if step is not None:
         return list(engine.execute(step.plan, prepared.call(step.plan), q.dtype))
-    from attnc.runtime.steps import run
+    from attnc.runtime.steps import own, run
 
     with torch.no_grad():
         made = run(prepared.composition, prepared.frame(), engine, keep)
     statistics = torch.float64 if q.dtype == torch.float64 else torch.float32
     lse = made.saved[-1].clone() if prepared.program.is_one_softmax else q.new_empty(0, dtype=statistics)
-    return [_own(made.out.to(q.dtype), [q, k, v, *inputs, *made.saved]), lse, *made.saved]
-
-
-def _own(out: Tensor, others: Sequence[Tensor | None]) -> Tensor:
-    """A result that shares no memory, which an operator's may not."""
-    place = out.untyped_storage().data_ptr()
-    shared = any(other is not None and other.untyped_storage().data_ptr() == place for other in others)
-    return out.clone(memory_format=torch.contiguous_format) if shared else out.contiguous()
+    kept = made.kept
+    return [own(made.out.to(q.dtype), [q, k, v, *inputs, *kept]), lse, *kept]
 
 
 def choose_engine(backend: str, device: torch.device) -> Engine:
@@ -209,10 +212,11 @@ def choose_engine(backend: str, device: torch.device) -> Engine:
         from attnc.runtime.launch_backward import row_products
 
         return Engine(launch, launch_backward, row_products, chunked=True)
+    from attnc.runtime.dense import dense_gradients
     from attnc.runtime.executor import execute
     from attnc.runtime.executor_backward import branch_backward
 
-    return Engine(execute, branch_backward)
+    return Engine(execute, branch_backward, whole=dense_gradients)
 
 
 def _on_triton(backend: str, device: torch.device) -> bool:
@@ -252,7 +256,7 @@ def _fake(
     given = dict(zip((declared.name for declared in extra_inputs(found.pattern)), inputs, strict=True))
     prepared = Prepared(found, {"q": q, "k": k, "v": v}, given, parameters, sizes)
     keep = keep and _on_triton(backend, q.device)
-    return out, lse, run(prepared.composition, prepared.frame(), None, keep).saved
+    return out, lse, run(prepared.composition, prepared.frame(), None, keep).kept
 
 
 def _shape(found: Program, sizes: dict[str, int]) -> list[int]:
@@ -309,11 +313,15 @@ def _gradients(
 
         made = Gradients(step.plan, prepared.call(step.plan), engine, wanted).of(out, lse, grad_out, grad_lse)
     else:
-        from attnc.runtime.steps import gradients
+        from attnc.runtime.steps import gradients, run, with_result
 
+        composition, frame = prepared.differentiated, prepared.frame(prepared.differentiated)
+        if composition is not prepared.composition:
+            saved = run(composition, frame, engine).saved
+        saved = with_result(composition, saved, out)
         grad_lse = grad_lse if prepared.program.is_one_softmax else None  # else lse is empty
         cotangents = (grad_out, grad_lse, of_states)
-        made = gradients(prepared.composition, prepared.frame(), engine, saved, cotangents, wanted)
+        made = gradients(composition, frame, engine, saved, cotangents, wanted)
     return [made[name] for name in wanted]
 
 

@@ -34,20 +34,25 @@ def taken_as_held(x: Tensor, y: Tensor, real: torch.dtype) -> bool:
     return x.dtype == y.dtype and (x.dtype == real or (x.is_cuda and x.dtype in SHORT_TYPES))
 
 
-def product(x: Tensor, y: Tensor, spelling: Spelling, dtype: torch.dtype) -> Tensor:
-    """The einsum of two tensors of one type, as `dtype`: theirs or float32. Differentiable, once."""
-    made: Tensor = Product.apply(x, y, spelling, dtype)  # type: ignore[no-untyped-call]
-    return made
+def product(x: Tensor, y: Tensor, spelling: Spelling, dtype: torch.dtype, made: Tensor | None = None) -> Tensor:
+    """The einsum of two tensors of one type, as `dtype`: theirs or float32. Differentiable, once.
+
+    `made`: the result, where it is at hand and only its gradients are wanted.
+    """
+    if made is not None and made.dtype != dtype:
+        made = None
+    result: Tensor = Product.apply(x, y, spelling, dtype, made)  # type: ignore[no-untyped-call]
+    return result
 
 
 class Product(torch.autograd.Function):
     """See `product`."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, spelling: Spelling, dtype: torch.dtype) -> Tensor:
+    def forward(ctx: Any, x: Tensor, y: Tensor, spelling: Spelling, dtype: torch.dtype, made: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, y)
         ctx.spelling = spelling
-        return contracted(x, y, spelling, dtype)
+        return contracted(x, y, spelling, dtype) if made is None else made.detach()
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> Any:
@@ -59,7 +64,7 @@ class Product(torch.autograd.Function):
             grad_x = gradient(cotangent, own.out, y, own.y, x, own.x)
         if ctx.needs_input_grad[1]:
             grad_y = gradient(cotangent, own.out, x, own.x, y, own.y)
-        return grad_x, grad_y, None, None
+        return grad_x, grad_y, None, None, None
 
 
 def gradient(cotangent: Tensor, out: Labels, other: Tensor, names: Labels, target: Tensor, wanted: Labels) -> Tensor:

@@ -72,7 +72,8 @@ def dtype_of(composition: Composition, step: Compute, rows: Rows) -> torch.dtype
 class Replay:
     """A step made again for its gradients: kernels without a history, torch's parts with one.
 
-    `leaves`: the arrays that gradients are wanted of and torch reads, as autograd's leaves.
+    `leaves`: the arrays that gradients are wanted of and torch reads, as autograd's leaves. `made`: the array, where
+    the forward kept it.
     """
 
     composition: Composition
@@ -80,6 +81,7 @@ class Replay:
     frame: Frame
     engine: Engine
     wanted: Collection[str]
+    made: Tensor | None = None
     leaves: dict[str, Tensor] = field(default_factory=dict)
     done: list[tuple[Group, Rows]] = field(default_factory=list)
 
@@ -92,6 +94,8 @@ class Replay:
         with nullcontext() if whole else recording():
             frame = replace(self.frame, tensors={**self.frame.tensors, **self.leaves})
             self.arrays = arrays_of(self.step, frame)
+            if self.made is not None:
+                self.arrays.products[self.step.node] = self.made
             for group in parts:
                 self.group(group, needed)
             self.out = computed(self.step, frame, self.arrays)

@@ -74,6 +74,7 @@ class Kind(Protocol):
         """Gradients of the wanted arrays, in their shapes; an absent one is zero."""
 
 
+TOKENS = frozenset("ijt")
 KINDS: dict[type[Step], Kind] = {
     Attend: ATTEND,
     Carry: CARRY,
@@ -87,7 +88,15 @@ KINDS: dict[type[Step], Kind] = {
 
 def made_again(step: Step) -> bool:
     """Whether the backward makes again what a step leaves, which is then not saved."""
+    if isinstance(step, Compute):
+        return not summary(step)
     return isinstance(step, Choose) and ragged(step)
+
+
+def summary(step: Compute) -> bool:
+    """Whether a value is a product over the tokens: short beside what it is made of, whose gradients do without it."""
+    node = step.node
+    return node.op == "dot" and node.attribute in TOKENS and not TOKENS & node.type.indices
 
 
 def frame_of(
@@ -121,10 +130,38 @@ def with_arrays(frame: Frame, made: Mapping[str, Tensor], span: Span | None = No
 
 @dataclass(frozen=True)
 class Result:
-    """The result in the layout of the pattern, and what every heavy step left, in order."""
+    """The result in the layout of the pattern, and what every heavy step left, in order.
+
+    `returned`: the place among `saved` of the array that is the result as it stands, if one is.
+    """
 
     out: Tensor
     saved: list[Tensor]
+    returned: int | None = None
+
+    @property
+    def kept(self) -> list[Tensor]:
+        """`saved` with an empty vector for what is returned: an operator returns nothing twice."""
+        kept = list(self.saved)
+        if self.returned is not None:
+            kept[self.returned] = self.out.new_empty(0)
+        return kept
+
+
+def own(out: Tensor, others: Sequence[Tensor | None]) -> Tensor:
+    """A result that shares no memory, which an operator's may not."""
+    place = out.untyped_storage().data_ptr()
+    shared = any(other is not None and other.untyped_storage().data_ptr() == place for other in others)
+    return out.clone(memory_format=torch.contiguous_format) if shared else out.contiguous()
+
+
+def with_result(composition: Composition, kept: Sequence[Tensor], out: Tensor) -> list[Tensor]:
+    """What steps left, from `Result.kept` and the result."""
+    saved = list(kept)
+    place = places_of(composition).get(composition.steps[-1].name)
+    if place is not None and saved[place].dim() == 1:
+        saved[place] = out
+    return saved
 
 
 def run(composition: Composition, frame: Frame, engine: Engine | None, keep: bool = False) -> Result:
@@ -141,6 +178,9 @@ def run(composition: Composition, frame: Frame, engine: Engine | None, keep: boo
         at_step(step.name)
         if isinstance(step, Compute):
             out = compute(composition, step, frame, engine)
+            if step is not composition.steps[-1] and not made_again(step):
+                out = out.contiguous()
+                saved.append(out)
             frame = with_arrays(frame, {step.name: out})
             continue
         kind, span = KINDS[type(step)], span_of(step, frame)
@@ -156,7 +196,11 @@ def run(composition: Composition, frame: Frame, engine: Engine | None, keep: boo
     if engine is None and keep:
         shapes = [one for step in composition.steps for one in kept_shapes(step, frame)]
         kept = {"": [torch.empty(shape, dtype=dtype, device=frame.device) for shape, dtype in shapes]}
-    return Result(arranged(composition, frame, out), [*saved, *(one for held in kept.values() for one in held)])
+    last, made = composition.steps[-1], arranged(composition, frame, out)
+    stands = not isinstance(last, Compute) and composition.arrays[last.name].axes == composition.output_axes
+    stands = stands and not made_again(last) and made.shape == out.shape and made.dtype == frame.tensors["q"].dtype
+    saved += [one for held in kept.values() for one in held]
+    return Result(made, saved, places_of(composition)[last.name] if stands else None)
 
 
 def kept_shapes(step: Step, frame: Frame) -> list[tuple[list[int], torch.dtype]]:
@@ -230,9 +274,12 @@ def composition_indices(composition: Composition) -> set[str]:
 
 
 def places_of(composition: Composition) -> dict[str, int]:
-    """Where the arrays of heavy steps lie in what they leave (`Result.saved`)."""
-    heavy = [step for step in composition.steps if not isinstance(step, Compute) and not made_again(step)]
-    return {name: at for at, name in enumerate(name for step in heavy for name in KINDS[type(step)].names(step))}
+    """Where what steps leave lies in `Result.saved`: arrays of heavy ones, and short products over the tokens."""
+    left = [step for step in composition.steps[:-1] if not made_again(step)]
+    if not isinstance(composition.steps[-1], Compute) and not made_again(composition.steps[-1]):
+        left.append(composition.steps[-1])
+    names = [[step.name] if isinstance(step, Compute) else KINDS[type(step)].names(step) for step in left]
+    return {name: at for at, name in enumerate(name for own in names for name in own)}
 
 
 def gradients(
@@ -287,7 +334,7 @@ class Backward:
         """All steps forward: heavy ones give back what they left."""
         self.frame = replace(self.frame, kept={})
         for step in self.composition.steps:
-            self.made = self.compute(step) if isinstance(step, Compute) else self.heavy(step, saved)
+            self.made = self.compute(step, saved) if isinstance(step, Compute) else self.heavy(step, saved)
             names = [step.name] if isinstance(step, Compute) else KINDS[type(step)].names(step)
             span = span_of(step, self.frame)
             self.frame = with_arrays(self.frame, dict(zip(names, self.made, strict=True)), span)
@@ -302,13 +349,14 @@ class Backward:
             count = (CARRY if isinstance(step, Carry) else RECUR).kept_count(step, frame)  # type: ignore[arg-type]
             self.frame.kept[step.name], kept = kept[:count], kept[count:]
 
-    def compute(self, step: Compute) -> list[Tensor]:
+    def compute(self, step: Compute, saved: list[Tensor]) -> list[Tensor]:
         """A value over one sequence."""
-        wanted = [name for name in smooth_inputs(step.node) if name in self.active]
         last = step is self.composition.steps[-1]
+        kept = None if last or made_again(step) else saved.pop(0)
+        wanted = [name for name in smooth_inputs(step.node) if name in self.active]
         if not wanted:
-            return [compute(self.composition, step, self.frame, self.engine)]
-        replay = Replay(self.composition, step, self.frame, self.engine, wanted)
+            return [compute(self.composition, step, self.frame, self.engine) if kept is None else kept]
+        replay = Replay(self.composition, step, self.frame, self.engine, wanted, kept)
         made = replay.run(needed=not last)
         self.active.add(step.name)
         late = not self.carried.intersection(wanted)

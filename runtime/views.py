@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from attnc.compiler.emit.arguments import PLAIN, ROW_VIEW, Argument, view_constant
+from attnc.compiler.emit.arguments import PLAIN, ROW_VIEW, TAIL, Argument, view_constant
 from attnc.compiler.ir import Node
 from attnc.compiler.plan import Domain, Stepped
 from attnc.compiler.schedule import TileShape
@@ -19,6 +19,7 @@ from attnc.runtime.call import Call
 from attnc.runtime.scalars import of_node
 
 ALIGNMENT = 16  # bytes, of the address and of every stride but the last
+WIDEST_BOX = 256  # elements of a dimension that one copy takes
 
 
 def copies_tiles(tensor: Tensor) -> bool:
@@ -60,18 +61,31 @@ class Views:
     """
 
     def __init__(
-        self, domain: Domain, call: Call, tensors: Mapping[str, Tensor], padded: tuple[int, int], shape: TileShape
+        self,
+        domain: Domain,
+        call: Call,
+        tensors: Mapping[str, Tensor],
+        padded: tuple[int, int],
+        shape: TileShape,
+        tail: int = 0,
     ) -> None:
         self.domain = domain
         self.call = call
         self.tensors = tensors
         self.width = dict.fromkeys(("q", "k", "k_low"), padded[0]) | dict.fromkeys(("v", "do"), padded[1])
+        self.tail = tail
         self.shape = shape
         self.present: dict[str, bool] = {}
 
     def of(self, argument: Argument) -> View | None:
         """The view that a `view` argument stands for; None: the plain tensor stands in its place."""
-        made = self.describe(argument.attribute, self.tensors[argument.attribute], argument.slot)
+        name, block = argument.attribute, 0
+        if name.endswith(TAIL):
+            if not self.tail:
+                return None
+            name = name.removesuffix(TAIL)
+            block = self.width[name]
+        made = self.describe(name, self.tensors[name], argument.slot, block)
         constant = view_constant(argument)
         self.present[constant] = self.present.get(constant, True) and made is not None
         return made
@@ -87,12 +101,16 @@ class Views:
             node = walk.step
         return None if node is None else int(of_node(node, self.call.parameters, self.call.sizes) or 1)
 
-    def describe(self, name: str, tensor: Tensor, slot: int) -> View | None:
-        """One view; None where the tensor has none."""
+    def describe(self, name: str, tensor: Tensor, slot: int, begin: int) -> View | None:
+        """One view, of the columns from `begin`; None where the tensor has none."""
         if not tensor.numel() or not copies_tiles(tensor):
             return None
         if tensor.dim() == 3:
             return self.statistics(tensor, slot)
+        columns = self.tail if begin else self.width[name]
+        if columns > WIDEST_BOX:
+            return None
+        tensor = tensor[..., begin:] if begin else tensor
         batch, heads, tokens, width = tensor.shape
         step, length = self.step(slot), self.shape.block_m if slot == ROW_VIEW else self.shape.block_n
         if tensor.stride(3) != 1 or tensor.data_ptr() % ALIGNMENT or (step is not None and tokens % step):
@@ -105,7 +123,7 @@ class Views:
             strides = [*strides[:2], strides[2], strides[2] * step]
         if any(stride % unit or stride <= 0 for stride in strides):
             return None
-        return View(descriptor(tensor, [*shape, width], [*strides, 1], [*block, self.width[name]]))
+        return View(descriptor(tensor, [*shape, width], [*strides, 1], [*block, columns]))
 
     def statistics(self, tensor: Tensor, slot: int) -> View | None:
         """Of a contiguous (B, H, N): by a step, or where lines are not aligned, of a copy that is laid out for it."""

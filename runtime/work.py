@@ -32,6 +32,7 @@ class ProgramList:
     slots: int
 
 
+_reached: OrderedDict[tuple[object, ...], tuple[Domain, bool]] = OrderedDict()
 _remembered: OrderedDict[tuple[object, ...], tuple[Domain, ProgramList | None]] = OrderedDict()
 
 
@@ -163,6 +164,29 @@ def key_set_work(environment: Environment, key_set: KeySet, shape: TileShape, ro
             keys = (keys // environment.value(walk.period) + 1) * width
         work += (keys + 2 * shape.block_n - 2) // shape.block_n
     return work
+
+
+def reaches_all(plan: Plan, domain: Domain, call: Call, at: str) -> bool:
+    """Whether the rows of a domain of one consecutive key set visit the whole other side, from sizes and parameters."""
+    key = (id(domain), tuple(call.parameters.items()), tuple(call.sizes.items()), call.offset)
+    if key not in _reached:
+        _reached[key] = domain, len(domain.key_sets[0].runs) == 1 and reached(plan, domain, call, at)
+        if len(_reached) > REMEMBERED:
+            _reached.popitem(last=False)
+    return _reached[key][1]
+
+
+def reached(plan: Plan, domain: Domain, call: Call, at: str) -> bool:
+    """The same, worked out."""
+    runs = domain.key_sets[0].runs
+    if steered(bounds_of(domain)):
+        return False
+    first = call.offset if at == "i" else 0
+    environment = Environment(plan, call, {at: first + torch.arange(call.sizes[at])}, torch.float64)
+    lo, hi = torch.broadcast_tensors(*(environment.value(node) for node in (runs[0].outer.lo, runs[0].outer.hi)))
+    some = lo < hi
+    begin, end = (0, call.sizes["j"]) if at == "i" else (call.offset, call.offset + call.sizes["i"])
+    return bool(some.any() and lo[some].min() <= begin and hi[some].max() >= end)
 
 
 def tensors(split: Split, rows: RowTiles, call: Call) -> ProgramList:

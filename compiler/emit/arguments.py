@@ -11,6 +11,8 @@ from attnc.compiler.ir import Node, walk
 from attnc.compiler.plan import Derived, Diagonals, Domain, Grid, Listed, Plan, Stepped
 
 PLAIN, ROW_VIEW = -1, -2  # views in the order of the tensor, and by the step of the row tiles
+TAILED = ("q", "k")  # tensors that may be cut into two blocks of columns
+TAIL = "_tail"
 LAYOUTS = {
     "q": "bhnd",
     "k": "bhnd",
@@ -59,9 +61,13 @@ class Signature:
 
 
 def kernel_arguments(
-    plan: Plan, expressions: Sequence[Node], domain: Domain, signature: Signature
+    plan: Plan, expressions: Sequence[Node], domain: Domain, signature: Signature, *, tails: bool = False
 ) -> tuple[Argument, ...]:
-    """The arguments of one kernel."""
+    """The arguments of one kernel; `tails`: q and k have views of a second block of columns."""
+
+    def blocks(names: Sequence[str]) -> list[str]:
+        return [*names, *(name + TAIL for name in names if tails and name in TAILED)]
+
     tensors = [Argument(name, "tensor", name, specialised=True) for name in (*signature.tensors, *signature.buffers)]
     strides = [
         Argument(f"{tensor}_s{axis}", "stride", tensor, slot, specialised=True)
@@ -70,12 +76,12 @@ def kernel_arguments(
     ]
     views = []
     if domain.rows.period is None and domain.rows.listed is None:
-        views = [Argument(f"{x}_view", "view", x, ROW_VIEW, specialised=True) for x in signature.rows]
+        views = [Argument(f"{x}_view", "view", x, ROW_VIEW, specialised=True) for x in blocks(signature.rows)]
     for number, key_set in enumerate(domain.key_sets):
         if key_set.walk is None or isinstance(key_set.walk, Stepped):
             slot = PLAIN if key_set.walk is None else number
             suffix = view_suffix(slot)
-            streamed = (*signature.streamed, *signature.statistics)
+            streamed = blocks((*signature.streamed, *signature.statistics))
             views += [Argument(f"{x}_view{suffix}", "view", x, slot, specialised=True) for x in streamed]
     sizes = [Argument(name, "size", name) for name in ("B", "H", "N", "M", "OFFSET", "GROUP")]
     # Copies of vectors are as wide as what divides the limit that they are held against
@@ -94,7 +100,7 @@ def view_constant(argument: Argument) -> str:
     """The constant that says whether a view's descriptor is there."""
     if argument.slot == ROW_VIEW:
         return "VIEW_Q"
-    kind = "VIEW" if argument.attribute in LAYOUTS else "VIEW_S"
+    kind = "VIEW" if argument.attribute.removesuffix(TAIL) in LAYOUTS else "VIEW_S"
     return f"{kind}{view_suffix(argument.slot)}"
 
 

@@ -8,130 +8,34 @@ and equal inputs give equal bits (Dao et al. 2022, arXiv 2205.14135, algorithm 4
 The second product of a tile comes after the weights: both products' results at once would not fit in registers. Where
 keys stay it may come before the weights' own product, which then runs while the scores' gradient is made (OVERLAP).
 
+Where one tile holds all rows of the side that stays, a tile of the other side meets all that it sees in one turn, and
+its gradients are whole then and there (FUSED): one kernel gives them all, and each operand is read once.
+
 With P the weights and dO the cotangent: dV = P^T dO, g = P * (dO V^T - delta), delta_i = sum_e dO_ie O_ie - dlse_i,
 d(leaf) = g * d(score)/d(leaf).
 """
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 from attnc.compiler.build import unlowered
-from attnc.compiler.differentiate import Leaf, ScoreGradient, differentiate
-from attnc.compiler.emit.arguments import Signature
+from attnc.compiler.differentiate import Leaf, differentiate
+from attnc.compiler.emit.backward_kernel import BackwardKernel
 from attnc.compiler.emit.bounds import Loop
 from attnc.compiler.emit.expressions import PAIRS, TILE, TURNED, View, array_name
-from attnc.compiler.emit.kernel import Kernel, StreamedKernel
+from attnc.compiler.emit.kernel import Kernel
 from attnc.compiler.emit.listed_ranges import table_line
 from attnc.compiler.emit.rows import emit_rows
 from attnc.compiler.emit.streamed import emit_heads
-from attnc.compiler.ir import Graph, Node, walk
-from attnc.compiler.plan import Branch, Diagonals, Domain, KeySet, Plan
-
-# Ops that may not be finite where their operands are.
-FRAGILE = frozenset({"exp", "log", "sqrt", "pow", "div"})
-
-
-def fragile(adjoint: Node) -> bool:
-    """Whether a derivative may not be finite on some pair. A divisor that is the same for all pairs is harmless."""
-    return any(
-        node.op in FRAGILE and (node.op != "div" or bool({"i", "j"} & node.args[1].type.indices))
-        for node in walk(adjoint)
-    )
-
-
-class BackwardKernel(StreamedKernel):
-    """What both kernels share: the weights again, and g."""
-
-    view: View
-    cotangent = "cotangent[:, None]"
-
-    def __init__(self, plan: Plan, branch: Branch, domain: Domain, name: str, leaves: tuple[int, ...]) -> None:
-        self.gradient: ScoreGradient = differentiate(branch.score)
-        self.numbers = leaves
-        self.leaves: list[Leaf] = [self.gradient.leaves[number] for number in leaves]
-        adjoints = [leaf.adjoint for leaf in self.leaves]
-        # A score without q @ k, or that rounds it, sends nothing back to q and k.
-        self.adjoint = Graph().literal(0.0) if self.gradient.dot is None else self.gradient.dot
-        extra = [*adjoints, self.adjoint, *(leaf.value for leaf in self.leaves)]
-        scheduled = (*self.parts, "schedule") if self.parts else ()
-        buffers = ("lse", "delta", *scheduled, *(f"leaf_{number}" for number in leaves))
-        self.signature = Signature(self.tensors, buffers, self.row_tensors, self.streams, self.statistics)
-        pairs = (n for n, leaf in zip(leaves, self.leaves, strict=True) if leaf.side == "pair")
-        self.constants = (*self.constants, *(f"WIDTH_{number}" for number in pairs))
-        super().__init__(plan, branch, domain, name, extra)
-
-    tensors: tuple[str, ...]
-    row_tensors: tuple[str, ...]
-    streams: tuple[str, ...]
-    parts: tuple[str, ...]  # buffers of sums over a part of what a row sees; none: rows are never split
-    statistics: tuple[str, ...] = ()  # those that stream by
-
-    def hoist(self) -> None:
-        """What does not vary over the streamed side."""
-        masks = [key_set.mask for key_set in self.domain.key_sets]
-        adjoints = [leaf.adjoint for leaf in self.leaves]
-        self.expressions.hoist([self.branch.score, *masks, *adjoints, self.adjoint])
-        if self.factor is not None:
-            self.writer.let("factor", f"({self.expressions.once(self.factor, PAIRS)}) * LOG2E", self.factor.span)
-
-    def outside(self) -> bool:
-        """Whether the derivative by q @ k is one number, applied once at the end."""
-        return not self.adjoint.type.indices
-
-    def weights(self, key_set: KeySet, loop: Loop, view: View) -> None:
-        """`weights`: the softmax weights of this tile, from its scores `s` and the rows' log-sum-exps."""
-        writer = self.writer
-        self.expressions.share([self.branch.score, *(leaf.adjoint for leaf in self.leaves), self.adjoint], view)
-        statistic = self.of_queries("statistic", view)
-        if self.factor is not None:
-            writer.let("weights", f"tl.exp2(s * factor - {statistic})")
-        else:
-            score = self.expressions.text(self.raw, view)
-            writer.let("weights", f"tl.exp2(({score}) * LOG2E - {statistic})", self.raw.span)
-        self.masked(key_set, loop, view, lambda live: self.dead(live, key_set))
-
-    def dead(self, live: str, key_set: KeySet) -> None:
-        """Takes the other pairs out."""
-        self.writer.let("weights", f"tl.where({live}, weights, 0.0)", key_set.mask.span)
-
-    def of_queries(self, name: str, view: View) -> str:
-        """A statistic of the queries, made to broadcast."""
-        return f"{name}{view.i}"
-
-    def score_gradient(self, view: View) -> None:
-        """`g`, and `ds`, the gradient of q @ k, from `weights` and `dp` = dO V^T."""
-        self.writer.let("g", f"weights * (dp - {self.of_queries('delta_rows', view)})")
-        if not self.outside():
-            self.writer.let("ds", self.carried(self.adjoint, view), self.adjoint.span)
-        else:
-            self.writer.let("ds", "g")
-
-    def carried(self, adjoint: Node, view: View) -> str:
-        """g times a derivative; 0 on a pair without weight, where the derivative may not be finite."""
-        product = f"g * ({self.expressions.text(adjoint, view)})"
-        return f"tl.where(weights > 0.0, {product}, 0.0)" if fragile(adjoint) else product
-
-    def scaled(self, name: str) -> None:
-        if self.outside():
-            self.writer.let(name, f"{name} * ({self.expressions.text(self.adjoint, PAIRS)})")
-
-    def load_statistics(self, place: str, ok: str, broadcast: str = "") -> None:
-        """Log-sum-exps (base 2) and deltas of queries; a row that is not there weighs nothing."""
-        writer = self.writer
-        writer.let("query_rows", f"head.to(tl.int64) * N + {place}")
-        writer.let("statistic", f'tl.load(lse + query_rows, mask={ok}, other=float("inf")){broadcast} * LOG2E')
-        writer.let("delta_rows", f"tl.load(delta + query_rows, mask={ok}, other=0.0){broadcast}")
-
-    def store_part(self, buffer: str, name: str, axis: str) -> None:
-        """Sums over a part of what the rows see: `add_parts` joins them."""
-        writer = self.writer
-        writer.let("part_row", "(slot.to(tl.int64) * tl.num_programs(1) + tl.program_id(1)) * BLOCK_M + lane")
-        writer.line(f"tl.store({buffer} + part_row[:, None] * BLOCK_{axis.upper()} + {axis}[None, :], {name})")
+from attnc.compiler.plan import Branch, Diagonals, Domain, KeySet, Plan, Rows
 
 
 class BackwardRows(BackwardKernel):
     """Queries stay: the gradients of q, of leaves without j, and of tables read at pairs."""
 
     tensors: tuple[str, ...] = ("q", "k", "v", "do", "dq")
+    fused: tuple[str, ...] = ("dk", "dv")
     row_tensors: tuple[str, ...] = ("q", "do")
     streams: tuple[str, ...] = ("k", "v")
     parts: tuple[str, ...] = ("part_q",)
@@ -148,7 +52,7 @@ class BackwardRows(BackwardKernel):
         self.load_row_tile("query", "q", "d", "row")
         self.load_row_tile("cotangent", "do", "e", "row")
         self.load_statistics("row", "row_ok")
-        writer.let("dq_rows", "tl.zeros([BLOCK_M, BLOCK_D], tl.float32)")
+        self.start_sum("dq_rows", "d")
         for number, leaf in zip(self.numbers, self.leaves, strict=True):
             shape = f"[WIDTH_{number}]" if leaf.side == "pair" else "[BLOCK_M]"
             writer.let(f"sum_{number}", f"tl.zeros({shape}, tl.float32)")
@@ -164,21 +68,25 @@ class BackwardRows(BackwardKernel):
         self.load_streamed("keys", "k", "d", loop)
         self.load_streamed("values", "v", "e", loop)
         if pairs:
-            writer.let("s", "tl.sum(query.to(tl.float32) * keys.to(tl.float32), 1)")
+            self.paired_scores()
         else:
-            writer.let("s", "tl.dot(query, tl.trans(keys), input_precision=PRECISION)")
+            self.scores("query", "keys")
         self.weights(key_set, loop, view)
         if pairs:
             writer.let("dp", "tl.sum(cotangent.to(tl.float32) * values.to(tl.float32), 1)")
         else:
-            writer.let("dp", "tl.dot(cotangent, tl.trans(values), input_precision=PRECISION)")
+            writer.let("dp", self.product("cotangent", "tl.trans(values)"))
         self.score_gradient(view)
         if pairs:
-            writer.let("dq_rows", "dq_rows + ds[:, None] * keys.to(tl.float32)")
+            self.add_pairs("dq_rows", "keys")
         else:
-            writer.let("dq_rows", "tl.dot(ds.to(keys.dtype), keys, dq_rows, input_precision=PRECISION)")
+            self.add_product("dq_rows", "keys")
         for number, leaf in zip(self.numbers, self.leaves, strict=True):
             self.sum_leaf(number, leaf, view, pairs)
+
+    def other_side(self) -> None:
+        self.store_tile("dv", "e", "j", "weights", "cotangent")
+        self.store_tile("dk", "d", "j", "ds", "query")
 
     def sum_leaf(self, number: int, leaf: Leaf, view: View, pairs: bool) -> None:
         writer = self.writer
@@ -204,12 +112,13 @@ class BackwardRows(BackwardKernel):
 
     def finish(self) -> None:
         writer = self.writer
-        self.scaled("dq_rows")
+        self.scaled_sum("dq_rows", "d")
         with writer.block("if slot >= 0:"):
             self.store_part("part_q", "dq_rows", "d")
         with writer.block("else:"):
-            writer.let("out", "dq_head + row.to(tl.int64)[:, None] * dq_sn + d[None, :] * dq_sd")
-            writer.line("tl.store(out, dq_rows.to(dq.dtype.element_ty), mask=row_ok[:, None] & (d < D)[None, :])")
+            for columns in self.columns("d"):
+                with self.tail() if columns.suffix else nullcontext():
+                    self.store_columns("dq", "row", "row_ok", f"dq_rows{columns.suffix}", columns)
         for number, leaf in zip(self.numbers, self.leaves, strict=True):
             if leaf.side == "row":
                 writer.line(f"tl.store(leaf_{number} + query_rows, sum_{number}, mask=row_ok)")
@@ -223,6 +132,7 @@ class BackwardKeys(BackwardKernel):
     """Keys stay: the gradients of k, v and of leaves without i, summed over the query heads of a key head."""
 
     tensors: tuple[str, ...] = ("q", "k", "v", "do", "dk", "dv")
+    fused: tuple[str, ...] = ("dq",)
     row_tensors: tuple[str, ...] = ("k", "v")
     streams: tuple[str, ...] = ("q", "do")
     parts: tuple[str, ...] = ("part_k", "part_v")
@@ -250,7 +160,7 @@ class BackwardKeys(BackwardKernel):
             self.base(tensor)
         self.load_row_tile("keys", "k", "d", "j")
         self.load_row_tile("values", "v", "e", "j")
-        writer.let("dk_rows", "tl.zeros([BLOCK_M, BLOCK_D], tl.float32)")
+        self.start_sum("dk_rows", "d")
         writer.let("dv_rows", "tl.zeros([BLOCK_M, BLOCK_E], tl.float32)")
         if listed is not None:
             writer.let("member", "MEMBER")
@@ -266,7 +176,7 @@ class BackwardKeys(BackwardKernel):
         writer.let("h", "key_head * GROUP + member")
         writer.let("head", "b * H + h")
         self.hoist()
-        for tensor in self.streams:
+        for tensor in (*self.streams, *(self.fused if self.fuses else ())):
             self.base(tensor)
         for number in self.numbers:
             writer.let(f"sum_{number}", "tl.zeros([BLOCK_M], tl.float32)")
@@ -305,9 +215,9 @@ class BackwardKeys(BackwardKernel):
         self.load_streamed("cotangent", "do", "e", loop)
         self.load_query_statistics(loop, view)
         if pairs:
-            writer.let("s", "tl.sum(query.to(tl.float32) * keys.to(tl.float32), 1)")
+            self.paired_scores()
         else:
-            writer.let("s", "tl.dot(keys, tl.trans(query), input_precision=PRECISION)")
+            self.scores("keys", "query")
         self.weights(key_set, loop, view)
         if pairs:
             writer.let("dv_rows", "dv_rows + weights[:, None] * cotangent.to(tl.float32)")
@@ -316,27 +226,30 @@ class BackwardKeys(BackwardKernel):
             self.products()
         self.score_gradient(view)
         if pairs:
-            writer.let("dk_rows", "dk_rows + ds[:, None] * query.to(tl.float32)")
+            self.add_pairs("dk_rows", "query")
         else:
-            writer.let("dk_rows", "tl.dot(ds.to(query.dtype), query, dk_rows, input_precision=PRECISION)")
+            self.add_product("dk_rows", "query")
         for number, leaf in zip(self.numbers, self.leaves, strict=True):
             part = self.carried(leaf.adjoint, view)
             writer.let(f"sum_{number}", f"sum_{number} + " + (part if pairs else f"tl.sum({part}, 1)"), leaf.value.span)
 
+    def other_side(self) -> None:
+        self.store_tile("dq", "d", "i - OFFSET", "ds", "keys")
+
     def products(self) -> None:
         """dv and `dp`, in one order or the other: what is issued last runs on while `ds` is made of dp."""
         writer = self.writer
-        dv = "tl.dot(weights.to(cotangent.dtype), cotangent, dv_rows, input_precision=PRECISION)"
+        dv = self.product(self.rounded("weights", "cotangent"), "cotangent", "dv_rows")
         with writer.block("if not OVERLAP:"):
             writer.let("dv_rows", dv)
-        writer.let("dp", "tl.dot(values, tl.trans(cotangent), input_precision=PRECISION)")
+        writer.let("dp", self.product("values", "tl.trans(cotangent)"))
         with writer.block("if OVERLAP:"):
             writer.let("dv_rows", dv)
 
     def finish(self) -> None:
         """Store, or add to what other passes left."""
         writer = self.writer
-        self.scaled("dk_rows")
+        self.scaled_sum("dk_rows", "d")
         if not self.parts:
             self.store_sums()
             return
@@ -347,14 +260,10 @@ class BackwardKeys(BackwardKernel):
             self.store_sums()
 
     def store_sums(self) -> None:
-        writer = self.writer
         for tensor, axis in (("dk", "d"), ("dv", "e")):
-            rows = f"{tensor}_head + j.to(tl.int64)[:, None] * {tensor}_sn"
-            writer.let("out", f"{rows} + {axis}[None, :] * {tensor}_s{axis}")
-            writer.let("out_ok", f"row_ok[:, None] & ({axis} < {axis.upper()})[None, :]")
-            with writer.block("if ADDING:"):
-                writer.let(f"{tensor}_rows", f"{tensor}_rows + tl.load(out, mask=out_ok, other=0.0)")
-            writer.line(f"tl.store(out, {tensor}_rows.to({tensor}.dtype.element_ty), mask=out_ok)")
+            for columns in self.columns(axis):
+                with self.tail() if columns.suffix else nullcontext():
+                    self.store_columns(tensor, "j", "row_ok", f"{tensor}_rows{columns.suffix}", columns, adding=True)
 
 
 def backward_kernels(plan: Plan, branch: Branch, number: int) -> list[Kernel]:
@@ -370,9 +279,18 @@ def backward_kernels(plan: Plan, branch: Branch, number: int) -> list[Kernel]:
             raise unlowered(leaf.value, "on CUDA, the gradient of a table that varies over tokens", help)
     by_row = tuple(n for n, leaf in enumerate(leaves) if leaf.side != "key")
     by_key = tuple(n for n, leaf in enumerate(leaves) if leaf.side == "key")
-    rows = BackwardRows(plan, branch, branch.domain, f"backward_rows_{number}", by_row).kernel()
+    fuses = not leaves and fusable(branch.domain)
+    rows = BackwardRows(plan, branch, branch.domain, f"backward_rows_{number}", by_row, fuses=fuses).kernel()
+    alone = not leaves and len(branch.transposed) == 1
     keys = [
-        BackwardKeys(plan, branch, domain, f"backward_keys_{number}_{at}", by_key).kernel()
+        BackwardKeys(
+            plan, branch, domain, f"backward_keys_{number}_{at}", by_key, fuses=alone and fusable(domain)
+        ).kernel()
         for at, domain in enumerate(branch.transposed)
     ]
     return [rows, *keys]
+
+
+def fusable(domain: Domain) -> bool:
+    """Whether each tile that streams by is visited once by each tile of rows, and rows are in order."""
+    return domain.rows == Rows() and len(domain.key_sets) == 1 and domain.key_sets[0].walk is None

@@ -29,6 +29,7 @@ SLOT_SIZES = ("SLOT", "SLOTS")  # the branch's first part, parts of all branches
 class DecodedForward(StreamedForward):
     """Writes the kernel of one branch. `paged`: the arrays that lie in pages, k and v among them by these names."""
 
+    tailed = False
     signature = Signature(
         tensors=("q", "k", "v", "o"), buffers=("lse", "part_out", "part_lse", "pages"), rows=(), streamed=()
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 from attnc.compiler.emit.arguments import Argument, Signature, kernel_arguments, view_constant
@@ -16,7 +17,7 @@ from attnc.compiler.plan import Branch, Domain, KeySet, Plan, Rows
 
 CONSTANTS = (
     *("BLOCK_M", "BLOCK_N", "BLOCK_D", "BLOCK_E", "EVEN_D", "EVEN_E"),
-    *("PRECISION", "RAISING", "SPLIT", "ADDING", "OVERLAP", "APART"),
+    *("PRECISION", "PIECES", "RAISING", "SPLIT", "ADDING", "OVERLAP", "APART"),
 )
 
 
@@ -25,7 +26,8 @@ class Kernel:
     """A kernel's text, its name and its arguments in order (`constants` follow them).
 
     `factor`: the score's constant factor; RAISING says that it is positive. `splits`: whether what a row sees may be
-    shared out over programs.
+    shared out over programs. `fuses`: whether it can give the other side's gradients, too (FUSED). `tails`: whether q
+    and k may be two blocks of columns, BLOCK_D and TAIL.
     """
 
     name: str
@@ -34,6 +36,8 @@ class Kernel:
     factor: Node | None
     domain: Domain
     splits: bool
+    fuses: bool = False
+    tails: bool = False
 
 
 def split_score(score: Node) -> tuple[Node, Node | None]:
@@ -56,20 +60,43 @@ def branch_nodes(branch: Branch, domain: Domain) -> list[Node]:
     return nodes
 
 
+@dataclass(frozen=True)
+class Columns:
+    """A block of columns of a tile: the name of their places, how many, the axis, and what names of them end with."""
+
+    places: str
+    width: str
+    axis: str
+    suffix: str = ""
+
+    def pointers(self, rows: str, tensor: str, ok: str) -> str:
+        """The tile whose rows begin at `rows`, through pointers."""
+        size = self.axis.upper()
+        pointer = f"{rows} + {self.places}[None, :] * {tensor}_s{self.axis}"
+        return f"_load_tile({pointer}, {ok}, {self.places} < {size}, True, not EVEN_{size})"
+
+
 class StreamedKernel:
     """A kernel that keeps a tile of rows and streams the other side: queries stay, or keys do (`streamed`: i)."""
 
     signature: Signature
     streamed = "j"
     constants: tuple[str, ...] = ()
+    fuses = False
+    tailed = True  # whether q and k may be cut in two blocks of columns
 
     def __init__(self, plan: Plan, branch: Branch, domain: Domain, name: str, extra: list[Node] | None = None) -> None:
         self.branch = branch
         self.exact = plan.exact
+        self.tails = self.tailed and plan.joined
+        if self.tails:
+            self.constants = (*self.constants, "TAIL")
         self.domain = domain
         self.name = name
         self.writer = Writer()
-        self.arguments = kernel_arguments(plan, [*branch_nodes(branch, domain), *(extra or [])], domain, self.signature)
+        self.arguments = kernel_arguments(
+            plan, [*branch_nodes(branch, domain), *(extra or [])], domain, self.signature, tails=self.tails
+        )
         arrays = {one.attribute: Array(one.name, one.axes) for one in self.arguments if one.role == "array"}
         self.expressions = Expressions(self.writer, arrays, self.streamed)
         self.raw, self.factor = split_score(branch.score)
@@ -88,7 +115,9 @@ class StreamedKernel:
         with writer.block(f"def {self.name}({parameters}):"):
             self.body()
         leaves = any(one.role == "tensor" and one.attribute.startswith("leaf_") for one in self.arguments)
-        return Kernel(self.name, writer.text(), self.arguments, self.factor, self.domain, not leaves)
+        return Kernel(
+            self.name, writer.text(), self.arguments, self.factor, self.domain, not leaves, self.fuses, self.tails
+        )
 
     def body(self) -> None:
         raise NotImplementedError
@@ -103,6 +132,29 @@ class StreamedKernel:
         writer.let("lanes_n", "tl.arange(0, BLOCK_N)")
         writer.let("d", "tl.arange(0, BLOCK_D)")
         writer.let("e", "tl.arange(0, BLOCK_E)")
+        with self.tail() as let:
+            let("far", "BLOCK_D + tl.arange(0, TAIL)")
+
+    @contextmanager
+    def tail(self) -> Iterator[Callable[[str, str], object]]:
+        """What follows for the second block of columns of q and k, where the kernel may have one; gives `let`."""
+        if not self.tails:
+            yield lambda name, value: None
+            return
+        with self.writer.block("if TAIL > 0:"):
+            yield self.writer.let
+
+    def scores(self, left: str, right: str) -> None:
+        """`s`: the products of two tiles."""
+        self.writer.let("s", self.product(left, f"tl.trans({right})"))
+        with self.tail() as let:
+            let("s", self.product(f"{left}_tail", f"tl.trans({right}_tail)", "s"))
+
+    def paired_scores(self) -> None:
+        """`s` of rows that have one key each."""
+        self.writer.let("s", "tl.sum(query.to(tl.float32) * keys.to(tl.float32), 1)")
+        with self.tail() as let:
+            let("s", "s + tl.sum(query_tail.to(tl.float32) * keys_tail.to(tl.float32), 1)")
 
     def base(self, tensor: str) -> None:
         """`tensor_head`: where the tensor's batch and head begin."""
@@ -111,16 +163,34 @@ class StreamedKernel:
 
     def load_row_tile(self, name: str, tensor: str, axis: str, position: str) -> None:
         """A tile of the tensor that stays."""
-        pointer = f"{tensor}_head + {position}.to(tl.int64)[:, None] * {tensor}_sn + {axis}[None, :] * {tensor}_s{axis}"
-        pointers = f"_load_tile({pointer}, row_ok, {axis} < {axis.upper()}, True, not EVEN_{axis.upper()})"
         rows = self.domain.rows
-        if rows.period is not None or rows.listed is not None:
-            self.writer.let(name, pointers)
-            return
+        viewed = rows.period is None and rows.listed is None
         head = "key_head" if tensor in ("k", "v") else "h"
         place = "row_tile, 0" if rows.step is None else "row_class, row_tile, 0"
-        view = f"{tensor}_view.load([b, {head}, {place}]).reshape(BLOCK_M, BLOCK_{axis.upper()})"
-        self.viewed(name, view, pointers, "_Q")
+        for columns in self.columns(axis):
+            pointer = f"{tensor}_head + {position}.to(tl.int64)[:, None] * {tensor}_sn"
+            pointers = columns.pointers(pointer, tensor, "row_ok")
+            view = f"{tensor}{columns.suffix}_view.load([b, {head}, {place}]).reshape(BLOCK_M, {columns.width})"
+            with self.tail() if columns.suffix else nullcontext():
+                if viewed:
+                    self.viewed(f"{name}{columns.suffix}", view, pointers, "_Q")
+                else:
+                    self.writer.let(f"{name}{columns.suffix}", pointers)
+
+    def columns(self, axis: str) -> list[Columns]:
+        """The blocks of columns of an axis."""
+        tail = [Columns("far", "TAIL", "d", "_tail")] if axis == "d" and self.tails else []
+        return [Columns(axis, f"BLOCK_{axis.upper()}", axis), *tail]
+
+    def product(self, left: str, right: str, total: str = "") -> str:
+        """left @ right, added to `total`. Operands of an exact plan may differ in type."""
+        if self.exact:
+            return f"_exact_product({left}, {right}, {total or 'None'}, PIECES, PRECISION)"
+        return f"tl.dot({left}, {right}, {total + ', ' if total else ''}input_precision=PRECISION)"
+
+    def rounded(self, name: str, like: str) -> str:
+        """What a kernel made, as an operand of a product with `like`."""
+        return name if self.exact else f"{name}.to({like}.dtype)"
 
     def viewed(self, name: str, view: str, pointers: str, suffix: str) -> None:
         """A tile through its tensor descriptor where there is one, else through pointers."""
@@ -137,14 +207,16 @@ class StreamedKernel:
             base = f"{tensor}_head + (start{shift}).to(tl.int64) * {tensor}_sn + lanes_n[:, None] * {tensor}_sn"
         else:
             base = f"{tensor}_head + ({at}{shift}).to(tl.int64)[:, None] * {tensor}_sn"
-        pointer = f"{base} + {axis}[None, :] * {tensor}_s{axis}"
-        pointers = f"_load_tile({pointer}, {at}_ok, {axis} < {axis.upper()}, True, not EVEN_{axis.upper()})"
-        if loop.view is None:
-            self.writer.let(name, pointers)
-            return
         head = "h // GROUP" if tensor in ("k", "v") else "h"
-        view = f"{tensor}_view{loop.view}.load([b, {head}, {loop.place}, 0]).reshape(BLOCK_N, BLOCK_{axis.upper()})"
-        self.viewed(name, view, pointers, loop.view)
+        for columns in self.columns(axis):
+            pointers = columns.pointers(base, tensor, f"{at}_ok")
+            view = f"{tensor}{columns.suffix}_view{loop.view}.load([b, {head}, {loop.place}, 0])"
+            with self.tail() if columns.suffix else nullcontext():
+                if loop.view is None:
+                    self.writer.let(f"{name}{columns.suffix}", pointers)
+                else:
+                    view = f"{view}.reshape(BLOCK_N, {columns.width})"
+                    self.viewed(f"{name}{columns.suffix}", view, pointers, loop.view)
 
     def stream(self) -> None:
         """The loops over the key sets, each turn a `step`; with APART, full tiles have one of their own."""

@@ -42,6 +42,8 @@ def bare(branch: Branch) -> Branch:
 class Gathered(StreamedKernel):
     """What these kernels share: lists as arguments, rows that are gathered."""
 
+    tailed = False
+
     def prepare(self, buffers: Sequence[str], lists: Sequence[str] = LISTS, sizes: Sequence[str] = SIZES) -> None:
         """Adds the lists and their sizes to the arguments."""
         self.constants = (*self.constants, *CONSTANTS)

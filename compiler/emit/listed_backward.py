@@ -13,7 +13,8 @@ from dataclasses import replace
 from functools import partial
 
 from attnc.compiler.differentiate import differentiate
-from attnc.compiler.emit.backward import BackwardKernel, BackwardKeys, BackwardRows
+from attnc.compiler.emit.backward import BackwardKeys, BackwardRows
+from attnc.compiler.emit.backward_kernel import BackwardKernel
 from attnc.compiler.emit.bounds import Loop
 from attnc.compiler.emit.expressions import View
 from attnc.compiler.emit.kernel import Kernel

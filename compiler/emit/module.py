@@ -27,6 +27,24 @@ def _load_tile(pointers, row_ok, column_ok, GUARD_ROWS: tl.constexpr, GUARD_COLU
             return tl.load(pointers)
 """
 
+EXACT_PRODUCT = """
+
+@triton.jit
+def _exact_product(x, y, total, PIECES: tl.constexpr, PRECISION: tl.constexpr):
+    # x @ y of operands of any type; PIECES: a float32 number is the sum of two in bfloat16, but for 2**-16 of it
+    if not PIECES:
+        return tl.dot(x.to(tl.float32), y.to(tl.float32), total, input_precision=PRECISION)
+    head_x = x.to(tl.bfloat16)
+    head_y = y.to(tl.bfloat16)
+    if x.dtype != tl.bfloat16:
+        rest_x = (x.to(tl.float32) - head_x.to(tl.float32)).to(tl.bfloat16)
+        total = tl.dot(rest_x, head_y, total, input_precision=PRECISION)
+    if y.dtype != tl.bfloat16:
+        rest_y = (y.to(tl.float32) - head_y.to(tl.float32)).to(tl.bfloat16)
+        total = tl.dot(head_x, rest_y, total, input_precision=PRECISION)
+    return tl.dot(head_x, head_y, total, input_precision=PRECISION)
+"""
+
 PRELUDE = (
     """
 import triton
@@ -59,24 +77,25 @@ def _pow(x, y):
 
 """.rstrip()
     + LOAD_TILE
+    + EXACT_PRODUCT
     + '''
 
 @triton.jit
 def combine_parts(part_out, part_lse, tiles, rows, o, lse, o_sb, o_sh, o_sn, o_se, H, N, E,
-                  BLOCK_M: tl.constexpr, BLOCK_E: tl.constexpr):
+                  BLOCK_M: tl.constexpr, ROWS: tl.constexpr, BLOCK_E: tl.constexpr):
     """Join the parts of a row tile by their log-sum-exps. tiles: (first slot, parts) a tile; rows: its rows."""
     tile = tl.program_id(0)
     head = tl.program_id(1)
     heads = tl.num_programs(1)
     first = tl.load(tiles + tile * 2)
     parts = tl.load(tiles + tile * 2 + 1)
-    lane = tl.arange(0, BLOCK_M)
+    lane = tl.program_id(2) * ROWS + tl.arange(0, ROWS)
     e = tl.arange(0, BLOCK_E)
     row = tl.load(rows + tile * BLOCK_M + lane)
     row_ok = row >= 0
-    peak = tl.full([BLOCK_M], FLOOR, tl.float32)
-    total = tl.zeros([BLOCK_M], tl.float32)
-    acc = tl.zeros([BLOCK_M, BLOCK_E], tl.float32)
+    peak = tl.full([ROWS], FLOOR, tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    acc = tl.zeros([ROWS, BLOCK_E], tl.float32)
     for part in range(0, parts):
         at = ((first + part).to(tl.int64) * heads + head) * BLOCK_M + lane
         statistic = tl.load(part_lse + at) * LOG2E
@@ -97,18 +116,18 @@ def combine_parts(part_out, part_lse, tiles, rows, o, lse, o_sb, o_sh, o_sn, o_s
 
 @triton.jit(do_not_specialize=["H"])
 def add_parts(sums, tiles, rows, out, out_sb, out_sh, out_sn, out_sd, H, D,
-              BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, ADDING: tl.constexpr):
+              BLOCK_M: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, ADDING: tl.constexpr):
     """Add the parts of a row tile in their order. tiles: (first slot, parts) a tile; rows: its rows."""
     tile = tl.program_id(0)
     head = tl.program_id(1)
     heads = tl.num_programs(1)
     first = tl.load(tiles + tile * 2)
     parts = tl.load(tiles + tile * 2 + 1)
-    lane = tl.arange(0, BLOCK_M)
+    lane = tl.program_id(2) * ROWS + tl.arange(0, ROWS)
     d = tl.arange(0, BLOCK_D)
     row = tl.load(rows + tile * BLOCK_M + lane)
     inside = (row >= 0)[:, None] & (d < D)[None, :]
-    total = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    total = tl.zeros([ROWS, BLOCK_D], tl.float32)
     for part in range(0, parts):
         at = ((first + part).to(tl.int64) * heads + head) * BLOCK_M + lane
         total += tl.load(sums + at[:, None] * BLOCK_D + d[None, :])

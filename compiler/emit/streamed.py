@@ -54,13 +54,6 @@ class StreamedForward(StreamedKernel):
         for tensor in ("q", "k", "v"):
             self.base(tensor)
         self.load_row_tile("query", "q", "d", "row")
-        self.widen("query")
-
-    def widen(self, *names: str) -> None:
-        """Operands of an exact plan, which may differ in type, in one."""
-        if self.exact:
-            for name in names:
-                self.writer.let(name, f"{name}.to(tl.float32)")
 
     def start(self) -> None:
         """The running softmax before any key: `largest` (base 2), `total`, `acc`."""
@@ -85,11 +78,10 @@ class StreamedForward(StreamedKernel):
         view = PAIRS if pairs else TILE
         self.load_streamed("keys", "k", "d", loop)
         self.load_streamed("values", "v", "e", loop)  # here, so that both copies are under way together
-        self.widen("keys", "values")
         if pairs:
-            writer.let("s", "tl.sum(query.to(tl.float32) * keys.to(tl.float32), 1)")
+            self.paired_scores()
         else:
-            writer.let("s", "tl.dot(query, tl.trans(keys), input_precision=PRECISION)")
+            self.scores("query", "keys")
         self.expressions.share([self.branch.score], view)
         self.weigh(key_set, loop, view)
         writer.let("fade", "tl.exp2(largest - peak)")
@@ -99,9 +91,7 @@ class StreamedForward(StreamedKernel):
             writer.let("acc", "acc * fade[:, None] + weights[:, None] * values.to(tl.float32)")
         else:
             writer.let("total", "total * fade + tl.sum(weights, 1)")
-            writer.let(
-                "acc", "tl.dot(weights.to(values.dtype), values, acc * fade[:, None], input_precision=PRECISION)"
-            )
+            writer.let("acc", self.product(self.rounded("weights", "values"), "values", "acc * fade[:, None]"))
 
     def weigh(self, key_set: KeySet, loop: Loop, view: View) -> None:
         """`peak`, the new running maximum, and `weights` from the products `s`, which a condition may read."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from unittest.mock import Mock
+
 import pytest
 import torch
 
 import attnc
-from attnc.runtime import executor
+from attnc.runtime import executor, executor_backward
 from attnc.runtime.call import make_call
 from attnc.runtime.dense import dense_output
 from attnc.runtime.tolerance import error, tolerance
@@ -50,3 +52,29 @@ def test_dense_attention(text: str, sizes: tuple[int, ...], taken: bool, dtype: 
     assert error(out, expected) <= tolerance(dtype, keys)
     assert torch.equal(lse.isinf(), statistics.isinf())
     assert error(lse.nan_to_num(0, 0, 0), statistics.nan_to_num(0, 0, 0)) <= tolerance(dtype, keys)
+
+
+@pytest.mark.parametrize(("text", "sizes", "taken"), CASES)
+def test_gradients_of_dense_attention(
+    text: str, sizes: tuple[int, ...], taken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By torch's kernel where it ran forward; not where a log-sum-exp has a cotangent of its own."""
+    runs = Mock(side_effect=executor_backward.BackwardRun)
+    monkeypatch.setattr(executor_backward, "BackwardRun", runs)
+    pattern = attnc.compile(f"pattern p:\n    {text}\n").patterns["p"]
+    heads, key_heads, queries, keys, width, value_width = sizes
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(2, queries, heads, width, generator=generator).transpose(1, 2)
+    k = torch.randn(2, key_heads, keys, width, generator=generator)
+    v = torch.randn(2, key_heads, keys, value_width, generator=generator)
+    leaves = [one.requires_grad_() for one in (q, k, v)]
+    for with_lse in (False, True):
+        out, lse = pattern.with_lse(q, k, v)
+        expected, statistics = pattern.reference_with_lse(q, k, v)
+        results = [(out, expected), (lse, statistics)][: 1 + with_lse]
+        weights = [torch.randn(one.shape, generator=generator) for one, _ in results]
+        found = torch.autograd.grad([one for one, _ in results], leaves, weights)
+        wanted = torch.autograd.grad([one for _, one in results], leaves, [one.double() for one in weights])
+        for one, other in zip(found, wanted, strict=True):
+            assert error(one, other) <= tolerance(torch.float32, keys)
+        assert runs.called == (with_lse or not taken)

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from unittest.mock import Mock
+
 import pytest
 import torch
 
 import attnc
+from attnc.runtime import products, steps
 from attnc.runtime.comparison import SHAPES, Case, Target, compare
+from attnc.runtime.operator import choose_engine
 from attnc.runtime.settings import Setting
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 TEXT = """
 pattern gate(w: int = 4):            # two attentions and pointwise work on them
@@ -125,3 +132,40 @@ pattern given:
     torch.testing.assert_close(made, wanted)
     with pytest.raises(attnc.AttnError, match="the gradient of an input over pairs of positions"):
         pattern(q, k, v, bias=bias.requires_grad_(), mask=mask).sum().backward()
+
+
+def drawn(name: str) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
+    """Tensors that ask for gradients, of `latents` or of linformer."""
+    tensors = [torch.randn(1, 2, 20, 8, requires_grad=True) for _ in "qkv"]
+    given = {"E": torch.randn(3, 20, requires_grad=True), "F": torch.randn(3, 20, requires_grad=True)}
+    return tensors, given if name == "linformer" else {"z": torch.randn(3, 8, requires_grad=True)}
+
+
+def test_a_product_over_the_tokens_is_not_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its result is short, and its gradients do without it; the backward makes four products, not six."""
+    pattern = attnc.load(EXAMPLES / "linformer.attn").linformer
+    tensors, given = drawn("linformer")
+    out = pattern(*tensors, **given)
+    calls = Mock(side_effect=products.contracted)
+    monkeypatch.setattr(products, "contracted", calls)
+    found = torch.autograd.grad(out.sum(), [*tensors, *given.values()])
+    assert calls.call_count == 4
+    wanted = torch.autograd.grad(pattern.reference(*tensors, **given).sum(), [*tensors, *given.values()])
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one.double(), other.double(), atol=1e-4, rtol=1e-4)
+
+
+def test_what_a_step_returns_is_not_kept_twice() -> None:
+    """The result of the last attention is what the backward reads, with no copy beside it."""
+    pattern = PATTERNS["latents"]
+    tensors, given = drawn("latents")
+    q, k, v = (one.detach() for one in tensors)
+    prepared = pattern.prepared(q, k, v, given)
+    made = steps.run(prepared.composition, prepared.frame(), choose_engine("auto", q.device))
+    assert made.returned == -2
+    assert [one.numel() > 0 for one in made.kept] == [True, True, False, True]
+    again = steps.with_result(prepared.composition, made.kept, made.out)
+    assert all(torch.equal(one, other) for one, other in zip(again, made.saved, strict=True))
+    out = pattern(*tensors, **given)
+    held = {one.untyped_storage().data_ptr() for one in out.grad_fn.saved_tensors if one is not None}  # type: ignore[union-attr]
+    assert out.untyped_storage().data_ptr() in held
