@@ -215,11 +215,24 @@ class Branch:
 
 
 @dataclass(frozen=True)
+class Placed:
+    """Rows that lie elsewhere: row n of the plan is row `places`[n] of q, of the result and of its lse.
+
+    `places`: an int input over i that lists each of those rows once; the first `count` of its line, an int input, take
+    part, and the others give 0, and -inf as lse. Inputs over i are in the order of the plan's rows.
+    """
+
+    places: str
+    count: str
+
+
+@dataclass(frozen=True)
 class Plan:
     """One softmax of queries over keys, or several (`merged`) that are joined by log-sum-exp.
 
     `derived`: tables of the forward; `transposed_derived`: those that only transposed domains read. `exact`: what is
     made of the result makes much of a rounding, so that products are of float32; q, k and v may differ in type.
+    `placed`: where the rows lie, unless in their order.
     """
 
     name: str
@@ -233,3 +246,4 @@ class Plan:
     graph: Graph | None = field(default=None, repr=False, compare=False)  # that made the nodes
     blocks: Mapping[str, Blocks] = field(default_factory=dict, repr=False, compare=False)
     exact: bool = False
+    placed: Placed | None = None

@@ -30,6 +30,7 @@ from attnc.runtime.kernel_call import (
     stride,
 )
 from attnc.runtime.launch_listed_backward import listed_gradients
+from attnc.runtime.placing import RowPlaces
 from attnc.runtime.tuned import chosen_shape
 from attnc.runtime.work import ProgramList, program_list
 
@@ -79,6 +80,9 @@ def branch_backward(
     results = run_rows(plan, branch, kernels, call, shared, leaves)
     outputs, whole = key_outputs(call, v, passes, leaves)
     results |= {at: outputs[f"leaf_{at}"] for at, leaf in enumerate(leaves) if leaf.side == "key"}
+    rows = RowPlaces.of(plan, call)
+    if rows is not None:  # they stream by in their order
+        shared |= {name: rows.ordered(shared[name]) for name in ("q", "do", "lse", "delta")}
     for at, kernel in enumerate(passes):
         run_pass(plan, kernels, kernel, call, shared | outputs, adding=at > 0 or not whole)
     gradients = tuple(results[at] for at in range(len(leaves)))

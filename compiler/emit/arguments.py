@@ -59,9 +59,9 @@ class Signature:
 
 
 def kernel_arguments(
-    plan: Plan, expressions: Sequence[Node], domain: Domain, signature: Signature
+    plan: Plan, expressions: Sequence[Node], domain: Domain, signature: Signature, *, apart: bool = False
 ) -> tuple[Argument, ...]:
-    """The arguments of one kernel."""
+    """The arguments of one kernel. `apart`: rows lie anywhere, so that no descriptor has a tile of them."""
     tensors = [Argument(name, "tensor", name, specialised=True) for name in (*signature.tensors, *signature.buffers)]
     strides = [
         Argument(f"{tensor}_s{axis}", "stride", tensor, slot, specialised=True)
@@ -69,7 +69,7 @@ def kernel_arguments(
         for slot, axis in enumerate(LAYOUTS[tensor])
     ]
     views = []
-    if domain.rows.period is None and domain.rows.listed is None:
+    if domain.rows.period is None and domain.rows.listed is None and not apart:
         views = [Argument(f"{x}_view", "view", x, ROW_VIEW, specialised=True) for x in signature.rows]
     for number, key_set in enumerate(domain.key_sets):
         if key_set.walk is None or isinstance(key_set.walk, Stepped):

@@ -139,15 +139,14 @@ class BackwardRows(BackwardKernel):
     def body(self) -> None:
         writer = self.writer
         emit_heads(writer)
-        emit_rows(writer, self.domain.rows, self.row_steps(self.domain.rows))
-        writer.let("i_ok", "row_ok")
+        self.place_rows()
         self.hoist()
         self.lanes()
         for tensor in self.tensors:
             self.base(tensor)
-        self.load_row_tile("query", "q", "d", "row")
-        self.load_row_tile("cotangent", "do", "e", "row")
-        self.load_statistics("row", "row_ok")
+        self.load_row_tile("query", "q", "d", self.row)
+        self.load_row_tile("cotangent", "do", "e", self.row)
+        self.load_statistics(self.row, "row_ok")
         writer.let("dq_rows", "tl.zeros([BLOCK_M, BLOCK_D], tl.float32)")
         for number, leaf in zip(self.numbers, self.leaves, strict=True):
             shape = f"[WIDTH_{number}]" if leaf.side == "pair" else "[BLOCK_M]"
@@ -208,11 +207,12 @@ class BackwardRows(BackwardKernel):
         with writer.block("if slot >= 0:"):
             self.store_part("part_q", "dq_rows", "d")
         with writer.block("else:"):
-            writer.let("out", "dq_head + row.to(tl.int64)[:, None] * dq_sn + d[None, :] * dq_sd")
+            writer.let("out", f"dq_head + {self.row}.to(tl.int64)[:, None] * dq_sn + d[None, :] * dq_sd")
             writer.line("tl.store(out, dq_rows.to(dq.dtype.element_ty), mask=row_ok[:, None] & (d < D)[None, :])")
         for number, leaf in zip(self.numbers, self.leaves, strict=True):
             if leaf.side == "row":
-                writer.line(f"tl.store(leaf_{number} + query_rows, sum_{number}, mask=row_ok)")
+                own = "head.to(tl.int64) * N + row" if self.placed else "query_rows"
+                writer.line(f"tl.store(leaf_{number} + {own}, sum_{number}, mask=row_ok)")
             else:
                 writer.let("program", "(tile.to(tl.int64) * tl.num_programs(1) + head)")
                 width = f"WIDTH_{number}"

@@ -9,10 +9,11 @@ from attnc.compiler.emit.arguments import Argument, Signature, kernel_arguments,
 from attnc.compiler.emit.bounds import Exact, Loop
 from attnc.compiler.emit.expressions import ROWS, Array, Expressions, View
 from attnc.compiler.emit.ranges import emit_ranges
-from attnc.compiler.emit.rows import row_nodes
+from attnc.compiler.emit.rows import emit_rows, row_nodes
 from attnc.compiler.emit.writer import Writer
-from attnc.compiler.ir import Node
+from attnc.compiler.ir import Graph, Node
 from attnc.compiler.plan import Branch, Domain, KeySet, Plan, Rows
+from attnc.dsl.types import Base, Type
 
 CONSTANTS = (
     *("BLOCK_M", "BLOCK_N", "BLOCK_D", "BLOCK_E", "EVEN_D", "EVEN_E"),
@@ -56,6 +57,20 @@ def branch_nodes(branch: Branch, domain: Domain) -> list[Node]:
     return nodes
 
 
+def placed_rows(plan: Plan) -> tuple[Node, ...]:
+    """Where a row lies, and whether it takes part; nothing where rows lie in their order."""
+    if plan.placed is None:
+        return ()
+    graph = Graph()
+    places, count = (
+        graph.make("input", type=Type(Base.INT, frozenset(one.axes)), attribute=one.name)
+        for name in (plan.placed.places, plan.placed.count)
+        for one in plan.inputs
+        if one.name == name
+    )
+    return places, graph.make("lt", graph.index("i"), count)
+
+
 class StreamedKernel:
     """A kernel that keeps a tile of rows and streams the other side: queries stay, or keys do (`streamed`: i)."""
 
@@ -69,7 +84,10 @@ class StreamedKernel:
         self.domain = domain
         self.name = name
         self.writer = Writer()
-        self.arguments = kernel_arguments(plan, [*branch_nodes(branch, domain), *(extra or [])], domain, self.signature)
+        self.placed = placed_rows(plan) if self.streamed == "j" else ()  # keys that stay stream copies of placed rows
+        self.row = "place" if self.placed else "row"  # where a row lies in its tensors
+        nodes = [*branch_nodes(branch, domain), *(extra or []), *self.placed]
+        self.arguments = kernel_arguments(plan, nodes, domain, self.signature, apart=bool(self.placed))
         arrays = {one.attribute: Array(one.name, one.axes) for one in self.arguments if one.role == "array"}
         self.expressions = Expressions(self.writer, arrays, self.streamed)
         self.raw, self.factor = split_score(branch.score)
@@ -97,6 +115,13 @@ class StreamedKernel:
         """Text of what the rows' grouping depends on."""
         return {name: self.expressions.once(node, ROWS) for name, node in row_nodes(rows).items()}
 
+    def place_rows(self) -> None:
+        """The program's tile of rows, and where they lie."""
+        emit_rows(self.writer, self.domain.rows, self.row_steps(self.domain.rows))
+        self.writer.let("i_ok", "row_ok")
+        if self.placed:
+            self.writer.let("place", self.expressions.text(self.placed[0], ROWS))
+
     def lanes(self) -> None:
         """Lanes of a tile, and the first element of every tensor for this batch and head."""
         writer = self.writer
@@ -114,7 +139,7 @@ class StreamedKernel:
         pointer = f"{tensor}_head + {position}.to(tl.int64)[:, None] * {tensor}_sn + {axis}[None, :] * {tensor}_s{axis}"
         pointers = f"_load_tile({pointer}, row_ok, {axis} < {axis.upper()}, True, not EVEN_{axis.upper()})"
         rows = self.domain.rows
-        if rows.period is not None or rows.listed is not None:
+        if rows.period is not None or rows.listed is not None or self.placed:
             self.writer.let(name, pointers)
             return
         head = "key_head" if tensor in ("k", "v") else "h"
