@@ -72,6 +72,10 @@ def placed(group: Tensor | None, live: Tensor | None) -> Placement:
     """
     if group is None:
         assert live is not None
+        if live.is_cuda:
+            from attnc.runtime.launch_ordering import place_live  # late: it brings triton
+
+            return Placement(*place_live(live))
         before = live.cumsum(-1)
         position = torch.arange(live.shape[-1], device=live.device)
         count = before[..., -1:] if live.shape[-1] else before.new_zeros(*live.shape[:-1], 1)
