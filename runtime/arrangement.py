@@ -41,7 +41,7 @@ class Arrangement:
 class Placement:
     """Where the rows of every batch row and head lie (1 long where they share it): each of 0 .. L once.
 
-    `places` (b, h, L), int64: those that take part first, by group and then by position; `count` (b, h) of them.
+    `places` (b, h, L), ints: those that take part first, by group and then by position; `count` (b, h) of them.
     """
 
     places: Tensor
@@ -61,7 +61,8 @@ class Placement:
     def slots(self) -> Tensor:
         """The slot of each position: (b, h, L), -1 where it takes no part."""
         slot = torch.arange(self.places.shape[-1], device=self.places.device)
-        return torch.empty_like(self.places).scatter_(-1, self.places, torch.where(self.filled, slot, -1))
+        places = self.places.to(torch.int64)
+        return torch.empty_like(places).scatter_(-1, places, torch.where(self.filled, slot, -1))
 
 
 @torch.no_grad()

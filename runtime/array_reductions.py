@@ -213,6 +213,12 @@ def _softmax(at: Arrays, node: Node) -> Tensor:
     sink = _option(at, node, 2)
     if part.live is None and sink is None:
         return torch.softmax(part.body, part.dim)
+    if part.live is not None and sink is None and part.body.is_cuda:
+        from attnc.runtime.launch_ordering import few, weigh_few  # late: it brings triton
+
+        body, live = part.body.movedim(part.dim, -1), part.live.movedim(part.dim, -1)
+        if few(body):
+            return weigh_few(body, live).movedim(-1, part.dim)
     score = part.filled(-math.inf)
     if score.shape[part.dim] == 0:
         return score

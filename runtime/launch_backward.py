@@ -82,7 +82,7 @@ def branch_backward(
     results |= {at: outputs[f"leaf_{at}"] for at, leaf in enumerate(leaves) if leaf.side == "key"}
     rows = RowPlaces.of(plan, call)
     if rows is not None:  # they stream by in their order
-        shared |= {name: rows.ordered(shared[name]) for name in ("q", "do", "lse", "delta")}
+        shared |= rows.copied(shared)
     for at, kernel in enumerate(passes):
         run_pass(plan, kernels, kernel, call, shared | outputs, adding=at > 0 or not whole)
     gradients = tuple(results[at] for at in range(len(leaves)))

@@ -42,6 +42,45 @@ def choose_few(scores, allowed, forced, count, chosen, x_s0, x_s1, x_s2, x_s3, a
     tl.store(chosen + row.to(tl.int64)[:, None] * MEMBERS + member[None, :], taken, mask=inside)
 
 
+@triton.jit(do_not_specialize=["ROWS", "MIDDLE", "INNER", "MEMBERS"])
+def weigh_few(scores, allowed, weights, x_s0, x_s1, x_s2, x_s3, a_s0, a_s1, a_s2, a_s3, ROWS, MIDDLE, INNER, MEMBERS,
+              BLOCK_R: tl.constexpr, BLOCK_S: tl.constexpr):
+    """The softmax of each row's candidates; 0 for others, and for all where none has more than -inf."""
+    row = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    member = tl.arange(0, BLOCK_S)
+    inside = (row < ROWS)[:, None] & (member < MEMBERS)[None, :]
+    r0 = (row // (MIDDLE * INNER)).to(tl.int64)
+    r1 = (row // INNER % MIDDLE).to(tl.int64)
+    r2 = (row % INNER).to(tl.int64)
+    at = (r0 * a_s0 + r1 * a_s1 + r2 * a_s2)[:, None] + member[None, :] * a_s3
+    live = tl.load(allowed + at, mask=inside, other=0) != 0
+    at = (r0 * x_s0 + r1 * x_s1 + r2 * x_s2)[:, None] + member[None, :] * x_s3
+    x = tl.where(live, tl.load(scores + at, mask=inside, other=0.0).to(tl.float32), float("-inf"))
+    top = tl.max(x, 1)
+    shifted = tl.exp(x - tl.where(top == float("-inf"), 0.0, top)[:, None])
+    total = tl.sum(shifted, 1)
+    weight = shifted / tl.where(total == 0.0, 1.0, total)[:, None]
+    tl.store(weights + row.to(tl.int64)[:, None] * MEMBERS + member[None, :], weight, mask=inside)
+
+
+@triton.jit(do_not_specialize=["ROWS", "MIDDLE", "INNER", "MEMBERS"])
+def weigh_few_back(weights, cotangent, gradient, c_s0, c_s1, c_s2, c_s3, ROWS, MIDDLE, INNER, MEMBERS,
+                   BLOCK_R: tl.constexpr, BLOCK_S: tl.constexpr):
+    """d x = w * (g - sum of w g)"""
+    row = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    member = tl.arange(0, BLOCK_S)
+    inside = (row < ROWS)[:, None] & (member < MEMBERS)[None, :]
+    r0 = (row // (MIDDLE * INNER)).to(tl.int64)
+    r1 = (row // INNER % MIDDLE).to(tl.int64)
+    r2 = (row % INNER).to(tl.int64)
+    at = (r0 * c_s0 + r1 * c_s1 + r2 * c_s2)[:, None] + member[None, :] * c_s3
+    g = tl.load(cotangent + at, mask=inside, other=0.0).to(tl.float32)
+    place = row.to(tl.int64)[:, None] * MEMBERS + member[None, :]
+    weight = tl.load(weights + place, mask=inside, other=0.0)
+    part = tl.where(weight != 0.0, weight * g, 0.0)  # nothing comes from what has no weight
+    tl.store(gradient + place, part - tl.where(weight != 0.0, weight, 0.0) * tl.sum(part, 1)[:, None], mask=inside)
+
+
 @triton.jit(do_not_specialize=["H", "L", "CHUNKS"])
 def count_live(live, counts, s0, s1, s2, H, L, CHUNKS, BLOCK: tl.constexpr):
     """How many positions of each chunk of a line (b, h) take part: counts (b, h, CHUNKS)."""
@@ -70,4 +109,34 @@ def place_live(live, counts, places, count, s0, s1, s2, H, L, CHUNKS, BLOCK: tl.
     tl.store(places + line.to(tl.int64) * L + slot, at, mask=at < L)
     if chunk == 0:
         tl.store(count + line, total)
+
+
+@triton.jit(do_not_specialize=["H", "L", "D", "E", "p_s0", "p_s1", "p_s2", "n_s0", "n_s1"])
+def order_rows(places, count, q, do, lse, delta, q_out, do_out, lse_out, delta_out, p_s0, p_s1, p_s2, n_s0, n_s1,
+               q_sb, q_sh, q_sn, q_sd, do_sb, do_sh, do_sn, do_se, H, L, D, E,
+               BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr):
+    """The rows that take part, in their order: q (b, h, L, D), do (.., E) and their statistics (b, h, L).
+
+    Tiles behind the last of them are left as they are; the rest of its own weighs nothing.
+    """
+    line, first = tl.program_id(1), tl.program_id(0) * BLOCK
+    b, h = (line // H).to(tl.int64), (line % H).to(tl.int64)
+    taken = tl.load(count + b * n_s0 + h * n_s1)
+    if first >= taken:
+        return
+    slot = first + tl.arange(0, BLOCK)
+    there = slot < tl.minimum(taken, L)
+    place = tl.load(places + b * p_s0 + h * p_s1 + slot * p_s2, mask=there, other=0).to(tl.int64)
+    own = line.to(tl.int64) * L
+    d, e = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_E)
+    for_d, for_e = (d < D)[None, :], (e < E)[None, :]
+    inside = (slot < L)[:, None]
+    at = q + b * q_sb + h * q_sh + place[:, None] * q_sn + d[None, :] * q_sd
+    row = tl.load(at, mask=there[:, None] & for_d, other=0.0)
+    tl.store(q_out + (own + slot)[:, None] * D + d[None, :], row, mask=inside & for_d)
+    at = do + b * do_sb + h * do_sh + place[:, None] * do_sn + e[None, :] * do_se
+    row = tl.load(at, mask=there[:, None] & for_e, other=0.0)
+    tl.store(do_out + (own + slot)[:, None] * E + e[None, :], row, mask=inside & for_e)
+    tl.store(lse_out + own + slot, tl.load(lse + own + place, mask=there, other=float("inf")), mask=slot < L)
+    tl.store(delta_out + own + slot, tl.load(delta + own + place, mask=there, other=0.0), mask=slot < L)
 '''
