@@ -106,9 +106,8 @@ def place_live(live: Tensor) -> tuple[Tensor, Tensor]:
     """
     batch, heads, length = live.shape
     chunks = max(-(-length // CHUNK), 1)
-    made = {"dtype": torch.int32, "device": live.device}
-    places, count = torch.empty(batch, heads, length, **made), torch.empty(batch, heads, **made)
-    counts = torch.empty(batch, heads, chunks, **made)
+    shapes = ((batch, heads, length), (batch, heads), (batch, heads, chunks))
+    places, count, counts = (torch.empty(shape, dtype=torch.int32, device=live.device) for shape in shapes)
     if batch * heads == 0:
         return places, count
     sizes = (*live.stride(), heads, length, chunks)
