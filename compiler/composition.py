@@ -99,7 +99,7 @@ class Regroup:
 
     `attend` reads arrays over slots: `moved` ones, `positions` (by side: global positions, past every other in empty
     slots) and `ranges`. Rows are read and written where they lie (`Plan.placed`); keys are copied into their order. A
-    row that takes no part gives 0, and -inf as `lse`. Costs the pairs inside of the groups.
+    row that takes no part is one without a key. Costs the pairs inside of the groups.
     """
 
     name: str

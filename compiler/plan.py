@@ -219,7 +219,7 @@ class Placed:
     """Rows that lie elsewhere: row n of the plan is row `places`[n] of q, of the result and of its lse.
 
     `places`: an int input over i that lists each of those rows once; the first `count` of its line, an int input, take
-    part, and the others give 0, and -inf as lse. Inputs over i are in the order of the plan's rows.
+    part, and the others have no key. Inputs over i are in the order of the plan's rows.
     """
 
     places: str

@@ -36,6 +36,10 @@ class Arrangement:
         """`places` with NOWHERE in the empty slots: ascending inside a group."""
         return self.places.masked_fill(self.places < 0, NOWHERE)
 
+    def returned(self, gradient: Tensor) -> Tensor:
+        """The gradient (b, h, S, ..) of an array in this order, over positions; 0 where one has no slot."""
+        return read(gradient, self.slots)
+
 
 @dataclass(frozen=True)
 class Placement:
@@ -59,10 +63,19 @@ class Placement:
 
     @cached_property
     def slots(self) -> Tensor:
-        """The slot of each position: (b, h, L), -1 where it takes no part."""
-        slot = torch.arange(self.places.shape[-1], device=self.places.device)
+        """The slot of each position: (b, h, L)."""
         places = self.places.to(torch.int64)
-        return torch.empty_like(places).scatter_(-1, places, torch.where(self.filled, slot, -1))
+        slot = torch.arange(self.places.shape[-1], device=self.places.device)
+        return torch.empty_like(places).scatter_(-1, places, slot.expand(places.shape))
+
+    def returned(self, gradient: Tensor) -> Tensor:
+        """The gradient (b, h, L, ..) of an array in this order, over positions.
+
+        What is not finite where a row takes no part comes from a value that nobody asked for.
+        """
+        filled = self.filled.view(*self.places.shape, *(1,) * (gradient.dim() - 3))
+        filled = same_heads(filled, gradient)[0]
+        return read(torch.where(filled | gradient.isfinite(), gradient, 0), self.slots, None)
 
 
 @torch.no_grad()
@@ -101,14 +114,18 @@ def arrange(group: Tensor | None, live: Tensor | None, most: int | None = None) 
     if found.count.numel() and found.count.device.type == "cpu":  # nobody waits for a device
         capacity = min(capacity, max(int(found.count.max()), 1))
     filled, places = found.filled[..., :capacity], found.places[..., :capacity]
+    slots = found.slots.masked_fill(found.slots >= found.count.unsqueeze(-1), -1)
     own = torch.zeros_like(places) if group is None else same_heads(group, places)[0].expand(found.places.shape)
     own = own if group is None else own.gather(-1, places)
-    return Arrangement(places.masked_fill(~filled, -1), found.slots, own.masked_fill(~filled, NOBODY))
+    return Arrangement(places.masked_fill(~filled, -1), slots, own.masked_fill(~filled, NOBODY))
 
 
 def share(order: Arrangement | Placement) -> float:
     """Share of the positions that take part."""
-    return float((order.slots >= 0).double().mean()) if order.slots.numel() else 0.0
+    if not order.slots.numel():
+        return 0.0
+    taken = order.filled if isinstance(order, Placement) else order.slots >= 0
+    return float(taken.double().sum() / order.slots.numel())
 
 
 @torch.no_grad()
@@ -195,14 +212,11 @@ class Reading(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return totals(read(gradient, ctx.order.slots), ctx.shape), None
+        return totals(ctx.order.returned(gradient), ctx.shape), None
 
 
 def gathered(tensor: Tensor, order: Arrangement | Placement) -> Tensor:
-    """(b, h, L, ..) in the order of the slots, (b, h, S, ..); 0 in empty ones. Differentiable.
-
-    Nothing flows back from what takes no part.
-    """
+    """(b, h, L, ..) in the order of the slots, (b, h, S, ..); 0 in empty ones. Differentiable."""
     made: Tensor = Reading.apply(tensor, order)  # type: ignore[no-untyped-call]
     return made
 

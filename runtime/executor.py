@@ -43,7 +43,7 @@ def execute(plan: Plan, call: Call, dtype: torch.dtype | None = None) -> tuple[T
     with torch.no_grad():
         if rows is not None:
             out, lse = branches_output(plan, replace(call, q=rows.ordered(call.q)), dtype)
-            return rows.back(out), rows.back(rows.nobody(lse))
+            return rows.back(out), rows.back(lse)
         return branches_output(plan, call, dtype)
 
 

@@ -50,7 +50,3 @@ class RowPlaces:
         places = self.order.places.to(torch.int64)
         places = places.view(*places.shape, *(1,) * (tensor.dim() - 3)).expand(tensor.shape)
         return torch.empty_like(tensor).scatter_(2, places, tensor)
-
-    def nobody(self, lse: Tensor) -> Tensor:
-        """Log-sum-exps (b, h, N) in the order of the rows, -inf where a row takes no part."""
-        return lse.masked_fill(~self.order.filled, -torch.inf)

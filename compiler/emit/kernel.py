@@ -57,18 +57,12 @@ def branch_nodes(branch: Branch, domain: Domain) -> list[Node]:
     return nodes
 
 
-def placed_rows(plan: Plan) -> tuple[Node, ...]:
-    """Where a row lies, and whether it takes part; nothing where rows lie in their order."""
+def placed_rows(plan: Plan) -> Node | None:
+    """Where a row lies; None where rows lie in their order."""
     if plan.placed is None:
-        return ()
-    graph = Graph()
-    places, count = (
-        graph.make("input", type=Type(Base.INT, frozenset(one.axes)), attribute=one.name)
-        for name in (plan.placed.places, plan.placed.count)
-        for one in plan.inputs
-        if one.name == name
-    )
-    return places, graph.make("lt", graph.index("i"), count)
+        return None
+    axes = next(one.axes for one in plan.inputs if one.name == plan.placed.places)
+    return Graph().make("input", type=Type(Base.INT, frozenset(axes)), attribute=plan.placed.places)
 
 
 class StreamedKernel:
@@ -84,9 +78,9 @@ class StreamedKernel:
         self.domain = domain
         self.name = name
         self.writer = Writer()
-        self.placed = placed_rows(plan) if self.streamed == "j" else ()  # keys that stay stream copies of placed rows
+        self.placed = placed_rows(plan) if self.streamed == "j" else None  # keys that stay stream copies of placed rows
         self.row = "place" if self.placed else "row"  # where a row lies in its tensors
-        nodes = [*branch_nodes(branch, domain), *(extra or []), *self.placed]
+        nodes = [*branch_nodes(branch, domain), *(extra or []), *([self.placed] if self.placed else [])]
         self.arguments = kernel_arguments(plan, nodes, domain, self.signature, apart=bool(self.placed))
         arrays = {one.attribute: Array(one.name, one.axes) for one in self.arguments if one.role == "array"}
         self.expressions = Expressions(self.writer, arrays, self.streamed)
@@ -120,7 +114,7 @@ class StreamedKernel:
         emit_rows(self.writer, self.domain.rows, self.row_steps(self.domain.rows))
         self.writer.let("i_ok", "row_ok")
         if self.placed:
-            self.writer.let("place", self.expressions.text(self.placed[0], ROWS))
+            self.writer.let("place", self.expressions.text(self.placed, ROWS))
 
     def lanes(self) -> None:
         """Lanes of a tile, and the first element of every tensor for this batch and head."""

@@ -12,7 +12,6 @@ from attnc.compiler.emit.arguments import Signature
 from attnc.compiler.emit.bounds import Loop
 from attnc.compiler.emit.expressions import PAIRS, ROWS, TILE, View
 from attnc.compiler.emit.kernel import Kernel, StreamedKernel
-from attnc.compiler.emit.writer import Writer
 from attnc.compiler.plan import Diagonals, KeySet, Plan
 from attnc.dsl.source import Span
 
@@ -70,13 +69,8 @@ class StreamedForward(StreamedKernel):
             writer.comment("the sink is a key without a value; the first part has it")
             text = self.expressions.text(self.branch.sink, ROWS)
             with writer.block("if part == 0:"):
-                if self.placed:  # a row that takes no part has none
-                    writer.let("there", self.expressions.text(self.placed[1], ROWS))
-                    writer.let("largest", f"tl.where(there, tl.maximum(largest, ({text}) * LOG2E), largest)")
-                    writer.let("total", "tl.where(there, 1.0, 0.0)")
-                else:
-                    writer.let("largest", f"tl.maximum(largest, ({text}) * LOG2E)", self.branch.sink.span)
-                    writer.let("total", "total + 1.0")
+                writer.let("largest", f"tl.maximum(largest, ({text}) * LOG2E)", self.branch.sink.span)
+                writer.let("total", "total + 1.0")
         if self.factor is not None:
             writer.let("factor", f"({self.expressions.once(self.factor, ROWS)}) * LOG2E", self.factor.span)
 

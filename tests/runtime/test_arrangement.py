@@ -133,11 +133,12 @@ def test_rows_that_take_part_lie_first_and_every_row_once(length: int, kinds: in
             assert sorted(found) == [*range(length)]
 
 
-def test_nothing_flows_back_to_a_row_that_takes_no_part() -> None:
-    order = placed(None, torch.tensor([[[True, False, True]]]))
-    tensor = torch.ones(1, 1, 3, requires_grad=True)
-    (gradient,) = torch.autograd.grad(gathered(tensor, order).sum(), tensor)
-    assert gradient.tolist() == [[[1, 0, 1]]]
+def test_no_number_that_is_none_flows_back_to_a_row_that_takes_no_part() -> None:
+    order = placed(None, torch.tensor([[[True, False, True, False]]]))
+    tensor = torch.ones(1, 1, 4, requires_grad=True)
+    cotangent = torch.tensor([[[1.0, 2.0, torch.nan, 3.0]]])  # of positions 0, 2, 1, 3
+    (gradient,) = torch.autograd.grad(gathered(tensor, order), tensor, cotangent)
+    assert gradient.tolist() == [[[1, 0, 2, 3]]]
 
 
 def test_no_more_slots_than_what_may_take_part() -> None:

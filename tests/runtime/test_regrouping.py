@@ -69,6 +69,10 @@ pattern keys(tokens: int = 7): # tokens that every row sees
 pattern rows:                # rows that see the past, by a score; some heads may have none
     input router: real[b, h, i]
     out = softmax[j](q @ k * scale where router > 0.7 and j <= i) @ v
+pattern sinking:             # a row without a key has its sink
+    input router: real[b, h, i]
+    input sink: real[b, h, i]
+    out = softmax[j](q @ k * scale where router > 0.2 and j <= i, sink = sink) @ v
 pattern nobody:              # no row takes part
     input router: real[b, h, i]
     out = softmax[j](q @ k * scale where router > 1000 and j <= i) @ v
@@ -146,7 +150,9 @@ def test_every_pattern_runs_in_an_order_of_its_own(pattern: CompiledPattern) -> 
 INTERPRETER = Target("interpreter", "triton", "cpu", torch.float32)
 
 
-@pytest.mark.parametrize("name", ["causal", "windows", "leaves", "both", "keys", "choosy", "heads", "specialists"])
+@pytest.mark.parametrize(
+    "name", ["causal", "windows", "leaves", "both", "keys", "choosy", "heads", "specialists", "rows", "sinking"]
+)
 def test_kernels_agree_with_the_reference(name: str) -> None:
     (pattern,) = (one for one in ALL if one.pattern.name == name)
     outcomes = compare(Case(pattern, Shape(1, 4, 2, 40, 40, 4, 4), Setting()), INTERPRETER)
