@@ -45,7 +45,7 @@ class Arrangement:
 class Placement:
     """Where the rows of every batch row and head lie (1 long where they share it): each of 0 .. L once.
 
-    `places` (b, h, L), ints: those that take part first, by group and then by position; `count` (b, h) of them.
+    `places` (b, h, L), int32: those that take part first, by group and then by position; `count` (b, h) of them.
     """
 
     places: Tensor
@@ -95,11 +95,11 @@ def placed(group: Tensor | None, live: Tensor | None) -> Placement:
         count = before[..., -1:] if live.shape[-1] else before.new_zeros(*live.shape[:-1], 1)
         slot = torch.where(live, before - 1, count + position - before)
         places = torch.empty_like(slot).scatter_(-1, slot, position.expand(live.shape))
-        return Placement(places, count.squeeze(-1))
+        return Placement(places.to(torch.int32), count.squeeze(-1).to(torch.int32))
     live = torch.ones_like(group, dtype=torch.bool) if live is None else live
     group, live = torch.broadcast_tensors(*same_heads(group, live))
     places = torch.where(live, group, NOBODY).sort(dim=-1, stable=True).indices
-    return Placement(places, live.sum(-1))
+    return Placement(places.to(torch.int32), live.sum(-1, dtype=torch.int32))
 
 
 @torch.no_grad()
@@ -115,6 +115,7 @@ def arrange(group: Tensor | None, live: Tensor | None, most: int | None = None) 
         capacity = min(capacity, max(int(found.count.max()), 1))
     filled, places = found.filled[..., :capacity], found.places[..., :capacity]
     slots = found.slots.masked_fill(found.slots >= found.count.unsqueeze(-1), -1)
+    places = places.to(torch.int64)
     own = torch.zeros_like(places) if group is None else same_heads(group, places)[0].expand(found.places.shape)
     own = own if group is None else own.gather(-1, places)
     return Arrangement(places.masked_fill(~filled, -1), slots, own.masked_fill(~filled, NOBODY))

@@ -104,11 +104,12 @@ def slots_of(step: Regroup, frame: Frame) -> Slots:
     if rows is not None:
         where = step.attend.plan.placed
         assert where is not None
-        made |= {where.places: rows.places.to(torch.int32), where.count: rows.count.to(torch.int32)}
+        made |= {where.places: rows.places, where.count: rows.count}
     for side, name in step.positions.items():
         order = rows if side == "i" else keys
         assert order is not None
-        made[name] = (order.positions + (frame.offset if side == "i" else 0)).clamp(max=NOWHERE)
+        first = frame.offset if side == "i" else 0
+        made[name] = torch.where(order.positions == NOWHERE, NOWHERE, order.positions + first)
     for one in step.ranges:
         assert keys is not None
         group = step.rows.group if step.rows is not None else None

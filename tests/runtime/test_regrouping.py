@@ -189,7 +189,7 @@ def test_tokens_that_nobody_chose_cost_nothing() -> None:
     everything = streamed_pairs(pattern.prepared(q, k, v, {"router": router, "active": 4}))
     one = streamed_pairs(pattern.prepared(q, k, v, {"router": router, "active": 1}))
     assert everything.live == 4 * one.live == 4 * 512**2
-    assert one.visited < 1.3 * one.live
+    assert one.visited < one.live + 4 * 64 * 512  # the last tile of each head is not full
 
 
 def test_a_window_of_chosen_rows_stays_a_window() -> None:
