@@ -111,7 +111,7 @@ def arrange(group: Tensor | None, live: Tensor | None, most: int | None = None) 
     found = placed(group, live)
     length = found.places.shape[-1]
     capacity = min(length, max(length if most is None else most, 1))
-    if found.count.numel() and found.count.device.type == "cpu":  # nobody waits for a device
+    if live is not None and found.count.numel() and found.count.device.type == "cpu":  # nobody waits for a device
         capacity = min(capacity, max(int(found.count.max()), 1))
     filled, places = found.filled[..., :capacity], found.places[..., :capacity]
     slots = found.slots.masked_fill(found.slots >= found.count.unsqueeze(-1), -1)

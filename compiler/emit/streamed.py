@@ -12,6 +12,7 @@ from attnc.compiler.emit.arguments import Signature
 from attnc.compiler.emit.bounds import Loop
 from attnc.compiler.emit.expressions import PAIRS, ROWS, TILE, View
 from attnc.compiler.emit.kernel import Kernel, StreamedKernel
+from attnc.compiler.emit.writer import Writer
 from attnc.compiler.plan import Diagonals, KeySet, Plan
 from attnc.dsl.source import Span
 
