@@ -304,9 +304,7 @@ def arrays_read(step: Choose | Regroup) -> list[str]:
         nodes += [node for one in step.ranges for node in (one.low, one.high)]
         inner = [step.attend.query, step.attend.key, step.attend.value]
         inner += [entry.name for entry in step.attend.plan.inputs]
-        made = {moved.name for moved in step.moved} | set(step.positions.values())
-        made |= {name for one in step.ranges for name in (one.first, one.last)}
-        names = [moved.source for moved in step.moved] + [name for name in inner if name not in made]
+        names = [moved.source for moved in step.moved] + [name for name in inner if name not in step.made]
     leaves = walk(*(node for node in nodes if node is not None))
     names += [str(node.attribute) for node in leaves if node.op == "input"]
     return list(dict.fromkeys(names))

@@ -76,12 +76,14 @@ class Extreme:
 class Order:
     """Positions of one side sorted by `group` (an int; None: all are in one), those alone for which `live` holds.
 
-    Both read arrays. `indices`: which of b and h the order differs by.
+    Both read arrays. `indices`: which of b and h the order differs by. `most`: how many positions of a line take part
+    at most, an int of parameters and sizes; None: any number.
     """
 
     group: Node | None
     live: Node | None
     indices: frozenset[str]
+    most: Node | None = None
 
 
 @dataclass(frozen=True)
@@ -109,8 +111,8 @@ class Regroup:
     """An `Attend` whose rows, keys, or both are in an order of their own, which tensors decide: by group, or only some.
 
     `attend` reads arrays over slots: `moved` ones, `positions` (by side: global positions, past every other in empty
-    slots) and `ranges`. Its output is put back at the rows' positions; a row that takes no part gives 0, and -inf as
-    `lse`. Costs the pairs inside of the groups.
+    slots) and `ranges`. Rows are read and written where they lie (`Plan.placed`); keys are copied into their order. A
+    row that takes no part is one without a key. Costs the pairs inside of the groups.
     """
 
     name: str
@@ -123,6 +125,14 @@ class Regroup:
     positions: Mapping[str, str]
     moved: tuple[Moved, ...]
     ranges: tuple[Range, ...]
+
+    @property
+    def made(self) -> frozenset[str]:
+        """The arrays that the step makes for its attention."""
+        ranges = (name for one in self.ranges for name in (one.first, one.last))
+        placed = self.attend.plan.placed
+        rows = () if placed is None else (placed.places, placed.count)
+        return frozenset((*self.positions.values(), *(moved.name for moved in self.moved), *ranges, *rows))
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from attnc.dsl.terms import Axis, Input, Pattern, Term
 from attnc.dsl.types import Base, Type
 
 SEQUENCES = frozenset("ijt")
-SHARED = frozenset({"mean", "sum", "max", "min", "cumsum", "dot", "matmul", "softmax", "normalize", "repeat"})
+SHARED = frozenset({"mean", "sum", "max", "min", "cumsum", "dot", "matmul", "member", "softmax", "normalize", "repeat"})
 BUILT_IN = {"q": ("b", "h", "i", "d"), "k": ("b", "h", "j", "d"), "v": ("b", "h", "j", "e")}
 
 

@@ -8,7 +8,7 @@ my position" are then intervals of slots, so that the cost is that of the groups
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from attnc.compiler.algebra import Algebra, Coordinate, Interval, solve
@@ -17,12 +17,12 @@ from attnc.compiler.composition import Attend, Moved, Order, Range, Regroup
 from attnc.compiler.conditions import Conjunction, disjunction
 from attnc.compiler.decompose import Decomposer, depends
 from attnc.compiler.ir import Graph, Node, walk
+from attnc.compiler.plan import Placed
 from attnc.compiler.streaming import Softmax, stream
 from attnc.dsl.terms import Input
 from attnc.dsl.types import Base, Type
 
 CHOICES = frozenset({"topk", "threshold", "mass", "argmax"})
-NOWHERE = 2**31 - 1  # the position of an empty slot (see runtime/arrangement.py)
 SIDES = {"i": "rows", "j": "keys"}  # as the step's plan calls them
 
 
@@ -85,6 +85,21 @@ def is_computed(node: Node) -> bool:
     return any(one.op in CHOICES or (one.op == "input" and one.type.base is Base.REAL) for one in walk(node))
 
 
+def most(graph: Graph, atoms: Iterable[Node], index: str) -> Node | None:
+    """How many positions of an index fulfil all of the atoms at most: the count of a topk among them, the least."""
+    found: Node | None = None
+    for atom in atoms:
+        if atom.op != "member" or atom.args[0] is not graph.index(index):
+            continue
+        choice = atom.args[1]
+        while choice.op == "rename":
+            choice = choice.args[0]
+        count = choice.args[1] if choice.op == "topk" else None
+        if choice.type.selects in (index, "t") and count is not None and not count.type.indices:
+            found = count if found is None else graph.make("minimum", found, count)
+    return found
+
+
 @dataclass
 class Regrouped(Attention):
     """One attention whose rows, keys, or both are in an order of their own."""
@@ -119,9 +134,10 @@ class Regrouped(Attention):
         softmax = Softmax(score, self.condition(), sink[0] if sink else None)
         query, key = self.operands()
         value = at.array(self.value_vector())
-        plan = stream(at, [softmax], self.inputs, merged=False)
-        inner = Attend("rows_attention", "rows_lse", plan, *self.operand_names(query, key, value))
+        placed = self.placed()
+        plan = replace(stream(at, [softmax], self.inputs, merged=False), placed=placed)
         name, lse = at.fresh("attention"), at.fresh("lse")
+        inner = Attend(name, lse, plan, *self.operand_names(query, key, value))
         at.steps.append(
             Regroup(
                 name,
@@ -146,13 +162,23 @@ class Regrouped(Attention):
         live = graph.all_of(atoms) if atoms else None
         arrays = [None if node is None else self.at.read(self.at.array(node)) for node in (group, live)]
         indices = frozenset(name for node in arrays if node is not None for name in node.type.indices if name in "bh")
-        return Order(arrays[0], arrays[1], indices)
+        return Order(arrays[0], arrays[1], indices, most(graph, atoms, self.row if side == "i" else self.key))
 
     def operand_names(self, query: str, key: str, value: str) -> tuple[str, str, str]:
-        """The operands, those of a side that moves under a name of their own."""
-        given = (("i", query), ("j", key), ("j", value))
-        query, key, value = (self.move(side, name).name if self.moves(side) else name for side, name in given)
+        """The operands; keys and values that move under a name of their own. Rows are read where they lie."""
+        key, value = (self.move("j", name).name if self.moves("j") else name for name in (key, value))
         return query, key, value
+
+    def placed(self) -> Placed | None:
+        """Where the rows lie."""
+        if not self.moves("i"):
+            return None
+        places = self.declare("0_places_rows", Type(Base.INT, self.indices["i"] | {"i"}))
+        return Placed(str(places.attribute), str(self.count().attribute))
+
+    def count(self) -> Node:
+        """How many rows take part."""
+        return self.declare("0_count_rows", Type(Base.INT, self.indices["i"]))
 
     def move(self, side: str, source: str, *, operand: bool = True) -> Moved:
         """An array in the order of its side."""
@@ -170,8 +196,8 @@ class Regrouped(Attention):
         """One conjunction. Where the keys move, what bounds their positions becomes an interval of slots."""
         graph = self.graph
         if not self.part.moves_keys:
-            empty = graph.make("lt", self.leaf("i", "positions"), graph.literal(NOWHERE))
-            return graph.all_of([empty, *(self.transcribe(atom) for atom in atoms)])
+            filled = graph.make("lt", graph.index("i"), self.count())
+            return graph.all_of([filled, *(self.transcribe(atom) for atom in atoms)])
         lows, highs, left = self.bounds(atoms)
         low, high = self.extreme("maximum", lows), self.extreme("minimum", highs)
         number = len(self.ranges)
@@ -256,12 +282,4 @@ class Regrouped(Attention):
         return node
 
 
-def moved_arrays(step: Regroup) -> Iterator[str]:
-    """Names of the arrays that only the step's own attention reads."""
-    yield from step.positions.values()
-    yield from (moved.name for moved in step.moved)
-    for one in step.ranges:
-        yield from (one.first, one.last)
-
-
-__all__ = ["moved_arrays", "partition", "regroup"]
+__all__ = ["partition", "regroup"]

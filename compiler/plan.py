@@ -215,12 +215,25 @@ class Branch:
 
 
 @dataclass(frozen=True)
+class Placed:
+    """Rows that lie elsewhere: row n of the plan is row `places`[n] of q, of the result and of its lse.
+
+    `places`: an int input over i that lists each of those rows once; the first `count` of its line, an int input, take
+    part, and the others have no key. Inputs over i are in the order of the plan's rows.
+    """
+
+    places: str
+    count: str
+
+
+@dataclass(frozen=True)
 class Plan:
     """One softmax of queries over keys, or several (`merged`) that are joined by log-sum-exp.
 
     `derived`: tables of the forward; `transposed_derived`: those that only transposed domains read. `exact`: what is
     made of the result makes much of a rounding, so that products are of float32; q, k and v may differ in type.
     `joined`: q and k are vectors put end to end, whose width need not be near a power of two.
+    `placed`: where the rows lie, unless in their order.
     """
 
     name: str
@@ -235,3 +248,4 @@ class Plan:
     blocks: Mapping[str, Blocks] = field(default_factory=dict, repr=False, compare=False)
     exact: bool = False
     joined: bool = False
+    placed: Placed | None = None

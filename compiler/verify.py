@@ -60,12 +60,10 @@ def step_reads(step: Step) -> list[str]:
 
 def regroup_reads(step: Regroup) -> list[str]:
     """What attention in an order of its own reads: not what the step itself makes for it."""
-    made = {*step.positions.values(), *(moved.name for moved in step.moved)}
-    made |= {name for one in step.ranges for name in (one.first, one.last)}
     nodes = [node for order in (step.rows, step.keys) if order for node in (order.group, order.live)]
     nodes += [node for one in step.ranges for node in (one.low, one.high)]
     read = [str(one.attribute) for node in nodes if node for one in walk(node) if one.op == "input"]
-    read += [name for name in step_reads(step.attend) if name not in made]
+    read += [name for name in step_reads(step.attend) if name not in step.made]
     return [*read, *(moved.source for moved in step.moved)]
 
 

@@ -8,13 +8,13 @@ differs by batch row and head. Everything here is linear in the sequence but for
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 NOWHERE = 2**31 - 1  # the position in a slot that is empty: past every other
-PARTS = 32  # of a sequence: numbers of slots that are told apart
 NOBODY = 2**63 - 1  # the group of such a slot
 
 
@@ -36,57 +36,97 @@ class Arrangement:
         """`places` with NOWHERE in the empty slots: ascending inside a group."""
         return self.places.masked_fill(self.places < 0, NOWHERE)
 
+    def returned(self, gradient: Tensor) -> Tensor:
+        """The gradient (b, h, S, ..) of an array in this order, over positions; 0 where one has no slot."""
+        return read(gradient, self.slots)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the rows of every batch row and head lie (1 long where they share it): each of 0 .. L once.
+
+    `places` (b, h, L), int32: those that take part first, by group and then by position; `count` (b, h) of them.
+    """
+
+    places: Tensor
+    count: Tensor
+
+    @property
+    def filled(self) -> Tensor:
+        """Which slots hold a row that takes part: (b, h, L)."""
+        return torch.arange(self.places.shape[-1], device=self.places.device) < self.count.unsqueeze(-1)
+
+    @property
+    def positions(self) -> Tensor:
+        """`places` with NOWHERE in the slots of those that take no part."""
+        return self.places.masked_fill(~self.filled, NOWHERE)
+
+    @cached_property
+    def slots(self) -> Tensor:
+        """The slot of each position: (b, h, L)."""
+        places = self.places.to(torch.int64)
+        slot = torch.arange(self.places.shape[-1], device=self.places.device)
+        return torch.empty_like(places).scatter_(-1, places, slot.expand(places.shape))
+
+    def returned(self, gradient: Tensor) -> Tensor:
+        """The gradient (b, h, L, ..) of an array in this order, over positions.
+
+        What is not finite where a row takes no part comes from a value that nobody asked for.
+        """
+        filled = self.filled.view(*self.places.shape, *(1,) * (gradient.dim() - 3))
+        filled = same_heads(filled, gradient)[0]
+        return read(torch.where(filled | gradient.isfinite(), gradient, 0), self.slots, None)
+
 
 @torch.no_grad()
-def arrange(group: Tensor | None, live: Tensor | None) -> Arrangement:
-    """Sort the positions where `live` holds (b, h, L) by group (b, h, L), int64; ties by position.
+def placed(group: Tensor | None, live: Tensor | None) -> Placement:
+    """The positions where `live` holds (b, h, L), then the others; sorted by group (b, h, L), int64, ties by position.
 
-    None: all of them, in one group. As many slots as the longest list has, which is read back from the device.
+    None: all of them, in one group.
     """
     if group is None:
         assert live is not None
-        return compacted(live)
+        if live.is_cuda:
+            from attnc.runtime.launch_ordering import place_live  # late: it brings triton
+
+            return Placement(*place_live(live))
+        before = live.cumsum(-1)
+        position = torch.arange(live.shape[-1], device=live.device)
+        count = before[..., -1:] if live.shape[-1] else before.new_zeros(*live.shape[:-1], 1)
+        slot = torch.where(live, before - 1, count + position - before)
+        places = torch.empty_like(slot).scatter_(-1, slot, position.expand(live.shape))
+        return Placement(places.to(torch.int32), count.squeeze(-1).to(torch.int32))
     live = torch.ones_like(group, dtype=torch.bool) if live is None else live
     group, live = torch.broadcast_tensors(*same_heads(group, live))
-    length = group.shape[-1]
-    ordered, order = torch.where(live, group, NOBODY).sort(dim=-1, stable=True)
-    count = live.sum(-1, keepdim=True)
-    capacity = longest(count, length) if group.numel() else length
-    ordered, order = ordered[..., :capacity].contiguous(), order[..., :capacity]
-    slot = torch.arange(capacity, device=group.device)
-    filled = slot < count
-    slots = torch.full(group.shape, -1, dtype=torch.int64, device=group.device)
-    slots.scatter_(-1, order, torch.where(filled, slot, -1))
-    return Arrangement(order.masked_fill(~filled, -1), slots, ordered)
+    places = torch.where(live, group, NOBODY).sort(dim=-1, stable=True).indices
+    return Placement(places.to(torch.int32), live.sum(-1, dtype=torch.int32))
 
 
-def compacted(live: Tensor) -> Arrangement:
-    """The positions where `live` holds (b, h, L), in their order and in one group; the others follow behind."""
-    length = live.shape[-1]
-    before = live.cumsum(-1)
-    count = before[..., -1:] if length else before.new_zeros(*live.shape[:-1], 1)
-    capacity = longest(count, length) if live.numel() else length
-    position = torch.arange(length, device=live.device)
-    slot = torch.where(live, before - 1, count + position - before)
-    order = torch.empty_like(slot).scatter_(-1, slot, position.expand(live.shape))[..., :capacity]
-    empty = torch.arange(capacity, device=live.device) >= count
-    group = torch.where(empty, NOBODY, 0)
-    return Arrangement(order.masked_fill(empty, -1), torch.where(live, slot, -1), group)
+@torch.no_grad()
+def arrange(group: Tensor | None, live: Tensor | None, most: int | None = None) -> Arrangement:
+    """The same order of positions, without those that take no part.
 
-
-def longest(count: Tensor, length: int) -> int:
-    """Slots for the longest list, of 1 to `length` places: read from the device, rounded up where there are many.
-
-    Calls whose lists are about as long have as many slots, so that what was recorded of one serves the others.
+    `most`: how many a line has at most; so many slots there are, on a CPU no more than the longest line has.
     """
-    step = max(length // PARTS, 1)
-    most = count.amax() if step == 1 else torch.div(count.amax() + (step - 1), step, rounding_mode="floor")
-    return min(max(int(most) * step, 1), length)
+    found = placed(group, live)
+    length = found.places.shape[-1]
+    capacity = min(length, max(length if most is None else most, 1))
+    if live is not None and found.count.numel() and found.count.device.type == "cpu":  # nobody waits for a device
+        capacity = min(capacity, max(int(found.count.max()), 1))
+    filled, places = found.filled[..., :capacity], found.places[..., :capacity]
+    slots = found.slots.masked_fill(found.slots >= found.count.unsqueeze(-1), -1)
+    places = places.to(torch.int64)
+    own = torch.zeros_like(places) if group is None else same_heads(group, places)[0].expand(found.places.shape)
+    own = own if group is None else own.gather(-1, places)
+    return Arrangement(places.masked_fill(~filled, -1), slots, own.masked_fill(~filled, NOBODY))
 
 
-def share(order: Arrangement) -> float:
+def share(order: Arrangement | Placement) -> float:
     """Share of the positions that take part."""
-    return float((order.slots >= 0).double().mean()) if order.slots.numel() else 0.0
+    if not order.slots.numel():
+        return 0.0
+    taken = order.filled if isinstance(order, Placement) else order.slots >= 0
+    return float(taken.double().sum() / order.slots.numel())
 
 
 @torch.no_grad()
@@ -133,22 +173,24 @@ def same_heads(*tensors: Tensor) -> list[Tensor]:
     ]
 
 
-def read(tensor: Tensor, places: Tensor, fill: float = 0) -> Tensor:
+def read(tensor: Tensor, places: Tensor, fill: float | None = 0) -> Tensor:
     """The rows (b, h, S, ..) of a tensor (b, h, L, ..) at `places` (b, h, S); `fill` where a place is below 0.
 
-    A tensor or places of one batch row or head, or of key heads, serve all of the other's.
+    None: no place is. A tensor or places of one batch row or head, or of key heads, serve all of the other's.
     """
     (places,) = same_heads(places, tensor)[:1]
     batch, heads = (max(x, y) if x and y else 0 for x, y in zip(tensor.shape[:2], places.shape[:2], strict=True))
     slots, tail = places.shape[2], tensor.shape[3:]
     if tensor.shape[2] == 0 or batch * heads == 0:
-        return tensor.new_full((batch, heads, slots, *tail), fill)
+        return tensor.new_full((batch, heads, slots, *tail), fill or 0)
     # As rows of one list: whole rows are copied, and key heads are read by each of their query heads.
     lane = torch.arange(tensor.shape[0], device=tensor.device).view(-1, 1) * tensor.shape[1]
     lane = lane + torch.arange(heads, device=tensor.device) // (heads // tensor.shape[1])
-    line = lane.unsqueeze(-1) * tensor.shape[2] + places.clamp(min=0)
+    line = lane.unsqueeze(-1) * tensor.shape[2] + (places if fill is None else places.clamp(min=0))
     line = line.expand(batch, heads, slots)
     found = tensor.reshape(-1, *tail).index_select(0, line.flatten()).view(batch, heads, slots, *tail)
+    if fill is None:
+        return found
     empty = (places < 0).view(*places.shape, *(1,) * len(tail))
     return found.masked_fill_(empty, fill)
 
@@ -161,27 +203,25 @@ def totals(gradient: Tensor, shape: torch.Size) -> Tensor:
 
 
 class Reading(torch.autograd.Function):
-    """`read` where the places are distinct: its gradient is a read too, at the inverse places. No sum, no atomics."""
+    """`read` where the places are distinct: its gradient is a read too, at the slots. No sum, no atomics."""
 
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor, places: Tensor, inverse: Tensor) -> Tensor:
-        ctx.save_for_backward(inverse)
+    def forward(ctx: Any, tensor: Tensor, order: Arrangement | Placement) -> Tensor:
+        ctx.order = order
         ctx.shape = tensor.shape
-        return read(tensor, places)
+        return read(tensor, order.places)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        (inverse,) = ctx.saved_tensors
-        return totals(read(gradient, inverse), ctx.shape), None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return totals(ctx.order.returned(gradient), ctx.shape), None
 
 
-def gathered(tensor: Tensor, order: Arrangement) -> Tensor:
+def gathered(tensor: Tensor, order: Arrangement | Placement) -> Tensor:
     """(b, h, L, ..) in the order of the slots, (b, h, S, ..); 0 in empty ones. Differentiable."""
-    made: Tensor = Reading.apply(tensor, order.places, order.slots)  # type: ignore[no-untyped-call]
+    made: Tensor = Reading.apply(tensor, order)  # type: ignore[no-untyped-call]
     return made
 
 
-def scattered(tensor: Tensor, order: Arrangement) -> Tensor:
-    """(b, h, S, ..) back at the positions, (b, h, L, ..); 0 where a position has no slot. Differentiable."""
-    made: Tensor = Reading.apply(tensor, order.slots, order.places)  # type: ignore[no-untyped-call]
-    return made
+def at_places(tensor: Tensor, places: Tensor) -> Tensor:
+    """The rows (b, h, L, ..) of a tensor in the order of `places` (b, h, L), which lists each of them once."""
+    return read(tensor, places, None)

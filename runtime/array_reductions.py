@@ -213,17 +213,23 @@ def _softmax(at: Arrays, node: Node) -> Tensor:
     sink = _option(at, node, 2)
     if part.live is None and sink is None:
         return torch.softmax(part.body, part.dim)
+    if part.live is not None and sink is None and part.body.is_cuda:
+        from attnc.runtime.launch_ordering import few, weigh_few  # late: it brings triton
+
+        body, live = part.body.movedim(part.dim, -1), part.live.movedim(part.dim, -1)
+        if few(body):
+            return weigh_few(body, live).movedim(-1, part.dim)
     score = part.filled(-math.inf)
     if score.shape[part.dim] == 0:
         return score
-    top = score.detach().amax(part.dim, keepdim=True)
-    if sink is not None:
-        top = torch.maximum(top, sink.detach())
+    if sink is None:
+        dead = score == -math.inf
+        empty = dead.all(part.dim, keepdim=True)
+        return torch.softmax(score.masked_fill(empty, 0), part.dim).masked_fill(dead, 0)
+    top = torch.maximum(score.detach().amax(part.dim, keepdim=True), sink.detach())
     top = torch.where(top == -math.inf, torch.zeros_like(top), top)
     weights = (score - top).exp()
-    total = weights.sum(part.dim, keepdim=True)
-    if sink is not None:
-        total = total + (sink - top).exp()
+    total = weights.sum(part.dim, keepdim=True) + (sink - top).exp()
     return weights / torch.where(total == 0, torch.ones_like(total), total)
 
 

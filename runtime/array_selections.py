@@ -95,7 +95,16 @@ def _member(at: Arrays, node: Node) -> Tensor:
         return covered(at, node, axis)
     chosen = at.value(group)
     origin = at.frame.offset if axis == "i" else 0
+    if position.op == "index" and is_own(at, str(position.attribute), axis, chosen.shape[-1]):
+        return arranged(chosen, (*group.type.ordered_indices(), str(position.attribute)), 0)
     return gathered(at, node, chosen, group.type.ordered_indices(), position, origin)
+
+
+def is_own(at: Arrays, index: str, axis: str, length: int) -> bool:
+    """Whether the members that are chosen from are the positions of an index, in order."""
+    if at.rows is not None or axis in at.frame.axes or at.length(index) != length:
+        return False
+    return index == axis or (axis == "t" and (index == "j" or (index == "i" and at.frame.offset == 0)))
 
 
 def covered(at: Arrays, node: Node, axis: str) -> Tensor:

@@ -27,6 +27,7 @@ from attnc.compiler.plan import Branch, Plan
 from attnc.dsl.types import Base
 from attnc.runtime.call import Call
 from attnc.runtime.evaluate import Environment
+from attnc.runtime.placing import RowPlaces
 
 
 @dataclass(frozen=True)
@@ -180,6 +181,9 @@ class Gradients:
 
     def sink(self, branch: Branch, sink: Node, lse: Tensor, delta: Tensor) -> None:
         """A sink is a key without a value: dsink = -exp(sink - lse) delta."""
+        rows = RowPlaces.of(self.plan, self.call)
+        if rows is not None:
+            lse, delta = rows.ordered(lse), rows.ordered(delta)
         value = self.environment("b", "h", "i").value(sink)
         self.carry(sink, value, -torch.exp(value.detach() - lse) * delta)
 

@@ -107,7 +107,15 @@ def mask_mass(scores: Tensor, share: float | Tensor, allowed: Tensor, forced: Te
 
 @torch.no_grad()
 def mask_topk(scores: Tensor, count: Tensor, allowed: Tensor, forced: Tensor | None = None) -> Tensor:
-    """The members of `choose_topk` as a bool (.., S), for a count (..): by a sort, nothing is read back."""
+    """The members of `choose_topk` as a bool (.., S), for a count (..): nothing is read back.
+
+    By a sort; on CUDA few members are compared with each other.
+    """
+    if scores.is_cuda:
+        from attnc.runtime.launch_ordering import choose_few, few  # late: it brings triton
+
+        if few(scores):
+            return choose_few(scores, count, allowed, forced)
     order = ranking(scores, allowed).sort(dim=-1, descending=True, stable=True).indices
     if forced is not None:
         later = (~(allowed & forced)).expand(scores.shape).gather(-1, order).to(torch.int8)

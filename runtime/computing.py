@@ -10,7 +10,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from attnc.compiler.composition import Attend, Carry, Composition, Compute, Recur
+from attnc.compiler.composition import Attend, Carry, Composition, Compute, Recur, Regroup
 from attnc.compiler.ir import Node, walk
 from attnc.compiler.plan import Plan
 from attnc.runtime.arrays import Arrays, Frame
@@ -57,7 +57,7 @@ def rounded_arrays(composition: Composition, q: Tensor) -> frozenset[str]:
 
 def rounded_names(composition: Composition, device: torch.device) -> set[str]:
     """The same by the steps alone, for a 16-bit type: from the result back, so that what reads an array is known."""
-    names = {step.name for step in composition.steps if isinstance(step, Compute | Attend | Carry | Recur)}
+    names = {step.name for step in composition.steps if isinstance(step, Compute | Attend | Carry | Recur | Regroup)}
     outputs = {step.name for step in composition.steps if isinstance(step, Attend)}
     for step in reversed(composition.steps):
         exact = _exact_reads(step, device)
@@ -85,7 +85,7 @@ def _exact_reads(step: object, device: torch.device) -> set[str]:
     """Arrays that a step needs as they are."""
     if isinstance(step, Compute):
         return set(_names(step.node))
-    if isinstance(step, Carry | Recur):
+    if isinstance(step, Carry | Recur | Regroup):
         return set(_names(step)) - {step.name}
     if isinstance(step, Attend):
         rounds = rounded_operands(step, device)

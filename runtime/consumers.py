@@ -58,6 +58,8 @@ class Consumers:
     def cotangent(self, name: str, frame: Frame) -> torch.dtype:
         """What the gradient of a step's array is worth in: what its step's products are of, where it has one reader."""
         step = self.steps.get(name)
+        if isinstance(step, Regroup):
+            step = step.attend
         if isinstance(step, Carry | Recur | Attend) and name == step.name and self.count[name] == 1:
             query = frame.tensors[step.query]
             return taken(step, step.query, frame, query.shape[-1])
@@ -101,7 +103,7 @@ def reads(step: Step) -> tuple[list[str], list[str]]:
     elif isinstance(step, Compute):
         others, operands = [str(node.attribute) for node in walk(step.node) if node.op == "input"], []
     else:
-        others, operands = everything(step), []
+        others, operands = [name for name in everything(step) if name not in names_of(step)], []
     return [name for name in dict.fromkeys(operands) if name not in others], others
 
 

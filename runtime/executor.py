@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -23,6 +23,7 @@ from attnc.runtime.distances import Line, by_distance
 from attnc.runtime.evaluate import Environment
 from attnc.runtime.listed_executor import ListedRun
 from attnc.runtime.masks import Masks
+from attnc.runtime.placing import RowPlaces
 from attnc.runtime.scores import read_score
 from attnc.runtime.tiles import Group, Tiling
 from attnc.runtime.work import closed_form
@@ -38,10 +39,18 @@ def execute(plan: Plan, call: Call, dtype: torch.dtype | None = None) -> tuple[T
     Sinks are part of lse. float32, or float64 where q is.
     """
     dtype = dtype or call.q.dtype
+    rows = RowPlaces.of(plan, call)
     with torch.no_grad():
-        # Branches are rounded once, after they are joined.
-        own = dtype if len(plan.branches) == 1 else call.compute_dtype
-        return join([branch_output(plan, branch, call, own) for branch in plan.branches], dtype)
+        if rows is not None:
+            out, lse = branches_output(plan, replace(call, q=rows.ordered(call.q)), dtype)
+            return rows.back(out), rows.back(lse)
+        return branches_output(plan, call, dtype)
+
+
+def branches_output(plan: Plan, call: Call, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The joined branches, for rows in the order of the plan."""
+    own = dtype if len(plan.branches) == 1 else call.compute_dtype  # branches are rounded once, after they are joined
+    return join([branch_output(plan, branch, call, own) for branch in plan.branches], dtype)
 
 
 def branch_output(plan: Plan, branch: Branch, call: Call, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

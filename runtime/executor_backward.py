@@ -6,7 +6,7 @@ visits, tile after tile, so that the order of sums never changes. Memory is that
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from attnc.runtime.evaluate import Environment
 from attnc.runtime.executor import LOG2E, BranchRun, Lanes, Work
 from attnc.runtime.leaf_sums import Derivative, LeafSum
 from attnc.runtime.listed_executor import ListedBackward
+from attnc.runtime.placing import RowPlaces
 from attnc.runtime.scores import read_score
 from attnc.runtime.tiles import Group
 
@@ -28,10 +29,15 @@ def branch_backward(
     plan: Plan, number: int, call: Call, grad_out: Tensor, lse: Tensor, delta: Tensor
 ) -> BranchGradients:
     """The gradients of one branch; see `backward.Engine`. All of them in the dtype of sums."""
+    rows = RowPlaces.of(plan, call)
     with torch.no_grad():
         branch = plan.branches[number]
-        made = BackwardRun if branch.selected is None else ListedBackward
-        return made(plan, branch, call, grad_out, lse, delta).gradients()
+        if rows is not None:
+            grad_out, lse, delta = (rows.ordered(one) for one in (grad_out, lse, delta))
+            call = replace(call, q=rows.ordered(call.q))
+        run = BackwardRun if branch.selected is None else ListedBackward
+        made = run(plan, branch, call, grad_out, lse, delta).gradients()
+        return made if rows is None else replace(made, q=rows.back(made.q))
 
 
 @dataclass

@@ -37,6 +37,7 @@ from attnc.runtime.kernel_call import (
     stride,
 )
 from attnc.runtime.launch_listed_backward import listed_gradients
+from attnc.runtime.placing import RowPlaces
 from attnc.runtime.tuned import chosen_shape
 from attnc.runtime.work import ProgramList, program_list, reaches_all
 
@@ -102,6 +103,9 @@ def branch_backward(
         return BranchGradients(dq, outputs["dk"].to(call.k.dtype), outputs["dv"].to(v.dtype), ())
     results = run_rows(plan, branch, kernels, call, shared, leaves)
     results |= {at: outputs[f"leaf_{at}"] for at, leaf in enumerate(leaves) if leaf.side == "key"}
+    rows = RowPlaces.of(plan, call)
+    if rows is not None:  # they stream by in their order
+        shared |= rows.copied(shared)
     for at, kernel in enumerate(passes):
         run_pass(plan, kernels, kernel, call, shared | outputs, adding=at > 0 or not whole)
     gradients = tuple(results[at] for at in range(len(leaves)))
@@ -114,8 +118,8 @@ def fused_side(plan: Plan, kernels: Kernels, call: Call, v: Tensor) -> tuple[str
     Where queries stay, a key's gradients are one head's, so each needs a key head of its own.
     """
     rows, *passes = kernels.kernels
-    if not call.q.numel() or not call.k.numel() or not v.numel():
-        return "", None
+    if plan.placed is not None or not call.q.numel() or not call.k.numel() or not v.numel():
+        return "", None  # rows in places are read by the kernel that keeps rows alone
     for side, kernel, count in (
         ("keys", passes[0] if passes else None, call.sizes["j"]),
         ("rows", rows, call.sizes["i"]),

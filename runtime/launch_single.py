@@ -29,7 +29,7 @@ def kernels_of(plan: Plan) -> Kernels:
 def takes(plan: Plan, call: Call) -> bool:
     """Whether heads share keys, each with one query, and no tensor steers which."""
     shared = call.v is not None and call.k.shape[1] < call.q.shape[1] and call.sizes["j"] > 0
-    if call.sizes["i"] != 1 or not shared or plan.exact:
+    if call.sizes["i"] != 1 or not shared or plan.exact or plan.placed is not None:
         return False
     return all(branch.selected is None and closed_form(branch) for branch in plan.branches)
 

@@ -1,4 +1,7 @@
-"""A `Regroup` step at run time: rows and keys in their orders, an attention over slots, and its output put back."""
+"""A `Regroup` step at run time: rows where they lie, keys in their order, and an attention over slots.
+
+Nothing is read back from the device: a line has a slot for every row, and for as many keys as may take part.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,9 @@ from torch import Tensor
 from attnc.compiler.composition import Moved, Order, Regroup
 from attnc.compiler.ir import Node
 from attnc.dsl.types import Base
-from attnc.runtime.arrangement import Arrangement, arrange, gathered, interval, read
+from attnc.runtime.arrangement import NOWHERE, Arrangement, Placement, arrange, at_places, gathered, interval, placed
 from attnc.runtime.arrays import Arrays, Frame
-from attnc.runtime.attending import ATTEND, four
+from attnc.runtime.attending import ATTEND, four, result_type
 from attnc.runtime.backward import Engine, recording
 
 
@@ -21,11 +24,11 @@ from attnc.runtime.backward import Engine, recording
 class Slots:
     """The orders of one call (None: a side that stays as it is) and the arrays of ints that the attention reads."""
 
-    rows: Arrangement | None
+    rows: Placement | None
     keys: Arrangement | None
     made: Mapping[str, Tensor]
 
-    def of(self, side: str) -> Arrangement:
+    def of(self, side: str) -> Placement | Arrangement:
         order = self.rows if side == "i" else self.keys
         assert order is not None
         return order
@@ -45,15 +48,12 @@ class Regrouping:
         sources = {moved.name: moved.source for moved in step.moved}
         value = frame.tensors[sources.get(step.attend.value, step.attend.value)]
         rows = [frame.sizes["b"], frame.sizes["h"], frame.length(step.row)]
-        return [([*rows, value.shape[-1]], frame.real), (rows, frame.real)]
+        return [([*rows, value.shape[-1]], result_type(step.attend, frame)), (rows, frame.real)]
 
     def forward(self, step: Regroup, frame: Frame, engine: Engine) -> list[Tensor]:
         slots = slots_of(step, frame)
         inner = inside(step, frame, slots, move_all(step, frame, slots))
-        out, lse = ATTEND.forward(step.attend, inner, engine)
-        if slots.rows is None:
-            return [out, lse]
-        return [read(out, slots.rows.slots), read(lse, slots.rows.slots, -torch.inf)]
+        return ATTEND.forward(step.attend, inner, engine)
 
     def backward(
         self,
@@ -71,11 +71,6 @@ class Regrouping:
             moved = move_all(step, replace(frame, tensors={**frame.tensors, **leaves}), slots)
         inner = inside(step, frame, slots, {name: tensor.detach() for name, tensor in moved.items()})
         asked = [name for name in dict.fromkeys(ATTEND.reads(step.attend)) if followed(name, moved, leaves)]
-        if slots.rows is not None:
-            order = slots.rows
-            fills = (0.0, -torch.inf)
-            outputs = [read(one, order.places, fill) for one, fill in zip(outputs, fills, strict=True)]
-            cotangents = [None if one is None else read(one, order.places) for one in cotangents]
         made = ATTEND.backward(step.attend, inner, engine, outputs, cotangents, asked)
         found = {name: made[name] for name in asked if name in leaves and name in made}
         carried = [name for name in asked if name in moved and name in made]
@@ -100,13 +95,21 @@ def followed(name: str, moved: Mapping[str, Tensor], leaves: Mapping[str, Tensor
 def slots_of(step: Regroup, frame: Frame) -> Slots:
     """The orders of both sides, positions and ranges."""
     at = Arrays(frame)
-    rows = None if step.rows is None else ordered(at, step.rows, step.row)
-    keys = None if step.keys is None else ordered(at, step.keys, step.key)
+    rows = None if step.rows is None else placed(*parts(at, step.rows, step.row))
+    keys = None
+    if step.keys is not None:
+        most = None if step.keys.most is None else at.integer(step.keys.most)
+        keys = arrange(*parts(at, step.keys, step.key), most)
     made: dict[str, Tensor] = {}
+    if rows is not None:
+        where = step.attend.plan.placed
+        assert where is not None
+        made |= {where.places: rows.places, where.count: rows.count}
     for side, name in step.positions.items():
-        order, first = (rows, frame.offset) if side == "i" else (keys, 0)
+        order = rows if side == "i" else keys
         assert order is not None
-        made[name] = torch.where(order.places < 0, order.positions, order.positions + first)
+        first = frame.offset if side == "i" else 0
+        made[name] = torch.where(order.positions == NOWHERE, NOWHERE, order.positions + first)
     for one in step.ranges:
         assert keys is not None
         group = step.rows.group if step.rows is not None else None
@@ -115,14 +118,16 @@ def slots_of(step: Regroup, frame: Frame) -> Slots:
         low, high = (None if end is None else of_side(at, end, step.row) for end in (one.low, one.high))
         ends = interval(own, keys, low, high)
         for name, end in zip((one.first, one.last), ends, strict=True):
-            made[name] = end if rows is None else read(end, rows.places, keys.places.shape[-1])
+            made[name] = end
+            if rows is not None:  # one that takes no part sees none
+                made[name] = at_places(end, rows.places).masked_fill(~rows.filled, keys.places.shape[-1])
     return Slots(rows, keys, {name: laid_out(step, name, tensor) for name, tensor in made.items()})
 
 
-def ordered(at: Arrays, order: Order, index: str) -> Arrangement:
-    """The order of one side's positions."""
+def parts(at: Arrays, order: Order, index: str) -> tuple[Tensor | None, Tensor | None]:
+    """The groups of one side's positions, and which take part."""
     group, live = (None if node is None else of_side(at, node, index) for node in (order.group, order.live))
-    return arrange(group, live)
+    return group, live
 
 
 def of_side(at: Arrays, node: Node, index: str) -> Tensor:
@@ -145,7 +150,7 @@ def move_all(step: Regroup, frame: Frame, slots: Slots) -> dict[str, Tensor]:
     return {moved.name: move(step, moved, at, slots.of(moved.side)) for moved in step.moved}
 
 
-def move(step: Regroup, moved: Moved, at: Arrays, order: Arrangement) -> Tensor:
+def move(step: Regroup, moved: Moved, at: Arrays, order: Arrangement | Placement) -> Tensor:
     """One array over positions as one over slots."""
     index = step.row if moved.side == "i" else step.key
     if moved.operand:

@@ -61,9 +61,16 @@ class Signature:
 
 
 def kernel_arguments(
-    plan: Plan, expressions: Sequence[Node], domain: Domain, signature: Signature, *, tails: bool = False
+    plan: Plan,
+    expressions: Sequence[Node],
+    domain: Domain,
+    signature: Signature,
+    *,
+    tails: bool = False,
+    apart: bool = False,
 ) -> tuple[Argument, ...]:
-    """The arguments of one kernel; `tails`: q and k have views of a second block of columns."""
+    """The arguments of one kernel. `tails`: q and k have views of a second block of columns. `apart`: rows lie anywhere,
+    so that no descriptor has a tile of them."""
 
     def blocks(names: Sequence[str]) -> list[str]:
         return [*names, *(name + TAIL for name in names if tails and name in TAILED)]
@@ -75,7 +82,7 @@ def kernel_arguments(
         for slot, axis in enumerate(LAYOUTS[tensor])
     ]
     views = []
-    if domain.rows.period is None and domain.rows.listed is None:
+    if domain.rows.period is None and domain.rows.listed is None and not apart:
         views = [Argument(f"{x}_view", "view", x, ROW_VIEW, specialised=True) for x in blocks(signature.rows)]
     for number, key_set in enumerate(domain.key_sets):
         if key_set.walk is None or isinstance(key_set.walk, Stepped):

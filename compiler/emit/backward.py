@@ -43,15 +43,14 @@ class BackwardRows(BackwardKernel):
     def body(self) -> None:
         writer = self.writer
         emit_heads(writer)
-        emit_rows(writer, self.domain.rows, self.row_steps(self.domain.rows))
-        writer.let("i_ok", "row_ok")
+        self.place_rows()
         self.hoist()
         self.lanes()
         for tensor in self.tensors:
             self.base(tensor)
-        self.load_row_tile("query", "q", "d", "row")
-        self.load_row_tile("cotangent", "do", "e", "row")
-        self.load_statistics("row", "row_ok")
+        self.load_row_tile("query", "q", "d", self.row)
+        self.load_row_tile("cotangent", "do", "e", self.row)
+        self.load_statistics(self.row, "row_ok")
         self.start_sum("dq_rows", "d")
         for number, leaf in zip(self.numbers, self.leaves, strict=True):
             shape = f"[WIDTH_{number}]" if leaf.side == "pair" else "[BLOCK_M]"
@@ -118,10 +117,11 @@ class BackwardRows(BackwardKernel):
         with writer.block("else:"):
             for columns in self.columns("d"):
                 with self.tail() if columns.suffix else nullcontext():
-                    self.store_columns("dq", "row", "row_ok", f"dq_rows{columns.suffix}", columns)
+                    self.store_columns("dq", self.row, "row_ok", f"dq_rows{columns.suffix}", columns)
         for number, leaf in zip(self.numbers, self.leaves, strict=True):
             if leaf.side == "row":
-                writer.line(f"tl.store(leaf_{number} + query_rows, sum_{number}, mask=row_ok)")
+                own = "head.to(tl.int64) * N + row" if self.placed else "query_rows"
+                writer.line(f"tl.store(leaf_{number} + {own}, sum_{number}, mask=row_ok)")
             else:
                 writer.let("program", "(tile.to(tl.int64) * tl.num_programs(1) + head)")
                 width = f"WIDTH_{number}"

@@ -10,10 +10,11 @@ from attnc.compiler.emit.arguments import Argument, Signature, kernel_arguments,
 from attnc.compiler.emit.bounds import Exact, Loop
 from attnc.compiler.emit.expressions import ROWS, Array, Expressions, View
 from attnc.compiler.emit.ranges import emit_ranges
-from attnc.compiler.emit.rows import row_nodes
+from attnc.compiler.emit.rows import emit_rows, row_nodes
 from attnc.compiler.emit.writer import Writer
-from attnc.compiler.ir import Node
+from attnc.compiler.ir import Graph, Node
 from attnc.compiler.plan import Branch, Domain, KeySet, Plan, Rows
+from attnc.dsl.types import Base, Type
 
 CONSTANTS = (
     *("BLOCK_M", "BLOCK_N", "BLOCK_D", "BLOCK_E", "EVEN_D", "EVEN_E"),
@@ -76,6 +77,14 @@ class Columns:
         return f"_load_tile({pointer}, {ok}, {self.places} < {size}, True, not EVEN_{size})"
 
 
+def placed_rows(plan: Plan) -> Node | None:
+    """Where a row lies; None where rows lie in their order."""
+    if plan.placed is None:
+        return None
+    axes = next(one.axes for one in plan.inputs if one.name == plan.placed.places)
+    return Graph().make("input", type=Type(Base.INT, frozenset(axes)), attribute=plan.placed.places)
+
+
 class StreamedKernel:
     """A kernel that keeps a tile of rows and streams the other side: queries stay, or keys do (`streamed`: i)."""
 
@@ -94,8 +103,11 @@ class StreamedKernel:
         self.domain = domain
         self.name = name
         self.writer = Writer()
+        self.placed = placed_rows(plan) if self.streamed == "j" else None  # keys that stay stream copies of placed rows
+        self.row = "place" if self.placed else "row"  # where a row lies in its tensors
+        nodes = [*branch_nodes(branch, domain), *(extra or []), *([self.placed] if self.placed else [])]
         self.arguments = kernel_arguments(
-            plan, [*branch_nodes(branch, domain), *(extra or [])], domain, self.signature, tails=self.tails
+            plan, nodes, domain, self.signature, tails=self.tails, apart=bool(self.placed)
         )
         arrays = {one.attribute: Array(one.name, one.axes) for one in self.arguments if one.role == "array"}
         self.expressions = Expressions(self.writer, arrays, self.streamed)
@@ -125,6 +137,13 @@ class StreamedKernel:
     def row_steps(self, rows: Rows) -> dict[str, str]:
         """Text of what the rows' grouping depends on."""
         return {name: self.expressions.once(node, ROWS) for name, node in row_nodes(rows).items()}
+
+    def place_rows(self) -> None:
+        """The program's tile of rows, and where they lie."""
+        emit_rows(self.writer, self.domain.rows, self.row_steps(self.domain.rows))
+        self.writer.let("i_ok", "row_ok")
+        if self.placed:
+            self.writer.let("place", self.expressions.text(self.placed, ROWS))
 
     def lanes(self) -> None:
         """Lanes of a tile, and the first element of every tensor for this batch and head."""
@@ -164,7 +183,7 @@ class StreamedKernel:
     def load_row_tile(self, name: str, tensor: str, axis: str, position: str) -> None:
         """A tile of the tensor that stays."""
         rows = self.domain.rows
-        viewed = rows.period is None and rows.listed is None
+        viewed = rows.period is None and rows.listed is None and not self.placed
         head = "key_head" if tensor in ("k", "v") else "h"
         place = "row_tile, 0" if rows.step is None else "row_class, row_tile, 0"
         for columns in self.columns(axis):

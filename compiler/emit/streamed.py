@@ -12,7 +12,6 @@ from attnc.compiler.emit.arguments import Signature
 from attnc.compiler.emit.bounds import Loop
 from attnc.compiler.emit.expressions import PAIRS, ROWS, TILE, View
 from attnc.compiler.emit.kernel import Kernel, StreamedKernel
-from attnc.compiler.emit.rows import emit_rows
 from attnc.compiler.emit.writer import Writer
 from attnc.compiler.plan import Diagonals, KeySet, Plan
 from attnc.dsl.source import Span
@@ -40,8 +39,7 @@ class StreamedForward(StreamedKernel):
     def body(self) -> None:
         domain = self.domain
         emit_heads(self.writer)
-        emit_rows(self.writer, domain.rows, self.row_steps(domain.rows))
-        self.writer.let("i_ok", "row_ok")
+        self.place_rows()
         masks = [key_set.mask for key_set in domain.key_sets]
         self.expressions.hoist([self.branch.score, *([self.branch.sink] if self.branch.sink else []), *masks])
         self.load_queries()
@@ -53,7 +51,7 @@ class StreamedForward(StreamedKernel):
         self.lanes()
         for tensor in ("q", "k", "v"):
             self.base(tensor)
-        self.load_row_tile("query", "q", "d", "row")
+        self.load_row_tile("query", "q", "d", self.row)
 
     def start(self) -> None:
         """The running softmax before any key: `largest` (base 2), `total`, `acc`."""
@@ -138,9 +136,9 @@ class StreamedForward(StreamedKernel):
             writer.line("tl.store(part_lse + part_row, statistic)")
         with writer.block("else:"):
             self.base("o")
-            writer.let("o_rows", "o_head + row.to(tl.int64)[:, None] * o_sn + e[None, :] * o_se")
+            writer.let("o_rows", f"o_head + {self.row}.to(tl.int64)[:, None] * o_sn + e[None, :] * o_se")
             writer.line("tl.store(o_rows, result.to(o.dtype.element_ty), mask=row_ok[:, None] & (e < E)[None, :])")
-            writer.line("tl.store(lse + head.to(tl.int64) * N + row, statistic, mask=row_ok)")
+            writer.line(f"tl.store(lse + head.to(tl.int64) * N + {self.row}, statistic, mask=row_ok)")
 
 
 def forward_kernels(plan: Plan) -> list[Kernel]:

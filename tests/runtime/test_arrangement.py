@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from attnc.runtime.arrangement import NOBODY, NOWHERE, Arrangement, arrange, gathered, interval, read, scattered, share
+from attnc.runtime.arrangement import NOBODY, NOWHERE, Arrangement, arrange, gathered, interval, placed, read, share
 
 LENGTHS = (0, 1, 2, 17, 64)
 
@@ -86,7 +86,7 @@ def test_groups_that_are_far_apart_do_not_overflow() -> None:
 def test_one_order_serves_every_head_and_one_head_every_order() -> None:
     tensor = torch.randn(2, 4, 9, 3)
     shared = arrange(groups(9, 3)[:, :1], None)
-    assert torch.equal(scattered(gathered(tensor, shared), shared), tensor)
+    assert torch.equal(read(gathered(tensor, shared), shared.slots), tensor)
     order = arrange(groups(9, 3), None)
     made = gathered(tensor[:, :1], order)
     for at in lines(order):
@@ -94,13 +94,10 @@ def test_one_order_serves_every_head_and_one_head_every_order() -> None:
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 11, 2), (2, 1, 11), (1, 3, 11, 2), (1, 1, 11, 2, 2)])
-def test_gradients_of_both_directions(shape: tuple[int, ...]) -> None:
+def test_gradients(shape: tuple[int, ...]) -> None:
     order = some(groups(11, 3, dead=0.3))
     tensor = torch.randn(shape, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: gathered(x, order), tensor)
-    slots = order.places.shape[-1]
-    tensor = torch.randn((*shape[:2], slots, *shape[3:]), dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: scattered(x, order), tensor)
 
 
 def test_equal_inputs_give_equal_bits() -> None:
@@ -118,3 +115,33 @@ def test_empty_slots_read_as_what_is_asked() -> None:
     order = arrange(None, torch.tensor([[[True, False, True], [False, False, True]]]))
     assert read(torch.tensor([[[4, 5, 6]]]), order.places, NOWHERE).tolist() == [[[4, 6], [6, NOWHERE]]]
     assert order.positions.tolist() == [[[0, 2], [2, NOWHERE]]]
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize(("kinds", "dead"), [(1, 0.0), (4, 0.4), (1, 1.0)])
+@pytest.mark.parametrize("grouped", [True, False])
+def test_rows_that_take_part_lie_first_and_every_row_once(length: int, kinds: int, dead: float, grouped: bool) -> None:
+    group = groups(length, kinds, dead)
+    order = placed(group if grouped else None, group >= 0)
+    for batch in range(2):
+        for head in range(3):
+            line = group[batch, head].tolist()
+            expected = sorted((g if grouped else 0, n) for n, g in enumerate(line) if g >= 0)
+            found = order.places[batch, head].tolist()
+            assert int(order.count[batch, head]) == len(expected)
+            assert found[: len(expected)] == [n for _, n in expected]
+            assert sorted(found) == [*range(length)]
+
+
+def test_no_number_that_is_none_flows_back_to_a_row_that_takes_no_part() -> None:
+    order = placed(None, torch.tensor([[[True, False, True, False]]]))
+    tensor = torch.ones(1, 1, 4, requires_grad=True)
+    cotangent = torch.tensor([[[1.0, 2.0, torch.nan, 3.0]]])  # of positions 0, 2, 1, 3
+    (gradient,) = torch.autograd.grad(gathered(tensor, order), tensor, cotangent)
+    assert gradient.tolist() == [[[1, 0, 2, 3]]]
+
+
+def test_no_more_slots_than_what_may_take_part() -> None:
+    live = torch.arange(9) % 4 == 0
+    assert arrange(None, live.expand(1, 2, 9), 5).places.shape[-1] == 3  # on a CPU as many as there are
+    assert arrange(None, live.expand(1, 2, 9), 2).places.tolist() == [[[0, 4]] * 2]

@@ -69,6 +69,10 @@ pattern keys(tokens: int = 7): # tokens that every row sees
 pattern rows:                # rows that see the past, by a score; some heads may have none
     input router: real[b, h, i]
     out = softmax[j](q @ k * scale where router > 0.7 and j <= i) @ v
+pattern sinking:             # a row without a key has its sink
+    input router: real[b, h, i]
+    input sink: real[b, h, i]
+    out = softmax[j](q @ k * scale where router > 0.2 and j <= i, sink = sink) @ v
 pattern nobody:              # no row takes part
     input router: real[b, h, i]
     out = softmax[j](q @ k * scale where router > 1000 and j <= i) @ v
@@ -146,7 +150,9 @@ def test_every_pattern_runs_in_an_order_of_its_own(pattern: CompiledPattern) -> 
 INTERPRETER = Target("interpreter", "triton", "cpu", torch.float32)
 
 
-@pytest.mark.parametrize("name", ["causal", "windows", "leaves", "both", "keys", "choosy", "heads", "specialists"])
+@pytest.mark.parametrize(
+    "name", ["causal", "windows", "leaves", "both", "keys", "choosy", "heads", "specialists", "rows", "sinking"]
+)
 def test_kernels_agree_with_the_reference(name: str) -> None:
     (pattern,) = (one for one in ALL if one.pattern.name == name)
     outcomes = compare(Case(pattern, Shape(1, 4, 2, 40, 40, 4, 4), Setting()), INTERPRETER)
@@ -183,7 +189,7 @@ def test_tokens_that_nobody_chose_cost_nothing() -> None:
     everything = streamed_pairs(pattern.prepared(q, k, v, {"router": router, "active": 4}))
     one = streamed_pairs(pattern.prepared(q, k, v, {"router": router, "active": 1}))
     assert everything.live == 4 * one.live == 4 * 512**2
-    assert one.visited < 1.3 * one.live
+    assert one.visited < one.live + 4 * 64 * 512  # the last tile of each head is not full
 
 
 def test_a_window_of_chosen_rows_stays_a_window() -> None:

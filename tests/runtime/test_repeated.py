@@ -25,7 +25,11 @@ from attnc.runtime.tape import Recorder
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SHAPE = Shape(1, 4, 2, 9, 9, 4, 4)
-RECORDED = ("documents", "half_and_half")
+RECORDED = ("documents", "half_and_half", "moh")
+SOME_KEYS = """pattern some(least: real = 0.0):  # on a CPU as many slots as the longest list of keys
+    input worth: real[b, h, t]
+    out = softmax[j](q @ k * scale where j in threshold[t](worth, least)) @ v
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -97,6 +101,8 @@ def test_a_repeated_call_gives_the_same_bits(name: str) -> None:
 
 def test_a_call_whose_sizes_tensors_decide_is_recorded_for_what_was_read() -> None:
     calls = Calls("moh")
+    calls.pattern = attnc.compile(SOME_KEYS).some
+    calls.parameters = defaults(calls.pattern)
     for seed in range(5):
         given = calls.made(seed)
         found = forward(calls, given)
