@@ -69,8 +69,10 @@ def kernel_arguments(
     tails: bool = False,
     apart: bool = False,
 ) -> tuple[Argument, ...]:
-    """The arguments of one kernel. `tails`: q and k have views of a second block of columns. `apart`: rows lie anywhere,
-    so that no descriptor has a tile of them."""
+    """The arguments of one kernel.
+
+    `tails`: q and k have views of a second block of columns. `apart`: rows lie anywhere, no descriptor has a tile of them.
+    """
 
     def blocks(names: Sequence[str]) -> list[str]:
         return [*names, *(name + TAIL for name in names if tails and name in TAILED)]
