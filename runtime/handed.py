@@ -73,7 +73,7 @@ def left_states(step: Carry | Recur, frame: Frame, state: Tensor | None, same: T
     """What a step leaves for a later call, of its last state."""
     if step.handing is None or state is None:
         return []
-    left = [state]
+    left = [state.contiguous()]
     if step.handing.document is not None and same is not None:
         left.append(same[:, -1].to(frame.tensors[step.handing.document[0]].dtype, copy=True))
     return left
