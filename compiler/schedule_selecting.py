@@ -15,17 +15,15 @@ AHEAD = 3  # heads whose lines are held at a time
 TILE = 128  # members of a tile, where there are several
 HELD = 4 * TILE  # members that a line holds at most beyond four times the entries of its list
 TAKEN_ONE_BY_ONE = 8  # entries up to which the best are found one after the other
-DENSE = 4  # times what a line holds: more members are worth a look at each before it is held
 REGISTERS = 8192  # ranks and members of the lines that are taken from at once, for four warps
 
 
 @dataclass(frozen=True)
 class Held:
     """How a kernel holds the best: all members in one tile (`resident`), or `capacity` a line, `at_once` lines taken
-    from together. `dense`: lines hold whole tiles as they come, else only what exceeds the last of their best."""
+    from together."""
 
     resident: bool
-    dense: bool
     capacity: int
     at_once: int
 
@@ -44,20 +42,16 @@ def selecting_shape(width: int, itemsize: int, parts: int, members: int, heads: 
     ahead = heads > 1 and itemsize <= 2
     lines = LINES * vector * (AHEAD if ahead else 1)
     fitting = power(max(SHARED_BYTES - lines, 1) // max(vector * parts, 1) + 1) // 2
-    if members <= min(TILE if ahead else ONE_TILE, fitting):  # sums over heads are worth leaving dead tiles out
+    if members <= min(ONE_TILE, fitting):
         block = max(power(members), 16)
         return TileShape(LINES, block, 8 if block > TILE else 4, AHEAD if ahead else 1)
     return TileShape(LINES, max(min(TILE, fitting // 2), 16), 4, AHEAD if ahead else 2)
 
 
-def held(shape: TileShape, members: int, width: int, *, forced: bool = True) -> Held:
-    """What lines hold in a tile shape, for lists of `width` entries; whether some of these are `forced`."""
+def held(shape: TileShape, members: int, width: int) -> Held:
+    """What lines hold in a tile shape, for lists of `width` entries."""
     if members <= shape.block_n:
-        if width <= TAKEN_ONE_BY_ONE and not forced:
-            return Held(True, False, 1, 1)
-        capacity = shape.block_n
-    else:
-        capacity = power(width + max(width, 2 * shape.block_n))
-    dense = members <= DENSE * capacity
-    registers = REGISTERS // 4 if dense else REGISTERS
-    return Held(False, dense, capacity, max(min(registers * shape.warps // 4 // capacity, shape.block_m), 1))
+        return Held(True, 1, 1)
+    capacity = power(width + max(width, 2 * shape.block_n))
+    at_once = max(min(REGISTERS * shape.warps // 4 // capacity, shape.block_m), 1)
+    return Held(False, capacity, at_once)

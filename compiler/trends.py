@@ -5,38 +5,24 @@ A kernel then works out the tiles that rows touch from their first and their las
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from attnc.compiler.ir import Node, walk
 
 UP, LEVEL, DOWN = 1, 0, -1
 
 
-def trend(node: Node, index: str, known: Mapping[Node, int] | None = None) -> int | None:
+def trend(node: Node, index: str) -> int | None:
     """UP where a value never falls as the index grows, DOWN where it never rises, LEVEL where it stays; else None.
 
-    Divisors are taken to be positive (see plan.Requirement). `known`: signs of other factors.
+    Divisors are taken to be positive (see plan.Requirement).
     """
-    signs = {**divisors(node), **(known or {})}
+    positive = frozenset(one.args[1] for one in walk(node) if one.op in ("floordiv", "mod"))
     done: dict[Node, int | None] = {}  # expressions share parts
     for inner in walk(node):
-        done[inner] = _trend(inner, index, signs, done)
+        done[inner] = _trend(inner, index, positive, done)
     return done[node]
 
 
-def divisors(node: Node) -> dict[Node, int]:
-    """The signs that divisors have."""
-    return {one.args[1]: 1 for one in walk(node) if one.op in ("floordiv", "mod")}
-
-
-def unknown_factors(node: Node, *indices: str) -> set[Node]:
-    """What values of the indices are multiplied by, of unknown sign and without an index itself."""
-    signs = divisors(node)
-    factors = (arg for one in walk(node) if one.op == "mul" for arg in one.args)
-    return {one for one in factors if not any(map(one.depends_on, indices)) and _sign(one, signs) is None}
-
-
-def _trend(node: Node, index: str, known: Mapping[Node, int], done: dict[Node, int | None]) -> int | None:
+def _trend(node: Node, index: str, positive: frozenset[Node], done: dict[Node, int | None]) -> int | None:
     if not node.depends_on(index):
         return LEVEL
     if node.op == "index":
@@ -57,8 +43,8 @@ def _trend(node: Node, index: str, known: Mapping[Node, int], done: dict[Node, i
         case "mul":
             (left, right) = node.args
             if second == LEVEL:
-                return _times(first, _sign(right, known))
-            return _times(second, _sign(left, known)) if first == LEVEL else None
+                return _times(first, _sign(right, positive))
+            return _times(second, _sign(left, positive)) if first == LEVEL else None
     return _joined(first, second)
 
 
@@ -73,11 +59,9 @@ def _times(way: int | None, sign: int | None) -> int | None:
     return None if way is None or sign is None else way * sign
 
 
-def _sign(node: Node, known: Mapping[Node, int]) -> int | None:
+def _sign(node: Node, positive: frozenset[Node]) -> int | None:
     """The sign of a factor, where it is known: 0 may stand for what is not negative, too."""
-    if node in known:
-        return known[node]
-    if node.op == "size":
+    if node in positive or node.op == "size":
         return 1
     if node.op == "literal" and isinstance(node.attribute, int):
         return 1 if node.attribute >= 0 else -1

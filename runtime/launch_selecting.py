@@ -47,6 +47,26 @@ class Vectors:
         low = None if self.low is None else self.low.expand(batch, -1, -1, -1)
         return Vectors(self.q.expand(batch, heads, -1, -1), self.k.expand(batch, -1, -1, -1), low)
 
+    def by_turns(self, sizes: Mapping[str, int], members: int) -> Vectors:
+        """The keys of the members' places, all of one turn after the other: k (B, heads * TURNS, members, d).
+
+        A member has its place of turn t in line t: tiles of members are copied as they lie. A place that a member
+        does not have is any other.
+        """
+        width, stride = sizes["PLACE_WIDTH"], sizes["PLACE_STRIDE"]
+        start = torch.arange(members, device=self.k.device) * sizes["MEMBER_WIDTH"]
+        first = torch.div(start - width + stride, stride, rounding_mode="floor").clamp_(min=0)
+        turn = torch.arange(sizes["TURNS"], device=self.k.device)
+        place = (first + turn[:, None]).clamp_(max=max(sizes["PLACES"] - 1, 0)).flatten()
+
+        def laid(k: Tensor) -> Tensor:
+            if not sizes["PLACES"]:
+                return k.new_zeros(k.shape[0], k.shape[1] * len(turn), members, k.shape[3])
+            taken: Tensor = k.index_select(2, place).unflatten(2, (len(turn), members)).flatten(1, 2)
+            return taken
+
+        return Vectors(self.q, laid(self.k), None if self.low is None else laid(self.low))
+
 
 def select(step: Choose, frame: Frame, batch: int, width: int) -> Tensor | None:
     """The lists (batch, heads, lines, width), int32, of all members of the rows' axis; None where no kernel fits."""
@@ -59,10 +79,10 @@ def select(step: Choose, frame: Frame, batch: int, width: int) -> Tensor | None:
     lists = torch.empty((batch, lanes, count, width), dtype=torch.int32, device=frame.device)
     if not lists.numel():  # there are no lines, or no members
         return lists
-    own = sizes_of(step, scores, frame)
-    vectors = vectors_of(step, scores, at, own, members)
+    vectors = vectors_of(step, scores, at)
     if vectors.q.shape[-1] > WIDEST:
         return None
+    own = sizes_of(step, scores, frame)
     vectors = vectors.over(batch, lanes * heads)
     sizes = own | {"b": batch, "h": lanes * heads, "i": count, "d": vectors.q.shape[-1]}
     inputs = {name: array_of(step, scores, at, node) for name, node in scores.arrays.items()}
@@ -70,7 +90,8 @@ def select(step: Choose, frame: Frame, batch: int, width: int) -> Tensor | None:
     sizes |= {"j": members, "t": members, "offset": offset}
     call = Call(vectors.q, vectors.k, None, dict(frame.parameters), inputs, sizes, offset=offset)
     told = {"LANES": lanes, "HEADS": heads, "WANTED": width, "WIDTH": width, "TURNS": own.get("TURNS", 1)}
-    told["GROUP"] = max(lanes * heads * told["TURNS"] // vectors.k.shape[1], 1)
+    if scores.places is not None and scores.key is not None:
+        vectors = vectors.by_turns(own, members)
     launch(scores, call, vectors, lists, told)
     return lists
 
@@ -82,20 +103,16 @@ def launch(scores: Scores, call: Call, vectors: Vectors, lists: Tensor, sizes: M
     itemsize, heads = vectors.q.element_size(), sizes["HEADS"]
     shape = INTERPRETED if interpreting() else selecting_shape(vector, itemsize, parts, members, heads)
     shape = replace(shape, block_m=min(shape.block_m, padded(call.sizes["i"])))
-    kept = held(shape, members, width, forced=scores.force is not None)
+    kept = held(shape, members, width)
     device = lists.device
     batch, lanes, count, _ = lists.shape
-    late = 0 if scores.places is None else handed_on(call.sizes)
     programs = -(-count // shape.block_m) * lanes * batch
-    if late or not kept.resident:
-        programs = min(programs, processors(lists) * PROGRAMS)
-    lines = programs * shape.block_m
-    buffers = dict.fromkeys(("held", "held_used", "held_last", "handed"), lists)
-    if late:
-        buffers["handed"] = torch.empty(lines * (shape.block_n + 1), dtype=torch.float32, device=device)
+    buffers = dict.fromkeys(("held", "held_used", "held_last"), lists)
     if not kept.resident:
+        programs = min(programs, processors(lists) * PROGRAMS)
+        lines = programs * shape.block_m
         buffers["held"] = torch.empty(lines * kept.capacity, dtype=torch.int64, device=device)
-        for name in () if kept.dense else ("held_used", "held_last"):
+        for name in ("held_used", "held_last"):
             buffers[name] = torch.empty(lines, dtype=torch.int32, device=device)
     low = vectors.k if vectors.low is None else vectors.low
     run = KernelCall(
@@ -116,8 +133,6 @@ def launch(scores: Scores, call: Call, vectors: Vectors, lists: Tensor, sizes: M
         PADDED=max(power(width), 2) if kept.resident else 128,
         FORCED=scores.force is not None,
         FEW=width if width <= TAKEN_ONE_BY_ONE else 0,
-        LATE=late,
-        DENSE=kept.dense,
         **plain,
     )
 
@@ -154,22 +169,13 @@ def most_places(member: int, width: int, stride: int) -> int:
     return max((start + member - 1) // stride - (start - width) // stride for start in starts)
 
 
-def handed_on(sizes: Mapping[str, int]) -> int:
-    """How many of a member's places, its last, are the first ones of the next: none where places begin unevenly, or
-    where that would be more than half of them."""
-    own, rest = divmod(sizes["MEMBER_WIDTH"], sizes["PLACE_STRIDE"])
-    late = sizes["TURNS"] - own
-    return late if not rest and late <= own else 0
-
-
 # Operands
 
 
-def vectors_of(step: Choose, scores: Scores, at: Arrays, sizes: Mapping[str, int], members: int) -> Vectors:
+def vectors_of(step: Choose, scores: Scores, at: Arrays) -> Vectors:
     """The product's vectors, of one type: the call's where the lines' are of it, else float32.
 
-    A bfloat16 line meets wider keys as two numbers of bfloat16 each, which hold 16 bits of them. Those of places lie
-    `by_turns`.
+    A bfloat16 line meets wider keys as two numbers of bfloat16 each, which hold 16 bits of them.
     """
     if scores.query is None or scores.key is None:
         empty = torch.zeros(1, 1, 1, 1, device=at.frame.device)
@@ -177,31 +183,12 @@ def vectors_of(step: Choose, scores: Scores, at: Arrays, sizes: Mapping[str, int
     heads = scores.head if scores.head not in (None, "h") else "h"
     q = laid(at, scores.query, ("b", str(heads), step.rows))
     k = laid(at, scores.key, ("b", str(heads), scores.places or step.axis))
-    if scores.places is not None:
-        k = by_turns(k, sizes, members)
     if q.dtype == k.dtype:
         return Vectors(q, k, None)
     if q.dtype != torch.bfloat16:
         return Vectors(q.float(), k.float(), None)
     high = k.to(torch.bfloat16)
-    return Vectors(q, high, (k - high).to(torch.bfloat16))
-
-
-def by_turns(k: Tensor, sizes: Mapping[str, int], members: int) -> Tensor:
-    """The keys of the members' places, all of one turn after the other: (B, heads * TURNS, members, d).
-
-    A member has its place of turn t in line t: tiles of members are copied as they lie. A place that a member does not
-    have is any other.
-    """
-    turns, width, stride = (sizes[name] for name in ("TURNS", "PLACE_WIDTH", "PLACE_STRIDE"))
-    if not sizes["PLACES"]:
-        return k.new_zeros(k.shape[0], k.shape[1] * turns, members, k.shape[3])
-    start = torch.arange(members, device=k.device) * sizes["MEMBER_WIDTH"]
-    first = torch.div(start - width + stride, stride, rounding_mode="floor")
-    turn = torch.arange(turns, device=k.device)
-    place = (first + turn[:, None]).clamp_(min=0, max=sizes["PLACES"] - 1).flatten()
-    taken: Tensor = k.index_select(2, place).unflatten(2, (turns, members)).flatten(1, 2)
-    return taken
+    return Vectors(q, high, (k - high.float()).to(torch.bfloat16))
 
 
 def laid(at: Arrays, node: Node, names: Sequence[str]) -> Tensor:

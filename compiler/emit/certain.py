@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from attnc.compiler.emit.expressions import Expressions, View
 from attnc.compiler.ir import Node, walk
-from attnc.compiler.trends import DOWN, UP, trend, unknown_factors
+from attnc.compiler.trends import DOWN, UP, trend
 
 READS = ("input", "derived", "take", "rename", "dot")
 
@@ -44,20 +44,11 @@ def settled(node: Node) -> bool:
 
 
 def extreme(node: Node, scalars: Expressions, *, largest: bool) -> str | None:
-    """The largest (smallest) value over a tile, where it moves one way along either side.
-
-    Which way may depend on the sign of one factor: then it is the larger (smaller) of both.
-    """
-    unknown = unknown_factors(node, "i", "j")
-    texts = []
-    for sign in (UP, DOWN) if len(unknown) == 1 else (UP,):
-        known = dict.fromkeys(unknown, sign) if len(unknown) == 1 else {}
-        ends = {}
-        for index in ("i", "j"):
-            way = trend(node, index, known)
-            if way is None:
-                return None
-            ends[index] = "_high" if way == (UP if largest else DOWN) else "_low"
-        texts.append(scalars.text(node, View(**ends)))
-    one, *others = dict.fromkeys(texts)
-    return f"tl.{'maximum' if largest else 'minimum'}({one}, {others[0]})" if others else one
+    """The largest (smallest) value over a tile, where it moves one way along either side."""
+    ends = {}
+    for index in ("i", "j"):
+        way = trend(node, index)
+        if way is None:
+            return None
+        ends[index] = "_high" if way == (UP if largest else DOWN) else "_low"
+    return scalars.text(node, View(**ends))

@@ -69,25 +69,25 @@ class Gathered(StreamedKernel):
         for name in PIECES:
             self.writer.let(name.removeprefix("piece_"), f"tl.load({name} + piece)")
 
-    def rows_of(self, line: str, share: str, ok: str, suffix: str = "") -> None:
+    def rows_of(self, line: str, share: str, ok: str) -> None:
         """`h`, `head`, `row`, `row_ok`, `i`: vectors over gathered rows, of list lines and their shares of them."""
-        writer, member, row = self.writer, f"member{suffix}", f"row{suffix}"
-        writer.let(member, f"{share} // ROW_BLOCK")
-        writer.let(row, f"{line}")
+        writer = self.writer
+        writer.let("member", f"{share} // ROW_BLOCK")
+        writer.let("row", f"{line}")
         with writer.block("if LISTS > 1:"):
-            writer.let(member, f"{member} + {row} // LINES * SHARED")
-            writer.let(row, f"{row} % LINES")
-        writer.let(row, f"(FIRST_LINE + {row}) * ROW_BLOCK + {share} % ROW_BLOCK - SKIPPED")
-        writer.let(f"h{suffix}", self.head_of_rows(member))
-        writer.let(f"head{suffix}", f"b * H + h{suffix}")
-        writer.let(f"row_ok{suffix}", ok)
+            writer.let("member", "member + row // LINES * SHARED")
+            writer.let("row", "row % LINES")
+        writer.let("row", f"(FIRST_LINE + row) * ROW_BLOCK + {share} % ROW_BLOCK - SKIPPED")
+        writer.let("h", self.head_of_rows())
+        writer.let("head", "b * H + h")
+        writer.let("row_ok", ok)
         with writer.block("if ROW_BLOCK > 1:"):
-            writer.let(f"row_ok{suffix}", f"row_ok{suffix} & ({row} >= 0) & ({row} < N)")
-        writer.let(f"i{suffix}", f"{row} + OFFSET")
+            writer.let("row_ok", "row_ok & (row >= 0) & (row < N)")
+        writer.let("i", "row + OFFSET")
 
-    def head_of_rows(self, member: str) -> str:
+    def head_of_rows(self) -> str:
         """A row that is not there may have a member that is not there."""
-        return f"tl.minimum(first_head + {member}, H - 1)"
+        return "tl.minimum(first_head + member, H - 1)"
 
     def tile_of_rows(self) -> None:
         """The tile's rows, and how many `turns` its keys take."""

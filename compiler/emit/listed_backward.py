@@ -9,7 +9,6 @@ leave their sums in slots, which `add_pieces` adds in their order. No sum has tw
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 
 from attnc.compiler.differentiate import differentiate
@@ -145,11 +144,8 @@ class ListedBackwardKeys(Gathered, BackwardKeys):
     def next_lines(self, place: str) -> None:
         """`lines` of the rows at a place, a turn before they are wanted: copies of rows then wait for no other load."""
         self.writer.let("next_place", place)
-        self.writer.let("lines", f"tl.load({self.line_at('next_place')}, mask=next_place < last, other=0)")
-
-    def line_at(self, place: str) -> str:
-        """Pointers to the lines of the rows at places of a piece."""
-        return f"order_line + begin + {place}.to(tl.uint32) // (SHARED * ROW_BLOCK)"
+        entry = "begin + next_place // (SHARED * ROW_BLOCK)"
+        self.writer.let("lines", f"tl.load(order_line + {entry}, mask=next_place < last, other=0)")
 
     def parts_of_rows(self) -> None:
         """What the block gives to the gradients of the turn's rows, in the slots of their entries."""
@@ -164,14 +160,6 @@ class ListedBackwardKeys(Gathered, BackwardKeys):
     def masked(self, key_set: KeySet, loop: Loop, view: View, write: Callable[[str], None]) -> None:
         BackwardKeys.masked(self, key_set, loop, view, write)  # all rows name the block
 
-    def alive(self, key_set: KeySet, loop: Loop, view: View, write: Callable[[str], None]) -> None:
-        """Of rows found anew: what every turn had to know of them for a mask would be loaded in its layout, too."""
-        writer = self.writer
-        writer.let("line_masked", f"tl.load({self.line_at('place')}, mask=place_ok, other=0)")
-        self.rows_of("line_masked", "share", "place_ok", "_masked")
-        writer.let("i_ok_masked", "row_ok_masked")
-        super().alive(key_set, loop, replace(view, i=f"_masked{view.i}"), write)
-
     def dead(self, live: str, key_set: KeySet) -> None:
         """Takes the other pairs out, and those of keys that are not there."""
         super().dead(f"key_ok[:, None] & {live}", key_set)
@@ -183,8 +171,7 @@ class ListedBackwardKeys(Gathered, BackwardKeys):
         writer.let("place_ok", "place < last")
         writer.let("line", "lines")
         self.next_lines("place + BLOCK_N")
-        writer.let("share", "(place.to(tl.uint32) % (SHARED * ROW_BLOCK)).to(tl.int32)")
-        self.rows_of("line", "share", "place_ok")
+        self.rows_of("line", "(place % (SHARED * ROW_BLOCK))", "place_ok")
         writer.let("i_ok", "row_ok")
 
     def may_be_dead(self) -> None:
@@ -213,8 +200,8 @@ class ListedBackwardKeys(Gathered, BackwardKeys):
         """A tile of gathered rows."""
         self.load_rows(name, tensor, axis)
 
-    def head_of_rows(self, member: str) -> str:
-        return "first_head" if self.numbers else f"first_head + {member}"
+    def head_of_rows(self) -> str:
+        return "first_head" if self.numbers else "first_head + member"
 
     def load_query_statistics(self, loop: Loop, view: View) -> None:
         """Log-sum-exps (base 2) and deltas; a row that is not there weighs nothing."""

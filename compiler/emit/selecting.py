@@ -1,21 +1,17 @@
 """Kernels of selections: a tile of lines stays, members stream by, and each line's best so far are held.
 
-Scores of a tile of members are sums over loops of one product (see `composition.Scores`): places of a member by turns,
-heads within. Vectors are copied by tiles (TMA), those of the next head while the scores of the last are summed. Where
-all members fit in one tile (RESIDENT) the best are taken from registers. Else a line holds up to CAPACITY members that
-exceed the last of its best in a buffer of its program, and takes the best of these whenever another tile may not fit.
-Programs are as many as run at once, and each works on one tile of lines after the other: buffers do not grow with the
-sequence.
+Scores of a tile of members are sums over loops of one product (see `composition.Scores`). Where all members fit in one
+tile (RESIDENT) the best are taken from registers. Else a line holds up to CAPACITY members that exceed the last of its
+best in a buffer of its program, and takes the best of these whenever another tile may not fit. Programs are as many as
+run at once, and each works on one tile of lines after the other: buffers do not grow with the sequence.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 
 from attnc.compiler.composition import Scores
 from attnc.compiler.emit.arguments import PLAIN, Argument, Signature, kernel_arguments
-from attnc.compiler.emit.certain import certain
 from attnc.compiler.emit.expressions import ROWS, TILE, Array, Expressions
 from attnc.compiler.emit.kernel import CONSTANTS, Kernel, split_score
 from attnc.compiler.emit.listed import NOTHING
@@ -24,15 +20,13 @@ from attnc.compiler.emit.writer import Writer
 from attnc.compiler.ir import Node
 
 VECTORS = ("q", "k", "k_low")
-BUFFERS = ("lists", "held", "held_used", "held_last", "handed")
+BUFFERS = ("lists", "held", "held_used", "held_last")
 # Sizes beside those of every kernel: lanes of a batch row, heads of a lane, entries of a list; and where a score sums
 # over places: their number, width and stride, those of a member, the tokens that there are. A member has TURNS places
-# at most, and the keys of each lie one after the other: see `runtime.launch_selecting.by_turns`. The last LATE of them
-# are the first ones of the next member, to which their sum is handed on
+# at most, and the keys of each lie one after the other: see `runtime.launch_selecting.by_turns`
 SIZES = ("LANES", "HEADS", "WANTED", "WIDTH", "TURNS")
 PLACE_SIZES = ("PLACES", "PLACE_WIDTH", "PLACE_STRIDE", "MEMBER_WIDTH", "LENGTH")
-SWITCHES = ("PARTS", "RESIDENT", "CAPACITY", "AT_ONCE", "PADDED", "FORCED", "FEW", "LATE", "DENSE")
-HELD = "held, first_line, used, WANTED, BLOCK_M, CAPACITY, AT_ONCE, FORCED, FEW"  # what chooses among what is held
+SWITCHES = ("PARTS", "RESIDENT", "CAPACITY", "AT_ONCE", "PADDED", "FORCED", "FEW")
 
 
 class SelectingKernel:
@@ -119,33 +113,25 @@ class SelectingKernel:
             self.lets([("member", "n * BLOCK_N + lanes_n"), ("member_ok", "member < M")])
             self.score()
             self.candidates()
-            self.hold()
-        with writer.block("if DENSE:"):
-            listed = "lists + lane.to(tl.int64) * N * WIDTH, first_row, N, WIDTH"
-            writer.line(f"_list_best({listed}, {HELD})")
-        with writer.block("elif not RESIDENT:"):
+            if scores.force is None:
+                few = "_write_few(lines, row_ok, member, ranks, WIDTH, PADDED, FEW)"
+                with writer.block("if RESIDENT and FEW > 0:"):
+                    writer.line(few)
+            with writer.block(f"{'if' if scores.force is not None else 'elif'} RESIDENT:"):
+                writer.line("_write(lines, row_ok, member, ranks, must, WANTED, WIDTH, PADDED, FORCED, FEW)")
+            with writer.block("else:"):
+                writer.let("used", "_append(held, entries, member, ranks, must, last, used)")
+                writer.let("limit", "tl.where(n == last_tile - 1, WANTED, CAPACITY - BLOCK_N)")
+                with writer.block("if tl.max(used, 0) > limit:"):
+                    writer.let("slack", "(limit - WANTED) // 4")
+                    held = "held, held_used, held_last, first_line, used"
+                    writer.line(
+                        f"used, last = _compact({held}, WANTED, slack, BLOCK_M, CAPACITY, AT_ONCE, FORCED, FEW)"
+                    )
+        with writer.block("if not RESIDENT:"):
             writer.line("tl.debug_barrier()")
             writer.line("_unload(lines, row_ok, held, entries, used, WIDTH, PADDED)")
             writer.line("tl.debug_barrier()")
-
-    def hold(self) -> None:
-        """Takes a tile's members into what the lines hold; where they are all there are and few wanted, lists them."""
-        writer = self.writer
-        with writer.block("if RESIDENT:"):
-            writer.line("_write_few(lines, row_ok, member, ranks, WIDTH, PADDED, FEW)")
-        with writer.block("elif DENSE:"):
-            with writer.block("if used + BLOCK_N > CAPACITY:"):
-                writer.line(f"_keep_best({HELD})")
-                writer.let("used", "0 + WANTED")
-            writer.line("_hold(held, entries, used, member, ranks, must)")
-            writer.let("used", "used + BLOCK_N")
-        with writer.block("else:"):
-            writer.let("used", "_append(held, entries, member, ranks, must, last, used)")
-            writer.let("limit", "tl.where(n == last_tile - 1, WANTED, CAPACITY - BLOCK_N)")
-            with writer.block("if tl.max(used, 0) > limit:"):
-                writer.let("slack", "(limit - WANTED) // 4")
-                held = "held, held_used, held_last, first_line, used"
-                writer.line(f"used, last = _compact({held}, WANTED, slack, BLOCK_M, CAPACITY, AT_ONCE, FORCED, FEW)")
 
     def range(self) -> None:
         """The tiles of members that hold the candidates; nothing is held yet."""
@@ -160,12 +146,7 @@ class SelectingKernel:
                 writer.let("low", f"_int32(tl.min(tl.where(row_ok, {low}, M), 0))", bounds.lo.span)
                 writer.let("high", f"_int32(tl.max(tl.where(row_ok, {high}, 0), 0))", bounds.hi.span)
                 writer.let("first_tile", "tl.maximum(low, 0) // BLOCK_N")
-                with writer.block("if LATE > 0:"):
-                    writer.let("first_tile", "tl.maximum(first_tile - 1, 0)  # it hands its sums on")
                 writer.let("last_tile", "tl.cdiv(tl.minimum(high, M), BLOCK_N)")
-        with writer.block("if DENSE:"):
-            writer.let("used", "tl.full([], 0, tl.int32)")
-        with writer.block("else:"):
             writer.let("last", "tl.full([BLOCK_M], NOTHING, tl.int32)")
             writer.let("used", "tl.zeros([BLOCK_M], tl.int32)")
 
@@ -219,52 +200,27 @@ class SelectingKernel:
             self.heads()
             return
         start = "member * MEMBER_WIDTH"
-        writer.let("before", "tl.cdiv(PLACE_WIDTH, PLACE_STRIDE)  # so that nothing below 0 is divided")
-        first = f"{start} - PLACE_WIDTH + (before + 1) * PLACE_STRIDE"
-        writer.let("place", f"({first}) // PLACE_STRIDE - before")
+        writer.let("place", f"tl.maximum(({start} - PLACE_WIDTH + PLACE_STRIDE) // PLACE_STRIDE, 0)")
         writer.let("stop", f"tl.minimum({start} + MEMBER_WIDTH, LENGTH)")
         writer.let("stop", "tl.minimum(tl.cdiv(stop, PLACE_STRIDE), PLACES)")
-        writer.comment("the last places first")
-        with writer.block("for own in range(0, TURNS - LATE):"):
-            writer.let("turn", "TURNS - 1 - own")
-            self.lets([("j", "place + turn"), ("j_ok", "member_ok & (j >= 0) & (j < stop)")])
+        with writer.block("for turn in range(0, TURNS):"):
+            self.lets([("j", "place + turn"), ("j_ok", "member_ok & (j < stop)")])
             self.heads("turn")
-            with writer.block("if LATE > 0:"), writer.block("if own == LATE - 1:"):
-                writer.let("score", "_hand_on(handed, first_line, score, n > first_tile, BLOCK_M, BLOCK_N)")
 
     def heads(self, turn: str = "0") -> None:
         """Adds the scores at `j` of all heads of the lane."""
         self.load_keys(turn)
         if self.scores.head is None:
-            self.add(None)
+            self.add()
             return
-        partial, writer = self.partial(), self.writer
+        writer = self.writer
         writer.let("first_head", "h")
         with writer.block("for turn_h in range(0, HEADS):"):
             writer.let("h", "first_head + turn_h")
             self.hoist()
             self.load_query()
-            self.add(partial)
+            self.add()
         writer.let("h", "first_head")
-
-    def partial(self) -> str | None:
-        """A scalar: whether a pair of the tile may not count; None: there is no telling, or nothing is masked."""
-        live = self.scores.live
-        if self.scores.places is None and (live is None or live.op == "literal"):
-            return None
-        counted = "1 == 1" if live is None else certain(live, Expressions(self.writer, self.expressions.arrays))
-        if counted is None:
-            return None
-        self.lets(
-            [
-                ("i_low", "first_row + OFFSET"),
-                ("i_high", "i_low + BLOCK_M - 1"),
-                ("j_low", "tl.min(j, 0)"),
-                ("j_high", "tl.max(j, 0)"),
-                ("partial", f"((tl.min(j_ok.to(tl.int32), 0) > 0) & ({counted})) == 0"),
-            ]
-        )
-        return "partial"
 
     def hoist(self) -> None:
         """What a line's scores of one head share; an exponent's parts in base 2."""
@@ -298,19 +254,18 @@ class SelectingKernel:
         with writer.block("if PARTS == 2:"):
             writer.let("s", f"tl.dot(query, keys_low, s, {precision})")
 
-    def add(self, partial: str | None) -> None:
-        """Adds the score of one head at `j`. `partial`: the scalar that says whether a mask is needed."""
+    def add(self) -> None:
+        """Adds the score of one head at `j`."""
         writer, scores = self.writer, self.scores
         self.product()
         self.expressions.share(self.score_nodes(), TILE)
-        writer.let("share", self.body_text(), scores.body.span)
+        text = self.body_text()
         live = [] if scores.places is None else ["j_ok[None, :]"]
         if scores.live is not None and scores.live.op != "literal":
             live.append(self.expressions.text(scores.live, TILE))
         if live:
-            with writer.block(f"if {partial}:") if partial else nullcontext():
-                writer.let("share", f"tl.where({' & '.join(live)}, share, 0.0)")
-        writer.let("score", "score + share")
+            text = f"tl.where({' & '.join(live)}, {text}, 0.0)"
+        writer.let("score", f"score + {text}", scores.body.span)
         self.expressions.local = {}
 
     def candidates(self) -> None:

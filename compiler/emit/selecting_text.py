@@ -19,20 +19,6 @@ def _ranking(score, live):
 
 
 @triton.jit
-def _hand_on(handed, first_line, score, going_on, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Adds to each member's score that of the one before it. `going_on`: the last of the tile before was handed on."""
-    lane = (first_line + tl.arange(0, BLOCK_M)) * (BLOCK_N + 1)
-    at = lane[:, None] + tl.arange(0, BLOCK_N)[None, :]
-    tl.debug_barrier()
-    last = tl.load(handed + lane + BLOCK_N, mask=going_on & (lane >= 0), other=0.0)
-    tl.debug_barrier()
-    tl.store(handed + lane, last)
-    tl.store(handed + at + 1, score)
-    tl.debug_barrier()
-    return score + tl.load(handed + at)
-
-
-@triton.jit
 def _last_rank(ranks, room, slack, ROUGHLY: tl.constexpr, FEW: tl.constexpr):
     """The rank of the `room`-th of each line, NOTHING where a line has fewer; and how many reach it (ALL: not counted).
 
@@ -97,9 +83,22 @@ def _taken(ranks, must, wanted, slack, ROUGHLY: tl.constexpr, FORCED: tl.constex
 
 
 @triton.jit
+def _write(lines, line_ok, members, ranks, must, wanted, WIDTH, PADDED: tl.constexpr, FORCED: tl.constexpr,
+           FEW: tl.constexpr):
+    """The lists of lines whose members are all here."""
+    taken, _ = _taken(ranks, must, wanted, 0, False, FORCED, FEW)
+    ones = taken.to(tl.int32)
+    place = tl.cumsum(ones, 1) - 1
+    value = tl.zeros(ranks.shape, tl.int32) + members[None, :]
+    tl.store(lines[:, None] + place, value, mask=taken & line_ok[:, None])
+    entry = tl.arange(0, PADDED)[None, :]
+    empty = (entry >= tl.sum(ones, 1)[:, None]) & (entry < WIDTH) & line_ok[:, None]
+    tl.store(lines[:, None] + entry, tl.full(empty.shape, -1, tl.int32), mask=empty)
+
+
+@triton.jit
 def _write_few(lines, line_ok, members, ranks, WIDTH, PADDED: tl.constexpr, FEW: tl.constexpr):
-    """The lists of lines whose members are all here, of few entries that none is forced to: the best and lowest of what
-    is left, then all in order."""
+    """The same for few entries that none is forced to: the best and lowest of what is left, then all in order."""
     entry = tl.arange(0, PADDED)[None, :]
     found = tl.full([ranks.shape[0], PADDED], ALL, tl.int32)
     for turn in range(0, FEW):
@@ -109,57 +108,6 @@ def _write_few(lines, line_ok, members, ranks, WIDTH, PADDED: tl.constexpr, FEW:
         ranks = tl.where(members[None, :] == who[:, None], NOTHING, ranks)
     found = tl.sort(found, 1)
     tl.store(lines[:, None] + entry, tl.where(found == ALL, -1, found), mask=(entry < WIDTH) & line_ok[:, None])
-
-
-@triton.jit
-def _hold(held, entries, used, members, ranks, must):
-    """Holds a tile of members behind the `used` of all lines."""
-    low = (members[None, :] * 2 + must.to(tl.int32)).to(tl.int64)
-    place = entries[:, None] + used + tl.arange(0, ranks.shape[1])[None, :]
-    tl.store(held + place, (ranks.to(tl.int64) << 32) | low)
-
-
-@triton.jit
-def _best_of(held, line, used, wanted, CAPACITY: tl.constexpr, FORCED: tl.constexpr, FEW: tl.constexpr):
-    """What some lines hold, which of it are the best, and their places."""
-    entry = tl.arange(0, CAPACITY)[None, :]
-    both = tl.load(held + line[:, None] * CAPACITY + entry, mask=(line[:, None] >= 0) & (entry < used), other=NONE_HELD)
-    taken, _ = _taken((both >> 32).to(tl.int32), (both & 1) == 1, wanted, 0, False, FORCED, FEW)
-    return both, taken, tl.cumsum(taken.to(tl.int32), 1) - 1
-
-
-@triton.jit
-def _keep_best(held, first_line, used, wanted, BLOCK_M: tl.constexpr, CAPACITY: tl.constexpr, AT_ONCE: tl.constexpr,
-               FORCED: tl.constexpr, FEW: tl.constexpr):
-    """Each line holds the `wanted` best of what it held, in their order; nothings where it has fewer."""
-    tl.debug_barrier()
-    for first in range(0, BLOCK_M, AT_ONCE):
-        line = first_line + first + tl.arange(0, AT_ONCE)
-        both, taken, place = _best_of(held, line, used, wanted, CAPACITY, FORCED, FEW)
-        entry = tl.arange(0, CAPACITY)[None, :]
-        start = held + line[:, None] * CAPACITY
-        tl.debug_barrier()
-        tl.store(start + place, both, mask=taken)
-        empty = (entry >= tl.sum(taken.to(tl.int32), 1)[:, None]) & (entry < wanted)
-        tl.store(start + entry, tl.full(empty.shape, NONE_HELD, tl.int64), mask=empty)
-    tl.debug_barrier()
-
-
-@triton.jit
-def _list_best(lists, first_row, N, WIDTH, held, first_line, used, wanted, BLOCK_M: tl.constexpr,
-               CAPACITY: tl.constexpr, AT_ONCE: tl.constexpr, FORCED: tl.constexpr, FEW: tl.constexpr):
-    """Writes the `wanted` best of what each line holds as its list. `lists`: of the lane."""
-    tl.debug_barrier()
-    for first in range(0, BLOCK_M, AT_ONCE):
-        line = first + tl.arange(0, AT_ONCE)
-        both, taken, place = _best_of(held, first_line + line, used, wanted, CAPACITY, FORCED, FEW)
-        row = first_row + line
-        start = lists + row.to(tl.int64)[:, None] * WIDTH
-        tl.store(start + place, both.to(tl.int32) >> 1, mask=taken & (row < N)[:, None])
-        entry = tl.arange(0, CAPACITY)[None, :]
-        empty = (entry >= tl.sum(taken.to(tl.int32), 1)[:, None]) & (entry < WIDTH) & (row < N)[:, None]
-        tl.store(start + entry, tl.full(empty.shape, -1, tl.int32), mask=empty)
-    tl.debug_barrier()
 
 
 @triton.jit

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from attnc.compiler.ir import Graph, Node
 from attnc.compiler.pipeline import lower, transpose
-from attnc.compiler.trends import DOWN, LEVEL, UP, trend, unknown_factors
-from attnc.dsl.types import Base, Type
+from attnc.compiler.trends import DOWN, LEVEL, UP, trend
 from tests.compiler.graphs import At, graphs, places, value
 from tests.compiler.pairs import example
 
@@ -47,14 +46,3 @@ def test_what_turns_or_is_looked_up_has_no_trend() -> None:
     assert trend(documents.lo, "i") is None
     strided = transpose(lower(example("strided"))).branches[0].transposed[1].key_sets[0].runs[0].outer
     assert trend(strided.hi, "j") is None
-
-
-def test_the_sign_of_a_factor_decides_the_way() -> None:
-    graph = Graph()
-    stride = graph.make("parameter", type=Type(Base.INT), attribute="stride")
-    node = graph.make("add", graph.make("mul", graph.index("j"), stride), graph.index("i"))
-    assert trend(node, "j") is None
-    assert unknown_factors(node, "i", "j") == {stride}
-    assert trend(node, "j", {stride: UP}) == UP
-    assert trend(node, "j", {stride: DOWN}) == DOWN
-    assert trend(node, "i", {stride: DOWN}) == UP
