@@ -56,7 +56,7 @@ def execute(plan: Plan, call: Call, dtype: torch.dtype) -> tuple[Tensor, Tensor]
         tensors["part_lse"] = torch.empty(room[:2], dtype=torch.float32, device=q.device)
     for number, kernel in enumerate(kernels.kernels):
         run = KernelCall(call, tensors, shape)
-        run.sizes |= {"PAGE": 0, "LINE": 0, "SLOT": number * parts, "SLOTS": slots}
+        run.sizes |= {"PAGE": 0, "LINE": 0, "POOL": 0, "SLOT": number * parts, "SLOTS": slots}
         run.run(kernels, kernel, (parts, tiles), SPLIT=slots > 1)
     if slots > 1:
         with device_of(out):

@@ -192,7 +192,8 @@ def _forward(
     step = prepared.composition.attention
     if step is not None:
         return list(engine.execute(step.plan, prepared.call(step.plan), q.dtype))
-    from attnc.runtime.steps import own, run
+    from attnc.runtime.results import own
+    from attnc.runtime.steps import run
 
     with torch.no_grad():
         made = run(prepared.composition, prepared.frame(), engine, keep)

@@ -8,7 +8,7 @@ its own.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -43,6 +43,7 @@ from attnc.runtime.extremes import EXTREME
 from attnc.runtime.heads import in_all_heads, narrowed, span_of
 from attnc.runtime.recurring import RECUR
 from attnc.runtime.regrouping import REGROUP, Slots, inside, move_all, slots_of
+from attnc.runtime.results import Result, summary
 from attnc.runtime.row_steps import Replay, compute, smooth_inputs
 from attnc.runtime.sequential import RUN
 
@@ -74,7 +75,6 @@ class Kind(Protocol):
         """Gradients of the wanted arrays, in their shapes; an absent one is zero."""
 
 
-TOKENS = frozenset("ijt")
 KINDS: dict[type[Step], Kind] = {
     Attend: ATTEND,
     Carry: CARRY,
@@ -91,12 +91,6 @@ def made_again(step: Step) -> bool:
     if isinstance(step, Compute):
         return not summary(step)
     return isinstance(step, Choose) and ragged(step)
-
-
-def summary(step: Compute) -> bool:
-    """Whether a value is a product over the tokens: short beside what it is made of, whose gradients do without it."""
-    node = step.node
-    return node.op == "dot" and node.attribute in TOKENS and not TOKENS & node.type.indices
 
 
 def frame_of(
@@ -126,33 +120,6 @@ def with_arrays(frame: Frame, made: Mapping[str, Tensor], span: Span | None = No
     """The frame with what a step left, perhaps of some heads alone."""
     spans = frame.spans if span is None else {**frame.spans, **dict.fromkeys(made, span)}
     return replace(frame, tensors={**frame.tensors, **made}, spans=spans)
-
-
-@dataclass(frozen=True)
-class Result:
-    """The result in the layout of the pattern, and what every heavy step left, in order.
-
-    `returned`: the place among `saved` of the array that is the result as it stands, if one is.
-    """
-
-    out: Tensor
-    saved: list[Tensor]
-    returned: int | None = None
-
-    @property
-    def kept(self) -> list[Tensor]:
-        """`saved` with an empty vector for what is returned: an operator returns nothing twice."""
-        kept = list(self.saved)
-        if self.returned is not None:
-            kept[self.returned] = self.out.new_empty(0)
-        return kept
-
-
-def own(out: Tensor, others: Sequence[Tensor | None]) -> Tensor:
-    """A result that shares no memory, which an operator's may not."""
-    place = out.untyped_storage().data_ptr()
-    shared = any(other is not None and other.untyped_storage().data_ptr() == place for other in others)
-    return out.clone(memory_format=torch.contiguous_format) if shared else out.contiguous()
 
 
 def with_result(composition: Composition, kept: Sequence[Tensor], out: Tensor) -> list[Tensor]:
@@ -275,9 +242,8 @@ def composition_indices(composition: Composition) -> set[str]:
 
 def places_of(composition: Composition) -> dict[str, int]:
     """Where what steps leave lies in `Result.saved`: arrays of heavy ones, and short products over the tokens."""
-    left = [step for step in composition.steps[:-1] if not made_again(step)]
-    if not isinstance(composition.steps[-1], Compute) and not made_again(composition.steps[-1]):
-        left.append(composition.steps[-1])
+    *before, last = composition.steps
+    left = [step for step in (*before, *([] if isinstance(last, Compute) else [last])) if not made_again(step)]
     names = [[step.name] if isinstance(step, Compute) else KINDS[type(step)].names(step) for step in left]
     return {name: at for at, name in enumerate(name for own in names for name in own)}
 

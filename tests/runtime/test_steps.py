@@ -162,7 +162,7 @@ def test_what_a_step_returns_is_not_kept_twice() -> None:
     q, k, v = (one.detach() for one in tensors)
     prepared = pattern.prepared(q, k, v, given)
     made = steps.run(prepared.composition, prepared.frame(), choose_engine("auto", q.device))
-    assert made.returned == -2
+    assert made.returned == 2
     assert [one.numel() > 0 for one in made.kept] == [True, True, False, True]
     again = steps.with_result(prepared.composition, made.kept, made.out)
     assert all(torch.equal(one, other) for one, other in zip(again, made.saved, strict=True))
