@@ -71,7 +71,7 @@ def kernel_arguments(
 ) -> tuple[Argument, ...]:
     """The arguments of one kernel.
 
-    `tails`: q and k have views of a second block of columns. `apart`: rows lie anywhere, no descriptor has a tile of them.
+    `tails`: q and k have views of a second block of columns. `apart`: no descriptor has a tile of the rows.
     """
 
     def blocks(names: Sequence[str]) -> list[str]:
