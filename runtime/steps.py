@@ -88,9 +88,7 @@ KINDS: dict[type[Step], Kind] = {
 
 def made_again(step: Step) -> bool:
     """Whether the backward makes again what a step leaves, which is then not saved."""
-    if isinstance(step, Compute):
-        return not summary(step)
-    return isinstance(step, Choose) and ragged(step)
+    return not summary(step) if isinstance(step, Compute) else isinstance(step, Choose) and ragged(step)
 
 
 def frame_of(
@@ -165,9 +163,9 @@ def run(composition: Composition, frame: Frame, engine: Engine | None, keep: boo
         kept = {"": [torch.empty(shape, dtype=dtype, device=frame.device) for shape, dtype in shapes]}
     last, made = composition.steps[-1], arranged(composition, frame, out)
     stands = not isinstance(last, Compute) and composition.arrays[last.name].axes == composition.output_axes
-    stands = stands and not made_again(last) and made.shape == out.shape and made.dtype == frame.tensors["q"].dtype
+    stands = stands and made.shape == out.shape and made.dtype == frame.tensors["q"].dtype
     saved += [one for held in kept.values() for one in held]
-    return Result(made, saved, places_of(composition)[last.name] if stands else None)
+    return Result(made, saved, places_of(composition).get(last.name) if stands else None)
 
 
 def kept_shapes(step: Step, frame: Frame) -> list[tuple[list[int], torch.dtype]]:
@@ -242,9 +240,9 @@ def composition_indices(composition: Composition) -> set[str]:
 
 def places_of(composition: Composition) -> dict[str, int]:
     """Where what steps leave lies in `Result.saved`: arrays of heavy ones, and short products over the tokens."""
-    *before, last = composition.steps
-    left = [step for step in (*before, *([] if isinstance(last, Compute) else [last])) if not made_again(step)]
-    names = [[step.name] if isinstance(step, Compute) else KINDS[type(step)].names(step) for step in left]
+    steps = composition.steps[: -1 if isinstance(composition.steps[-1], Compute) else None]
+    left = (step for step in steps if not made_again(step))
+    names = ([step.name] if isinstance(step, Compute) else KINDS[type(step)].names(step) for step in left)
     return {name: at for at, name in enumerate(name for own in names for name in own)}
 
 
