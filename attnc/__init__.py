@@ -13,9 +13,9 @@ from attnc.runtime import import_hook
 if TYPE_CHECKING:
     from attnc import nn
     from attnc.dsl.diagnostics import AttnError
-    from attnc.runtime.decoding_cache import DecodingCache
-    from attnc.runtime.gaussian import orthogonal_gaussian
-    from attnc.runtime.kv_cache import Pages
+    from attnc.runtime.decoding.decoding_cache import DecodingCache
+    from attnc.runtime.compute.gaussian import orthogonal_gaussian
+    from attnc.runtime.decoding.kv_cache import Pages
     from attnc.runtime.modules import AttnModule, compile, load
     from attnc.runtime.pattern import CompiledPattern
     from attnc.runtime.state import State
@@ -40,12 +40,12 @@ _HOMES = {
     "AttnError": "attnc.dsl.diagnostics",
     "AttnModule": "attnc.runtime.modules",
     "CompiledPattern": "attnc.runtime.pattern",
-    "DecodingCache": "attnc.runtime.decoding_cache",
-    "Pages": "attnc.runtime.kv_cache",
+    "DecodingCache": "attnc.runtime.decoding.decoding_cache",
+    "Pages": "attnc.runtime.decoding.kv_cache",
     "State": "attnc.runtime.state",
     "compile": "attnc.runtime.modules",
     "load": "attnc.runtime.modules",
-    "orthogonal_gaussian": "attnc.runtime.gaussian",
+    "orthogonal_gaussian": "attnc.runtime.compute.gaussian",
 }
 
 

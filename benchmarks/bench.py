@@ -51,8 +51,8 @@ def found_rows(file: Path, device: str) -> tuple[str, list[Work]]:
 def row_of(file: Path, device: str) -> Work:
     """The file's main pattern at the sizes of its `# run:` line, compared at those of its first `# check:` line."""
     import attnc
-    from attnc.runtime.inputs import Shape
-    from attnc.runtime.settings import Setting, settings
+    from attnc.runtime.tools.inputs import Shape
+    from attnc.runtime.tools.settings import Setting, settings
     from benchmarks.work import Size, drawn
 
     pattern = attnc.load(file).main

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from attnc.runtime.inputs import Shape
+from attnc.runtime.tools.inputs import Shape
 from benchmarks.by_hand import Libraries, moba
 from benchmarks.libraries import library
 from benchmarks.work import Problem, Size, drawn

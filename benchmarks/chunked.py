@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, normalize
 
-from attnc.runtime.launch_chunked_carry import carry_backward, carry_forward
-from attnc.runtime.launch_chunked_recur import Recurrence, recur_backward, recur_forward
-from attnc.runtime.reaches import Reach
+from attnc.runtime.cpu.reaches import Reach
+from attnc.runtime.cuda.launch_chunked_carry import carry_backward, carry_forward
+from attnc.runtime.cuda.launch_chunked_recur import Recurrence, recur_backward, recur_forward
 
 WIDTH, HEADS = 128, 16
 SHAPES = ((2, 8192), (1, 65536))

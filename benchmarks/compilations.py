@@ -20,7 +20,7 @@ def main() -> int:
     """Exit status: 0 for one compilation, 1 for more or a wrong result, 2 without a CUDA device."""
     import torch
 
-    from attnc.runtime.launch import kernels_of
+    from attnc.runtime.cuda.launch import kernels_of
     from attnc.runtime.tolerance import error, tolerance
     from benchmarks.work import EXAMPLES
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 import attnc
-from attnc.runtime.decoding_cache import DecodingCache
+from attnc.runtime.decoding.decoding_cache import DecodingCache
 from attnc.runtime.pattern import CompiledPattern
 from attnc.runtime.tolerance import error, tolerance
 from benchmarks.work import EXAMPLES

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from attnc.runtime.measure import elements_of_a_pair, rows_stand_alone
 from attnc.runtime.tolerance import error, tolerance
+from attnc.runtime.tools.measure import elements_of_a_pair, rows_stand_alone
 from benchmarks.contenders import CONTENDERS
 from benchmarks.ready import PREPARING, Ready, UnavailableError, first_line, within
 from benchmarks.timing import Times, median_seconds, peak_bytes, side_by_side

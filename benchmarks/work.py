@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 import attnc
-from attnc.runtime.comparison import defaults
-from attnc.runtime.inputs import Shape, made_inputs
 from attnc.runtime.pattern import CompiledPattern
-from attnc.runtime.settings import settings
+from attnc.runtime.tools.comparison import defaults
+from attnc.runtime.tools.inputs import Shape, made_inputs
+from attnc.runtime.tools.settings import settings
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 SEED = 1

@@ -253,7 +253,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Choose:
-    """A selection by scores: which members of `axis` each row takes (see `runtime.choices`).
+    """A selection by scores: which members of `axis` each row takes (see `runtime.steps.choices`).
 
     `form` is topk, threshold or mass; `amount` its count, bound or share. `score`, `condition` (which are candidates)
     and `force` (which of them come first; None: none) are over b, h, `rows` and `axis`: i, a declared axis of i or

@@ -11,7 +11,7 @@ from attnc.dsl.types import Base, Type
 
 
 class Lowering:
-    """Makes the nodes of one group. What reductions mean is said by runtime/array_reductions.py too."""
+    """Makes the nodes of one group. What reductions mean is said by runtime/compute/array_reductions.py too."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph

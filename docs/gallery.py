@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import matplotlib as mpl
 
 import attnc
-from attnc.runtime.graph_drawing import draw_graph
-from attnc.runtime.picture import picture
-from attnc.runtime.settings import Setting
+from attnc.runtime.tools.graph_drawing import draw_graph
+from attnc.runtime.tools.picture import picture
+from attnc.runtime.tools.settings import Setting
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

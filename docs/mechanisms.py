@@ -19,8 +19,8 @@ from attnc.compiler.composition import Carry, Choose, Composition, Compute, Recu
 from attnc.compiler.cost import state_formula, step_costs
 from attnc.compiler.describe import describe_step
 from attnc.dsl.diagnostics import AttnError
-from attnc.runtime.comparison import filled
 from attnc.runtime.pattern import CompiledPattern
+from attnc.runtime.tools.comparison import filled
 
 PAGES = Path(__file__).parent / "mechanisms"
 MOST_TOKENS = 1 << 20  # of a cache that is only described

@@ -1,7 +1,7 @@
 """The checked tree: what a pattern means, with names resolved, functions inlined and every type known.
 
 A term is a node of a directed acyclic graph (a name used twice is one term with two users). The float64
-reference (`runtime/reference.py`) evaluates terms as they stand; the compiler builds its graph from them.
+reference (`runtime/reference/meaning.py`) evaluates terms as they stand; the compiler builds its graph from them.
 `FORMS` is the closed list of what a term can be.
 """
 
@@ -97,7 +97,7 @@ FORMS: dict[str, str] = {
     "and": "x and y",
     "or": "x or y",
     "select": "if args[0] then args[1] else args[2]",
-    "uniform": "a real in [0, 1) hashed from the int args (seed first); see `runtime/hashing.py`",
+    "uniform": "a real in [0, 1) hashed from the int args (seed first); see `runtime/compute/hashing.py`",
     # structure
     "rename": "args[0] with one index read at another: attribute (from, to), such as (t, i)",
     "shift": "args[0] read at the int args[1] along the index named by attribute; out of range reads 0",

@@ -34,11 +34,11 @@ from torch import Tensor, nn
 
 from attnc.dsl.diagnostics import AttnError
 from attnc.dsl.types import Base
-from attnc.runtime.comparison import defaults
-from attnc.runtime.inputs import Shape, made_inputs
-from attnc.runtime.options import UsageError, chosen_setting, known_device, select
 from attnc.runtime.pattern import CompiledPattern
 from attnc.runtime.refusal import extra_inputs
+from attnc.runtime.tools.comparison import defaults
+from attnc.runtime.tools.inputs import Shape, made_inputs
+from attnc.runtime.tools.options import UsageError, chosen_setting, known_device, select
 
 TOKEN_AXES = frozenset("ijt")
 LINE_BREAK = 10  # two of them end a paragraph

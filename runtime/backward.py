@@ -27,7 +27,7 @@ from attnc.compiler.plan import Branch, Plan
 from attnc.dsl.types import Base
 from attnc.runtime.call import Call
 from attnc.runtime.evaluate import Environment
-from attnc.runtime.placing import RowPlaces
+from attnc.runtime.steps.placing import RowPlaces
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def cached_module(key: str, build: Callable[[], str]) -> ModuleType:
             if text is None:
                 text = build()
                 _store(path, text, key)
-            from attnc.runtime.launcher import Launchers  # late: it brings torch
+            from attnc.runtime.cuda.launcher import Launchers  # late: it brings torch
 
             module = _modules[digest] = Launchers(_execute(path, text))
         return module

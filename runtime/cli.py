@@ -16,8 +16,8 @@ from rich.table import Table
 
 import attnc
 from attnc.dsl.diagnostics import AttnError
-from attnc.runtime.extras import MissingExtraError, require_library
-from attnc.runtime.options import (
+from attnc.runtime.tools.extras import MissingExtraError, require_library
+from attnc.runtime.tools.options import (
     DTYPES,
     UsageError,
     chosen_setting,
@@ -30,8 +30,8 @@ from attnc.runtime.options import (
 )
 
 if TYPE_CHECKING:
-    from attnc.runtime.comparison import Outcome, Target
     from attnc.runtime.pattern import CompiledPattern
+    from attnc.runtime.tools.comparison import Outcome, Target
 
 WIDTH = 160  # columns of a table that goes to a file or a pipe
 
@@ -111,7 +111,7 @@ def check(
     Exits with 1 if a file has a mistake or a result falls short.
     """
     interpret_without_cuda()
-    from attnc.runtime.comparison import targets
+    from attnc.runtime.tools.comparison import targets
 
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
     places = targets(known_device(device), known_dtype(dtype))
@@ -148,8 +148,8 @@ def check_pattern(
 ) -> list[str]:
     """The row of a pattern; what went wrong is added to `failures`."""
     from attnc.compiler.causality import causality
-    from attnc.runtime.comparison import cases, compare_all
-    from attnc.runtime.settings import settings
+    from attnc.runtime.tools.comparison import cases, compare_all
+    from attnc.runtime.tools.settings import settings
 
     name = str(pattern.__name__)
     causal = causality(pattern.pattern)
@@ -197,7 +197,7 @@ def run(
     """Compile a pattern, run it on made tensors, and report time, live fraction and error."""
     import torch
 
-    from attnc.runtime.measure import measure
+    from attnc.runtime.tools.measure import measure
 
     console = Console()
     one = select(file, pattern)[0]
@@ -239,7 +239,7 @@ def explain(
     """Say what each stage of the compiler did and declined, and what a call costs, as formulas and numbers."""
     import torch
 
-    from attnc.runtime.explanation import explain_at
+    from attnc.runtime.tools.explanation import explain_at
 
     one = select(file, pattern)[0]
     place = known_device(device) or ("cuda" if measure else "cpu")
@@ -262,7 +262,7 @@ def tune(
     most: Annotated[int, typer.Option("--most", min=2, help="tile shapes of a kernel that are measured")] = 6,
 ) -> None:
     """Measure tile shapes for a pattern's kernels at these sizes, and keep the fastest for later calls like it."""
-    from attnc.runtime.tuning_command import tune_at, tuned_on, tuning_table
+    from attnc.runtime.tools.tuning_command import tune_at, tuned_on, tuning_table
 
     one = select(file, pattern)[0]
     place = tuned_on(known_device(device))
@@ -329,7 +329,7 @@ def draw(
     Weights of keys are drawn of given tensors, and where no key, or only every later one, is left out. Parameters that
     are not set are those of the file's `# draw:` line, of its first `# check:` line, or small, so that structure shows.
     """
-    from attnc.runtime.picture_command import Request, write_picture
+    from attnc.runtime.tools.picture_command import Request, write_picture
 
     one = select(file, pattern)[0]
     request = Request(chosen_setting(one, set_, shape), weights, graph, tile, tensors)
@@ -376,7 +376,7 @@ def fmt(
 def lsp() -> None:
     """Serve an editor over the standard streams: mistakes, types, names, formatting."""
     require_library("pygls")
-    from attnc.runtime.language_server import serve
+    from attnc.runtime.tools.language_server import serve
 
     serve()
 

@@ -16,7 +16,7 @@ from attnc.compiler.ir import Node
 from attnc.compiler.plan import Plan
 from attnc.dsl.diagnostics import InternalError
 from attnc.dsl.types import Base
-from attnc.runtime.hashing import uniform
+from attnc.runtime.compute.hashing import uniform
 
 if TYPE_CHECKING:
     from attnc.runtime.call import Call

@@ -17,16 +17,16 @@ from attnc.runtime.binding import WIDEST, WIDEST_ATTENDED, fixed_sizes
 from attnc.runtime.operator_autograd import autograd, gradient_autograd, tensor_names
 from attnc.runtime.packing import unpack
 from attnc.runtime.program import Program, program
+from attnc.runtime.recording.repeated import repeated
 from attnc.runtime.refusal import extra_inputs, refuse
-from attnc.runtime.repeated import repeated
 from attnc.runtime.scalars import of_node, of_term
 
 if TYPE_CHECKING:
     from attnc.compiler.composition import Composition
     from attnc.compiler.plan import Plan
-    from attnc.runtime.arrays import Frame
     from attnc.runtime.backward import Engine
     from attnc.runtime.call import Call
+    from attnc.runtime.compute.arrays import Frame
 
 SCHEMA = (
     "attention(str plan, Tensor q, Tensor k, Tensor? v, Tensor[] inputs, SymInt[] ints, float[] floats, str backend,"
@@ -145,7 +145,7 @@ class Prepared:
 
     def frame(self, composition: Composition | None = None) -> Frame:
         """The frame of the steps of a composition, by default the one that the call runs."""
-        from attnc.runtime.steps import frame_of
+        from attnc.runtime.steps.composition import frame_of
 
         return frame_of(composition or self.composition, {**self.tensors, **self.inputs}, self.parameters, self.sizes)
 
@@ -192,8 +192,8 @@ def _forward(
     step = prepared.composition.attention
     if step is not None:
         return list(engine.execute(step.plan, prepared.call(step.plan), q.dtype))
-    from attnc.runtime.results import own
-    from attnc.runtime.steps import run
+    from attnc.runtime.steps.composition import run
+    from attnc.runtime.steps.results import own
 
     with torch.no_grad():
         made = run(prepared.composition, prepared.frame(), engine, keep)
@@ -208,14 +208,14 @@ def choose_engine(backend: str, device: torch.device) -> Engine:
     from attnc.runtime.backward import Engine
 
     if _on_triton(backend, device):
-        from attnc.runtime.launch import execute as launch
-        from attnc.runtime.launch_backward import branch_backward as launch_backward
-        from attnc.runtime.launch_backward import row_products
+        from attnc.runtime.cuda.launch import execute as launch
+        from attnc.runtime.cuda.launch_backward import branch_backward as launch_backward
+        from attnc.runtime.cuda.launch_backward import row_products
 
         return Engine(launch, launch_backward, row_products, chunked=True)
-    from attnc.runtime.dense import dense_gradients
-    from attnc.runtime.executor import execute
-    from attnc.runtime.executor_backward import branch_backward
+    from attnc.runtime.cpu.dense import dense_gradients
+    from attnc.runtime.cpu.executor import execute
+    from attnc.runtime.cpu.executor_backward import branch_backward
 
     return Engine(execute, branch_backward, whole=dense_gradients)
 
@@ -252,7 +252,7 @@ def _fake(
     lse = q.new_empty(rows, dtype=statistics)
     if found.composition.attention is not None:
         return out, lse, []
-    from attnc.runtime.steps import run
+    from attnc.runtime.steps.composition import run
 
     given = dict(zip((declared.name for declared in extra_inputs(found.pattern)), inputs, strict=True))
     prepared = Prepared(found, {"q": q, "k": k, "v": v}, given, parameters, sizes)
@@ -314,7 +314,7 @@ def _gradients(
 
         made = Gradients(step.plan, prepared.call(step.plan), engine, wanted).of(out, lse, grad_out, grad_lse)
     else:
-        from attnc.runtime.steps import gradients, run, with_result
+        from attnc.runtime.steps.composition import gradients, run, with_result
 
         composition, frame = prepared.differentiated, prepared.frame(prepared.differentiated)
         if composition is not prepared.composition:

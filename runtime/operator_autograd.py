@@ -142,7 +142,7 @@ def refuse_tangents(plan: str, tensors: Sequence[Tensor | None]) -> None:
 @lru_cache(maxsize=256)
 def differentiable_tensors(found: Program) -> list[bool]:
     """Which of q, k, v and the extra inputs have a gradient: not those that steer conditions and selections only."""
-    from attnc.runtime.steps import differentiable
+    from attnc.runtime.steps.composition import differentiable
 
     names = differentiable(found.composition)
     return [name in names for name in tensor_names(found)]
@@ -153,7 +153,7 @@ def handed_places(found: Program) -> list[int]:
     """Where what is handed to a later call lies in what steps leave."""
     if found.composition.attention is not None:
         return []
-    from attnc.runtime.steps import places_of
+    from attnc.runtime.steps.composition import places_of
 
     places = places_of(found.composition)
     return [places[one.after] for one in found.composition.handed]

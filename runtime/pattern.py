@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
     from matplotlib.figure import Figure
 
-    from attnc.runtime.decoding_cache import DecodingCache
-    from attnc.runtime.kv_cache import Pages
-    from attnc.runtime.picture import View
+    from attnc.runtime.decoding.decoding_cache import DecodingCache
+    from attnc.runtime.decoding.kv_cache import Pages
     from attnc.runtime.state import State
-    from attnc.runtime.tuning import Outcome
+    from attnc.runtime.tools.picture import View
+    from attnc.runtime.tools.tuning import Outcome
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 REMEMBERED = 256  # forms of calls that were checked
@@ -173,7 +173,7 @@ class CompiledPattern:
         `pages`: where keys live instead, in a paged memory. Raises AttnError, located, for a pattern that cannot be
         decoded: a query depends on later tokens, or on how many there are.
         """
-        from attnc.runtime.decoding_cache import DecodingCache  # late: it brings the compiler
+        from attnc.runtime.decoding.decoding_cache import DecodingCache  # late: it brings the compiler
 
         return DecodingCache(self._program, max_length, pages, parameters)
 
@@ -198,7 +198,7 @@ class CompiledPattern:
 
     def reference(self, q: Tensor, k: Tensor, v: Tensor | None = None, **settings: Any) -> Tensor:
         """The meaning of the pattern in float64, straight from its text: slow, of memory N x M, differentiable."""
-        from attnc.runtime.reference import reference
+        from attnc.runtime.reference.meaning import reference
 
         pattern, bound = self.bound_for_reference(q, k, v, settings)
         return reference(pattern, q, k, v, bound.parameters, bound.inputs)
@@ -207,7 +207,7 @@ class CompiledPattern:
         self, q: Tensor, k: Tensor, v: Tensor | None = None, **settings: Any
     ) -> tuple[Tensor, Tensor]:
         """`reference` of `with_lse`, for the same patterns."""
-        from attnc.runtime.reference import reference_with_lse
+        from attnc.runtime.reference.meaning import reference_with_lse
 
         self._require_one_softmax()
         pattern, bound = self.bound_for_reference(q, k, v, settings)
@@ -227,14 +227,14 @@ class CompiledPattern:
 
         Every branch counts, and one over summary keys counts those. Runs the steps, on q's device.
         """
-        from attnc.runtime.explanation import streamed_pairs
+        from attnc.runtime.tools.explanation import streamed_pairs
 
         pairs = q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2]
         return streamed_pairs(self.prepared(q, k, v, settings)).live / pairs
 
     def explain(self, q: Tensor, k: Tensor, v: Tensor | None = None, *, verbose: bool = False, **settings: Any) -> str:
         """What each stage of the compiler did and declined and why, and what this call costs."""
-        from attnc.runtime.explanation import explain
+        from attnc.runtime.tools.explanation import explain
 
         return explain(self.prepared(q, k, v, settings), verbose=verbose)
 
@@ -244,7 +244,7 @@ class CompiledPattern:
         The fastest that give the same results are kept on disk, and taken by calls of such sizes from now on, in this
         process and in others. `most`: shapes of a kernel that are measured.
         """
-        from attnc.runtime.tuning import tune
+        from attnc.runtime.tools.tuning import tune
 
         return tune(self, q, k, v, settings, most=most)
 
@@ -270,7 +270,7 @@ class CompiledPattern:
         Raises AttnError as a call does and for more than 1024 positions, and MissingExtraError (an ImportError)
         without matplotlib.
         """
-        from attnc.runtime.picture import drawn
+        from attnc.runtime.tools.picture import drawn
 
         return drawn(self, q, k, v, settings, view=view, tile=tile, file=file)
 
@@ -284,9 +284,9 @@ class CompiledPattern:
     @property
     def kernels(self) -> dict[str, str]:
         """Text of the generated Triton modules, by name."""
-        from attnc.runtime.chunked_steps import chunked_texts
-        from attnc.runtime.launch import kernel_texts
-        from attnc.runtime.launch_pointwise import row_texts
+        from attnc.runtime.cuda.chunked_steps import chunked_texts
+        from attnc.runtime.cuda.launch import kernel_texts
+        from attnc.runtime.cuda.launch_pointwise import row_texts
 
         streamed = kernel_texts(self._program.pattern.name, self._program.plans)
         return streamed | chunked_texts(self._program.composition) | row_texts(self._program.composition)

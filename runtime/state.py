@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from attnc.runtime.handed import StateError
 from attnc.runtime.program import program
 from attnc.runtime.refusal import listed, refuse
+from attnc.runtime.steps.handed import StateError
 
 if TYPE_CHECKING:
     from attnc.dsl.terms import Pattern
@@ -51,7 +51,7 @@ class Names(NamedTuple):
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # a graph cannot hold compiling a text
 def names_of(key: str) -> Names:
     """The program of calls that go on from states. Raises AttnError, located, where there is none."""
-    from attnc.runtime.steps import places_of
+    from attnc.runtime.steps.composition import places_of
 
     found = program(key).handing
     composition = found.composition

@@ -21,8 +21,8 @@ from attnc.compiler.schedule import TileShape
 from attnc.compiler.schedule_candidates import candidates
 from attnc.runtime.cache import keep, kept
 from attnc.runtime.call import Call
-from attnc.runtime.kernel_call import Kernels, padded
-from attnc.runtime.tile_costs import tile_seconds
+from attnc.runtime.cuda.kernel_call import Kernels, padded
+from attnc.runtime.tools.tile_costs import tile_seconds
 
 
 @dataclass(frozen=True)

@@ -37,10 +37,10 @@ from attnc.dsl.scopes import Scope
 from attnc.dsl.source import Source
 from attnc.dsl.syntax import PatternDeclaration
 from attnc.dsl.terms import Term
-from attnc.runtime.comparison import defaults, shrunken
-from attnc.runtime.inputs import Made, Shape, made_inputs
 from attnc.runtime.pattern import CompiledPattern
 from attnc.runtime.tolerance import error, tolerance
+from attnc.runtime.tools.comparison import defaults, shrunken
+from attnc.runtime.tools.inputs import Made, Shape, made_inputs
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnc.runtime.inputs import Shape
+from attnc.runtime.tools.inputs import Shape
 from benchmarks.work import Aim, Inputs, Mask, Problem, Size, Work
 
 MEGABYTE = 10**6

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from attnc.runtime.inputs import Shape
+from attnc.runtime.tools.inputs import Shape
 from benchmarks.by_hand import HYBRIDS
 from benchmarks.work import Aim, Size, Work, drawn
 

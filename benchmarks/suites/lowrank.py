@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from attnc.runtime.inputs import Shape
+from attnc.runtime.tools.inputs import Shape
 from benchmarks.work import Aim, Size, Work, drawn
 
 GPU_PEERS = ("eager", "compiled", "causal_cudnn")

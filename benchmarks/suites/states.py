@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attnc.runtime.inputs import Shape
+from attnc.runtime.tools.inputs import Shape
 from benchmarks.work import Size, Work, drawn
 
 FLA = ("dense", "fla")

@@ -78,7 +78,7 @@ class ListedBackwardRows(Gathered, BackwardRows):
         for number, leaf in zip(self.numbers, self.leaves, strict=True):
             if leaf.side == "row":
                 self.store_scalars(f"leaf_{number}", f"sum_{number}", f"part_leaf_{number}")
-            else:  # a program has one head: see `runtime/launch_listed_backward.py`
+            else:  # a program has one head: see `runtime/cuda/launch_listed_backward.py`
                 writer.let("program", "tl.program_id(0).to(tl.int64)")
                 width = f"WIDTH_{number}"
                 writer.line(f"tl.store(leaf_{number} + program * {width} + tl.arange(0, {width}), sum_{number})")

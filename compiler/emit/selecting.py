@@ -23,7 +23,7 @@ VECTORS = ("q", "k", "k_low")
 BUFFERS = ("lists", "held", "held_used", "held_last")
 # Sizes beside those of every kernel: lanes of a batch row, heads of a lane, entries of a list; and where a score sums
 # over places: their number, width and stride, those of a member, the tokens that there are. A member has TURNS places
-# at most, and the keys of each lie one after the other: see `runtime.launch_selecting.by_turns`
+# at most, and the keys of each lie one after the other: see `runtime.cuda.launch_selecting.by_turns`
 SIZES = ("LANES", "HEADS", "WANTED", "WIDTH", "TURNS")
 PLACE_SIZES = ("PLACES", "PLACE_WIDTH", "PLACE_STRIDE", "MEMBER_WIDTH", "LENGTH")
 SWITCHES = ("PARTS", "RESIDENT", "CAPACITY", "AT_ONCE", "PADDED", "FORCED", "FEW")

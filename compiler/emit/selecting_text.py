@@ -1,8 +1,8 @@
 """Functions of selection kernels that are the same for every pattern: order, the best of a line, what is held.
 
-A score's rank is its bits as an int that orders like it (see `runtime.choices.ranking`); NOTHING is no candidate. The
-best are found by the rank of the last of them, bit by bit, so that no line is sorted and what is taken stays in the
-order of members: ties go to the lowest.
+A score's rank is its bits as an int that orders like it (see `runtime.steps.choices.ranking`); NOTHING is no candidate.
+The best are found by the rank of the last of them, bit by bit, so that no line is sorted and what is taken stays in
+the order of members: ties go to the lowest.
 """
 
 SELECTING = '''

@@ -26,7 +26,7 @@ from attnc.dsl.types import Base
 from attnc.runtime.call import Call, make_call
 from attnc.runtime.derived import PADDING
 from attnc.runtime.evaluate import Environment
-from attnc.runtime.reference import reference
+from attnc.runtime.reference.meaning import reference
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 Settings = Mapping[str, int | float | bool]

@@ -10,9 +10,9 @@ import torch
 import attnc
 from attnc.compiler.absorb import Projection, saves
 from attnc.compiler.composition import Attend
-from attnc.runtime.comparison import Case, Target, compare
-from attnc.runtime.inputs import Shape
-from attnc.runtime.settings import Setting
+from attnc.runtime.tools.comparison import Case, Target, compare
+from attnc.runtime.tools.inputs import Shape
+from attnc.runtime.tools.settings import Setting
 
 MLA = attnc.load(Path(__file__).parents[2] / "examples" / "mla.attn").patterns["mla"]
 

@@ -11,10 +11,10 @@ from torch import Tensor
 
 import attnc
 from attnc.compiler.causality import causality, describe_causality, leaks
-from attnc.runtime.comparison import defaults, shrunken
-from attnc.runtime.inputs import Shape, made_inputs
 from attnc.runtime.pattern import CompiledPattern
-from attnc.runtime.settings import settings
+from attnc.runtime.tools.comparison import defaults, shrunken
+from attnc.runtime.tools.inputs import Shape, made_inputs
+from attnc.runtime.tools.settings import settings
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted([*(ROOT / "examples").glob("*.attn"), *(ROOT / "tests" / "zoo").glob("*.attn")])

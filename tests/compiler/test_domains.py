@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from attnc.runtime import executor, launch
+from attnc.runtime.cpu import executor
+from attnc.runtime.cuda import launch
 from tests.compiler.pairs import Case, check_domains, check_execution, example, names, pattern_of
 
 SIZES = [(24, 24), (9, 23), (1, 17), (23, 14), (1, 1)]  # N = M, N < M, N > M

@@ -22,7 +22,8 @@ from attnc.compiler.ir import Graph, Node
 from attnc.compiler.membership import Tables
 from attnc.compiler.plan import Bounds, Domain, KeySet, Rows, Run
 from attnc.compiler.trends import DOWN
-from attnc.runtime import executor, launch, pieces, tiles
+from attnc.runtime.cpu import executor, pieces, tiles
+from attnc.runtime.cuda import launch
 from tests.compiler.pairs import Case, check_domains, check_execution, check_values, example, pattern_of
 
 Change = Callable[[pytest.MonkeyPatch], None]

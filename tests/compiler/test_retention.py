@@ -19,10 +19,10 @@ from attnc.compiler.plan import Plan
 from attnc.compiler.retention import Every, Retention, counted, retained
 from attnc.dsl.diagnostics import AttnError
 from attnc.runtime.call import make_call
-from attnc.runtime.comparison import defaults
-from attnc.runtime.inputs import Shape, made_inputs
+from attnc.runtime.decoding.slots import Class, Slots
 from attnc.runtime.pattern import CompiledPattern
-from attnc.runtime.slots import Class, Slots
+from attnc.runtime.tools.comparison import defaults
+from attnc.runtime.tools.inputs import Shape, made_inputs
 from tests.compiler.pairs import Pairs
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.attn"))

@@ -22,8 +22,8 @@ from attnc.compiler.plan import Plan
 from attnc.runtime.call import Call
 from attnc.runtime.derived import derive
 from attnc.runtime.evaluate import Environment
-from attnc.runtime.inputs import Shape, made_inputs
 from attnc.runtime.pattern import CompiledPattern
+from attnc.runtime.tools.inputs import Shape, made_inputs
 from tests.compiler.pairs import names
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"

@@ -21,9 +21,9 @@ from attnc.compiler.emit.rows import emit_rows
 from attnc.compiler.pipeline import transpose
 from attnc.compiler.plan import Diagonals
 from attnc.compiler.schedule import TileShape
+from attnc.runtime.cuda.kernel_call import KernelCall, Kernels, interpreting
 from attnc.runtime.derived import derive
-from attnc.runtime.inputs import Shape, made_inputs
-from attnc.runtime.kernel_call import KernelCall, Kernels, interpreting
+from attnc.runtime.tools.inputs import Shape, made_inputs
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 QUERIES, KEYS = 41, 63

@@ -10,9 +10,9 @@ import torch
 import attnc
 from attnc.dsl.notation import given_name, notation
 from attnc.dsl.terms import Pattern, Term
-from attnc.runtime.picture_inputs import picture_inputs, picture_setting
 from attnc.runtime.program import terms
-from attnc.runtime.settings import Setting
+from attnc.runtime.tools.picture_inputs import picture_inputs, picture_setting
+from attnc.runtime.tools.settings import Setting
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted([*(ROOT / "examples").glob("*.attn"), *(ROOT / "tests" / "zoo").glob("*.attn")])

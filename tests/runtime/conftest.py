@@ -13,7 +13,7 @@ from torch import Tensor
 from attnc.dsl.check import check
 from attnc.dsl.source import Source
 from attnc.dsl.terms import Pattern
-from attnc.runtime.reference import reference
+from attnc.runtime.reference.meaning import reference
 
 TESTS = Path(__file__).resolve().parents[1]
 FOLDERS = (TESTS.parent / "examples", TESTS / "zoo")

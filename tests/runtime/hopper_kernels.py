@@ -19,10 +19,11 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 import attnc
-from attnc.runtime import chunked_operands, kernel_call, launch, launch_backward, rounds, views
-from attnc.runtime.comparison import defaults, filled
-from attnc.runtime.inputs import Shape, made_inputs
-from attnc.runtime.settings import Setting, settings
+from attnc.runtime.compute import rounds
+from attnc.runtime.cuda import chunked_operands, kernel_call, launch, launch_backward, views
+from attnc.runtime.tools.comparison import defaults, filled
+from attnc.runtime.tools.inputs import Shape, made_inputs
+from attnc.runtime.tools.settings import Setting, settings
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SHAPE = Shape(1, 4, 2, 192, 192, 64, 64)

@@ -15,7 +15,7 @@ from attnc.dsl.source import Source
 from attnc.dsl.terms import Pattern
 from attnc.dsl.types import Base, Type
 from attnc.runtime.call import Call, make_call
-from attnc.runtime.reference import reference
+from attnc.runtime.reference.meaning import reference
 
 
 def sources(condition: str, score: str, inputs: str = "", near: str = "") -> tuple[Pattern, Pattern]:

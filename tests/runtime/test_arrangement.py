@@ -8,7 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from attnc.runtime.arrangement import NOBODY, NOWHERE, Arrangement, arrange, gathered, interval, placed, read, share
+from attnc.runtime.steps.arrangement import (
+    NOBODY,
+    NOWHERE,
+    Arrangement,
+    arrange,
+    gathered,
+    interval,
+    placed,
+    read,
+    share,
+)
 
 LENGTHS = (0, 1, 2, 17, 64)
 

@@ -7,9 +7,9 @@ import torch
 
 import attnc
 from attnc.compiler.composition import Compute
-from attnc.runtime.comparison import Case, Target, compare
-from attnc.runtime.inputs import Shape
-from attnc.runtime.settings import Setting
+from attnc.runtime.tools.comparison import Case, Target, compare
+from attnc.runtime.tools.inputs import Shape
+from attnc.runtime.tools.settings import Setting
 
 HEAD = """pattern p(n: int = 3, block: int = 4, share: real = 0.4):
     input by_head: real[b, i, h]

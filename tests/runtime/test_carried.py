@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from attnc.runtime.carried import advance, carry, carry_backward
-from attnc.runtime.reaches import Reach
+from attnc.runtime.cpu.carried import advance, carry, carry_backward
+from attnc.runtime.cpu.reaches import Reach
 from attnc.runtime.tolerance import error, tolerance
 
 # Optional arrays are passed by stars.

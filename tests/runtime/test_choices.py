@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from attnc.runtime.choices import choose_argmax, choose_mass, choose_threshold, choose_topk, listed, marked
+from attnc.runtime.steps.choices import choose_argmax, choose_mass, choose_threshold, choose_topk, listed, marked
 
 # Few values, so that ties are common.
 VALUES = st.sampled_from([-math.inf, -1.5, -0.0, 0.0, 0.25, 1.0, 3.0, math.inf, math.nan])

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from attnc.runtime.launch_chunked_carry import carry_backward, carry_forward
-from attnc.runtime.launch_chunked_recur import Recurrence, recur_forward
-from attnc.runtime.reaches import Reach
+from attnc.runtime.cpu.reaches import Reach
+from attnc.runtime.cuda.launch_chunked_carry import carry_backward, carry_forward
+from attnc.runtime.cuda.launch_chunked_recur import Recurrence, recur_forward
 from attnc.runtime.tolerance import error, tolerance
 from tests.runtime.chunked_oracle import Recurring, Sum, recurrence_errors, sum_errors
 

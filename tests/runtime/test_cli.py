@@ -15,10 +15,10 @@ import torch
 from typer.testing import CliRunner, Result
 
 import attnc as package
-from attnc.runtime import comparison, measure, tuning, tuning_command
 from attnc.runtime.cli import app
 from attnc.runtime.modules import compile
-from attnc.runtime.settings import Setting, settings
+from attnc.runtime.tools import comparison, measure, tuning, tuning_command
+from attnc.runtime.tools.settings import Setting, settings
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 CAUSAL = "pattern causal:\n    out = softmax[j](q @ k * scale where j <= i) @ v\n"

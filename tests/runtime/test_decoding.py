@@ -16,14 +16,14 @@ from torch import Tensor
 import attnc
 from attnc.compiler.causality import leaks
 from attnc.dsl.diagnostics import AttnError
-from attnc.runtime.comparison import defaults, filled, shrunken
-from attnc.runtime.decoded_attention import live_positions
-from attnc.runtime.decoding_cache import DecodingCache
-from attnc.runtime.inputs import Shape, made_inputs
-from attnc.runtime.kv_cache import Pages
+from attnc.runtime.decoding.decoded_attention import live_positions
+from attnc.runtime.decoding.decoding_cache import DecodingCache
+from attnc.runtime.decoding.kv_cache import Pages
 from attnc.runtime.pattern import CompiledPattern
-from attnc.runtime.settings import settings
 from attnc.runtime.tolerance import error, tolerance
+from attnc.runtime.tools.comparison import defaults, filled, shrunken
+from attnc.runtime.tools.inputs import Shape, made_inputs
+from attnc.runtime.tools.settings import settings
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.attn"))
 LENGTH, ROOM = 29, 31
@@ -316,7 +316,7 @@ def test_only_live_keys_are_gathered_from_pages(monkeypatch: pytest.MonkeyPatch)
         found.append(live_positions(*args))
         return found[-1]
 
-    monkeypatch.setattr("attnc.runtime.decoded_attention.live_positions", noted)
+    monkeypatch.setattr("attnc.runtime.decoding.decoded_attention.live_positions", noted)
     pattern = pattern_of("documents")
     q, k, v = torch.randn(3, 1, 2, 300, 8)
     doc = torch.tensor([[0] * 148 + [1] * 148 + [2] * 4])

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import attnc
-from attnc.runtime import executor, executor_backward
 from attnc.runtime.call import make_call
-from attnc.runtime.dense import dense_output
+from attnc.runtime.cpu import executor, executor_backward
+from attnc.runtime.cpu.dense import dense_output
 from attnc.runtime.tolerance import error, tolerance
 
 ALL = "out = softmax[j](q @ k * scale) @ v"

@@ -16,8 +16,8 @@ from attnc.compiler.plan import Plan
 from attnc.dsl.check import check
 from attnc.dsl.source import Source
 from attnc.runtime.call import Call, make_call
+from attnc.runtime.compute.hashing import uniform
 from attnc.runtime.derived import PADDING, best
-from attnc.runtime.hashing import uniform
 
 BATCH, HEADS = 2, 2
 

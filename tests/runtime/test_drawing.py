@@ -17,10 +17,10 @@ from typer.testing import CliRunner, Result
 
 import attnc
 from attnc.runtime.cli import app
-from attnc.runtime.drawing import LIVE, NEGATIVE, PARTIAL, draw_pairs, draw_weights
-from attnc.runtime.extras import MissingExtraError
 from attnc.runtime.pattern import CompiledPattern
-from attnc.runtime.weights import Weights
+from attnc.runtime.tools.drawing import LIVE, NEGATIVE, PARTIAL, draw_pairs, draw_weights
+from attnc.runtime.tools.extras import MissingExtraError
+from attnc.runtime.tools.weights import Weights
 
 ROOT = Path(__file__).resolve().parents[2]
 WINDOW = "pattern near(window: int = 4):\n    out = softmax[j](q @ k * scale where 0 <= i - j < window) @ v\n"
@@ -29,7 +29,7 @@ LINEAR = "pattern p:\n    out = sum[j]((q @ k) * v where j <= i)\n"
 
 @pytest.fixture(autouse=True)
 def one_dot_a_cell(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("attnc.runtime.drawing.SHARP", 1)
+    monkeypatch.setattr("attnc.runtime.tools.drawing.SHARP", 1)
 
 
 def pattern(text: str = WINDOW) -> CompiledPattern:
@@ -73,7 +73,7 @@ def test_a_tile_at_the_edge_is_judged_by_what_it_holds() -> None:
 
 
 def test_a_cell_has_dots_enough_for_viewers_that_smooth(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("attnc.runtime.drawing.SHARP", 30)
+    monkeypatch.setattr("attnc.runtime.tools.drawing.SHARP", 30)
     pairs, tiles = images(draw_pairs("", [part(torch.eye(20, 20)[None])], tile=8))
     assert np.array_equal(pairs[..., 3], np.kron(np.eye(20), np.ones((2, 2))))
     assert np.array_equal(tiles[..., 3], np.kron(np.eye(3) * PARTIAL, np.ones((10, 10))))
@@ -198,7 +198,7 @@ def test_equal_pictures_are_equal_files(tmp_path: Path) -> None:
 def test_a_missing_library_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     found = importlib.util.find_spec
     hidden = {"matplotlib", "pygls"}
-    monkeypatch.setattr("attnc.runtime.extras.find_spec", lambda name: None if name in hidden else found(name))
+    monkeypatch.setattr("attnc.runtime.tools.extras.find_spec", lambda name: None if name in hidden else found(name))
     for view in ("pairs", "weights", "graph"):
         with pytest.raises(MissingExtraError, match=r"drawing needs matplotlib: pip install 'attnc\[draw\]'"):
             pattern().draw(view=view)
@@ -254,7 +254,7 @@ def test_given_tensors_show_their_weights(
     folder: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], heading: str
 ) -> None:
     figures: list[Figure] = []
-    monkeypatch.setattr("attnc.runtime.picture_command.save", lambda figure, output: figures.append(figure))
+    monkeypatch.setattr("attnc.runtime.tools.picture_command.save", lambda figure, output: figures.append(figure))
     done = draw("near.attn", "--tensors", "qk.pt", *options)
     assert done.exit_code == 0, done.stderr
     assert heading in headings(figures[0])[0]

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import attnc
-from attnc.runtime.comparison import Case, Target, cases, compare
-from attnc.runtime.settings import Setting, settings
+from attnc.runtime.tools.comparison import Case, Target, cases, compare
+from attnc.runtime.tools.settings import Setting, settings
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.attn"))
 TARGETS = [

@@ -22,10 +22,10 @@ from attnc.dsl.source import Source
 from attnc.dsl.terms import Pattern
 from attnc.runtime.binding import flat
 from attnc.runtime.call import Call, make_call
-from attnc.runtime.executor import ELEMENTS, execute, live_pairs, visited_pairs
-from attnc.runtime.inputs import Shape, made_inputs
-from attnc.runtime.reference import reference, reference_with_lse
+from attnc.runtime.cpu.executor import ELEMENTS, execute, live_pairs, visited_pairs
+from attnc.runtime.reference.meaning import reference, reference_with_lse
 from attnc.runtime.tolerance import error, tolerance
+from attnc.runtime.tools.inputs import Shape, made_inputs
 from tests.compiler.pairs import names
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"

@@ -11,10 +11,10 @@ import torch
 
 import attnc
 from attnc.compiler import schedule
-from attnc.runtime import kernel_call, launch, launch_backward, work
-from attnc.runtime.comparison import Case, Target, compare
-from attnc.runtime.inputs import Shape
-from attnc.runtime.settings import Setting
+from attnc.runtime.cuda import kernel_call, launch, launch_backward, work
+from attnc.runtime.tools.comparison import Case, Target, compare
+from attnc.runtime.tools.inputs import Shape
+from attnc.runtime.tools.settings import Setting
 from tests.runtime.test_gradients import NAMES, TEXT
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

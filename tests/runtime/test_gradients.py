@@ -12,11 +12,11 @@ from torch import Tensor
 import attnc
 from attnc.compiler.differentiate import without_gradient
 from attnc.runtime import backward
-from attnc.runtime.comparison import SHAPES, Case, Target, cases, compare
-from attnc.runtime.executor_backward import BackwardRun
-from attnc.runtime.inputs import Shape, made_inputs
+from attnc.runtime.cpu.executor_backward import BackwardRun
 from attnc.runtime.pattern import CompiledPattern
-from attnc.runtime.settings import Setting, settings
+from attnc.runtime.tools.comparison import SHAPES, Case, Target, cases, compare
+from attnc.runtime.tools.inputs import Shape, made_inputs
+from attnc.runtime.tools.settings import Setting, settings
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.attn"))
 

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from attnc.runtime.gaussian import orthogonal_gaussian
-from attnc.runtime.hashing import mix, uniform
+from attnc.runtime.compute.gaussian import orthogonal_gaussian
+from attnc.runtime.compute.hashing import mix, uniform
 
 
 def plain_uniform(*words: int) -> float:

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 import attnc
-from attnc.runtime.comparison import Case, Target, compare
-from attnc.runtime.inputs import Shape
 from attnc.runtime.operator import choose_engine
-from attnc.runtime.settings import Setting
-from attnc.runtime.steps import run
+from attnc.runtime.steps.composition import run
+from attnc.runtime.tools.comparison import Case, Target, compare
+from attnc.runtime.tools.inputs import Shape
+from attnc.runtime.tools.settings import Setting
 
 EXACT = Target("executor", "executor", "cpu", torch.float64)
 KERNELS = Target("interpreter", "triton", "cpu", torch.float32)

@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import attnc
-from attnc.runtime.comparison import Case, Target, compare
-from attnc.runtime.inputs import Shape
-from attnc.runtime.settings import Setting
+from attnc.runtime.tools.comparison import Case, Target, compare
+from attnc.runtime.tools.inputs import Shape
+from attnc.runtime.tools.settings import Setting
 
 TARGET = Target("executor", "executor", "cpu", torch.float64)
 

@@ -18,9 +18,9 @@ from attnc.compiler import pipeline
 from attnc.compiler.build import unlowered
 from attnc.dsl.source import Source
 from attnc.dsl.terms import Pattern
-from attnc.runtime.diagnosis import mistakes
-from attnc.runtime.language_server import diagnostics, hover, place_of, range_of, server
-from attnc.runtime.live_remark import live_remark
+from attnc.runtime.tools.diagnosis import mistakes
+from attnc.runtime.tools.language_server import diagnostics, hover, place_of, range_of, server
+from attnc.runtime.tools.live_remark import live_remark
 
 ROOT = Path(__file__).resolve().parents[2]
 WRONG = "pattern near(window: int = 4):\n    x = 𝟙\n    out = softmax[j](q @ k where i - j < windo) @ v\n"
@@ -115,7 +115,7 @@ def test_a_pattern_is_hovered_over_with_its_share(monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_server_starts_without_torch() -> None:
-    code = "import sys, attnc.runtime.language_server; sys.exit('torch' in sys.modules)"
+    code = "import sys, attnc.runtime.tools.language_server; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 

@@ -13,19 +13,12 @@ from torch import Tensor
 from attnc.compiler import schedule_listed
 from attnc.compiler.plan import Plan
 from attnc.compiler.schedule import rows_stay
-from attnc.runtime import (
-    launch,
-    launch_backward,
-    launch_listed,
-    launch_listed_backward,
-    listed_executor,
-    listed_tiles,
-    listed_work,
-)
 from attnc.runtime.backward import Engine, Gradients, differentiable
 from attnc.runtime.call import Call
-from attnc.runtime.executor import execute
-from attnc.runtime.executor_backward import branch_backward
+from attnc.runtime.cpu import listed_executor, listed_tiles
+from attnc.runtime.cpu.executor import execute
+from attnc.runtime.cpu.executor_backward import branch_backward
+from attnc.runtime.cuda import launch, launch_backward, launch_listed, launch_listed_backward, listed_work
 from tests.runtime.listed_cases import Case, Made, listed_plan, sources
 
 Execute = Callable[[Plan, Call], tuple[Tensor, Tensor]]

@@ -7,8 +7,8 @@ import torch
 
 import attnc
 from attnc.runtime import operator
-from attnc.runtime.inputs import Shape, made_inputs
 from attnc.runtime.tolerance import error, tolerance
+from attnc.runtime.tools.inputs import Shape, made_inputs
 from tests.runtime.hopper_kernels import EXAMPLES
 
 

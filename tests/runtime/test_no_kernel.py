@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from attnc.runtime.arrays import Frame
-from attnc.runtime.carrying import NoKernelWarning, on_kernels
+from attnc.runtime.compute.arrays import Frame
+from attnc.runtime.steps.carrying import NoKernelWarning, on_kernels
 
 FRAME = Frame({}, {}, {}, {}, 0, {}, torch.float32, torch.device("cuda"))
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from attnc.runtime.arrangement import Placement, placed
-from attnc.runtime.choices import mask_topk
-from attnc.runtime.launch_ordering import CHUNK, FEW, choose_few, few, order_rows, place_live, weigh_few
+from attnc.runtime.cuda.launch_ordering import CHUNK, FEW, choose_few, few, order_rows, place_live, weigh_few
+from attnc.runtime.steps.arrangement import Placement, placed
+from attnc.runtime.steps.choices import mask_topk
 
 SHAPES = ((1,), (3, 5), (2, 3, 17), (4, 2, 3, 16), (7, FEW))
 

@@ -12,9 +12,9 @@ from matplotlib.patches import FancyBboxPatch
 
 import attnc
 from attnc.dsl.terms import Pattern
-from attnc.runtime.graph_drawing import draw_graph
-from attnc.runtime.layering import layered
-from attnc.runtime.pipeline_graph import Shown, pipeline_graph
+from attnc.runtime.tools.graph_drawing import draw_graph
+from attnc.runtime.tools.layering import layered
+from attnc.runtime.tools.pipeline_graph import Shown, pipeline_graph
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted([*(ROOT / "examples").glob("*.attn"), *(ROOT / "tests" / "zoo").glob("*.attn")])

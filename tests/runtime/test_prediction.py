@@ -12,12 +12,12 @@ import torch
 
 import attnc
 from attnc.compiler.loads import KNOWN, Amount
-from attnc.runtime.clock import Launched
-from attnc.runtime.executor import live_pairs
-from attnc.runtime.explanation import explain
-from attnc.runtime.measured import Measured, read_rates
+from attnc.runtime.cpu.executor import live_pairs
 from attnc.runtime.operator import Prepared
-from attnc.runtime.prediction import aligned, branch_live, lines, table
+from attnc.runtime.tools.clock import Launched
+from attnc.runtime.tools.explanation import explain
+from attnc.runtime.tools.measured import Measured, read_rates
+from attnc.runtime.tools.prediction import aligned, branch_live, lines, table
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 H100 = KNOWN["NVIDIA H100 80GB HBM3"]

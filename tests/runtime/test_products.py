@@ -11,11 +11,12 @@ from torch import Tensor
 import attnc
 from attnc.compiler.composition import Attend, Composition
 from attnc.compiler.pipeline import compose
-from attnc.runtime import array_structure, steps
-from attnc.runtime.computing import rounded_names
-from attnc.runtime.inputs import Shape, made_inputs
-from attnc.runtime.products import Spelling, product
+from attnc.runtime.compute import array_structure
+from attnc.runtime.compute.computing import rounded_names
+from attnc.runtime.compute.products import Spelling, product
+from attnc.runtime.steps import composition as steps
 from attnc.runtime.tolerance import error, tolerance
+from attnc.runtime.tools.inputs import Shape, made_inputs
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SIZES = {"b": 2, "h": 3, "j": 37, "i": 5, "d": 7, "r": 4, "c": 6}

@@ -6,10 +6,10 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attnc.runtime.batches import batches
-from attnc.runtime.pieces import Piece, Tile
-from attnc.runtime.ragged import ROUND, WIDEST, aligned
-from attnc.runtime.rows import Progression, numbers
+from attnc.runtime.cpu.batches import batches
+from attnc.runtime.cpu.pieces import Piece, Tile
+from attnc.runtime.cpu.ragged import ROUND, WIDEST, aligned
+from attnc.runtime.cpu.rows import Progression, numbers
 
 
 def tile(row: int, *runs: tuple[int, int, int]) -> Tile:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from attnc.runtime.recurrent import advance, recur, recur_backward
+from attnc.runtime.cpu.recurrent import advance, recur, recur_backward
 from attnc.runtime.tolerance import error, tolerance
 
 # Optional arrays are passed by stars.

@@ -11,9 +11,9 @@ from torch import Tensor
 from attnc.dsl.check import check
 from attnc.dsl.source import Source
 from attnc.dsl.terms import FORMS, Pattern
-from attnc.runtime.gaussian import orthogonal_gaussian
-from attnc.runtime.hashing import uniform
-from attnc.runtime.reference import RULES, reference
+from attnc.runtime.compute.gaussian import orthogonal_gaussian
+from attnc.runtime.compute.hashing import uniform
+from attnc.runtime.reference.meaning import RULES, reference
 
 
 def made(body: str, parameters: str = "") -> Pattern:

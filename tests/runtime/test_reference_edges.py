@@ -11,7 +11,7 @@ from torch import Tensor
 from attnc.dsl.check import check
 from attnc.dsl.source import Source
 from attnc.dsl.terms import Pattern
-from attnc.runtime.reference import reference, reference_with_lse
+from attnc.runtime.reference.meaning import reference, reference_with_lse
 
 CAUSAL = "out = softmax[j](q @ k * scale where j <= i) @ v"
 

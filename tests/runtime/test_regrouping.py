@@ -10,12 +10,12 @@ from torch import Tensor
 
 import attnc
 from attnc.compiler.composition import Attend, Regroup
-from attnc.runtime.comparison import Case, Target, compare
-from attnc.runtime.explanation import streamed_pairs
-from attnc.runtime.inputs import Shape, made_inputs
 from attnc.runtime.pattern import CompiledPattern
-from attnc.runtime.settings import Setting
-from attnc.runtime.steps import KINDS
+from attnc.runtime.steps.composition import KINDS
+from attnc.runtime.tools.comparison import Case, Target, compare
+from attnc.runtime.tools.explanation import streamed_pairs
+from attnc.runtime.tools.inputs import Shape, made_inputs
+from attnc.runtime.tools.settings import Setting
 
 # One line of each: how rows and keys come to be in an order of their own.
 GROUPS = """

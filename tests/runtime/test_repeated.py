@@ -13,15 +13,17 @@ import torch
 from torch import Tensor
 
 import attnc
-from attnc.runtime import binding, derived, launch, operator, pattern, repeated
-from attnc.runtime.arrays import Arrays
-from attnc.runtime.comparison import defaults
-from attnc.runtime.direct_launch import Direct, tensors_of
-from attnc.runtime.inputs import Shape, made_inputs
+from attnc.runtime import binding, derived, operator, pattern
+from attnc.runtime.compute.arrays import Arrays
+from attnc.runtime.cuda import launch
+from attnc.runtime.cuda.direct_launch import Direct, tensors_of
 from attnc.runtime.pattern import CompiledPattern
-from attnc.runtime.repeated import CaptureError
-from attnc.runtime.settings import settings
-from attnc.runtime.tape import Recorder
+from attnc.runtime.recording import repeated
+from attnc.runtime.recording.repeated import CaptureError
+from attnc.runtime.recording.tape import Recorder
+from attnc.runtime.tools.comparison import defaults
+from attnc.runtime.tools.inputs import Shape, made_inputs
+from attnc.runtime.tools.settings import settings
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SHAPE = Shape(1, 4, 2, 9, 9, 4, 4)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 import attnc
-from attnc.runtime.comparison import Case, Target, compare
-from attnc.runtime.inputs import Shape
-from attnc.runtime.rounding import moved
-from attnc.runtime.settings import Setting
+from attnc.runtime.tools.comparison import Case, Target, compare
+from attnc.runtime.tools.inputs import Shape
+from attnc.runtime.tools.rounding import moved
+from attnc.runtime.tools.settings import Setting
 
 EXACT = Target("executor", "executor", "cpu", torch.float64)
 # With one key the softmaxes add nothing to the gradient of q but the rounding of p (dp - delta); the state adds little.

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 import attnc
-from attnc.runtime import repeated, rounds
-from attnc.runtime.inputs import Shape, made_inputs
+from attnc.runtime.compute import rounds
+from attnc.runtime.recording import repeated
 from attnc.runtime.tolerance import error, tolerance
+from attnc.runtime.tools.inputs import Shape, made_inputs
 
 NEWTON = """
 pattern newton(steps: int = 3):

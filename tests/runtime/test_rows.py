@@ -12,12 +12,12 @@ from torch import Tensor
 import attnc
 from attnc.compiler.composition import Compute
 from attnc.compiler.fuse import groups, segments
-from attnc.runtime import launch_pointwise, row_layout
-from attnc.runtime.arrays import Arrays
+from attnc.runtime.compute.arrays import Arrays
+from attnc.runtime.compute.row_steps import compute, smooth_inputs
+from attnc.runtime.cuda import launch_pointwise, row_layout
 from attnc.runtime.operator import choose_engine
 from attnc.runtime.pattern import CompiledPattern
-from attnc.runtime.row_steps import compute, smooth_inputs
-from attnc.runtime.steps import with_arrays
+from attnc.runtime.steps.composition import with_arrays
 
 # What is beside the sum over keys is rows: of queries, of keys, of results. All sums converge, none is near 0.
 TEXT = """

@@ -13,16 +13,16 @@ import attnc
 from attnc.compiler.composition import Choose
 from attnc.compiler.pipeline import compose
 from attnc.compiler.schedule_selecting import HELD, held, selecting_shape
-from attnc.runtime import launch_selecting
-from attnc.runtime.arrays import Frame
-from attnc.runtime.choices import choose_topk
-from attnc.runtime.choose import choose, selected
-from attnc.runtime.comparison import Case, Target, compare, defaults
-from attnc.runtime.inputs import Shape, made_inputs
-from attnc.runtime.launch_selecting import most_places
+from attnc.runtime.compute.arrays import Frame
+from attnc.runtime.cuda import launch_selecting
+from attnc.runtime.cuda.launch_selecting import most_places
 from attnc.runtime.operator import choose_engine
-from attnc.runtime.settings import Setting
-from attnc.runtime.steps import each, frame_of
+from attnc.runtime.steps.choices import choose_topk
+from attnc.runtime.steps.choose import choose, selected
+from attnc.runtime.steps.composition import each, frame_of
+from attnc.runtime.tools.comparison import Case, Target, compare, defaults
+from attnc.runtime.tools.inputs import Shape, made_inputs
+from attnc.runtime.tools.settings import Setting
 
 TEXT = """
 pattern past(block: int = 4, top: int = 3):

@@ -12,12 +12,13 @@ import attnc
 from attnc.compiler.composition import Attend, Choose
 from attnc.compiler.pipeline import compose
 from attnc.dsl.diagnostics import AttnError
-from attnc.runtime import choose, listed_executor, listed_tiles
-from attnc.runtime.choices import choose_topk
-from attnc.runtime.comparison import Case, Target, compare
-from attnc.runtime.inputs import Shape
+from attnc.runtime.cpu import listed_executor, listed_tiles
 from attnc.runtime.pattern import CompiledPattern
-from attnc.runtime.settings import Setting
+from attnc.runtime.steps import choose
+from attnc.runtime.steps.choices import choose_topk
+from attnc.runtime.tools.comparison import Case, Target, compare
+from attnc.runtime.tools.inputs import Shape
+from attnc.runtime.tools.settings import Setting
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 TEXT = """

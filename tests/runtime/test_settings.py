@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import attnc
-from attnc.runtime.inputs import Shape, made_inputs
-from attnc.runtime.settings import Setting, Value, settings
 from attnc.runtime.tolerance import error, tolerance
+from attnc.runtime.tools.inputs import Shape, made_inputs
+from attnc.runtime.tools.settings import Setting, Value, settings
 
 TEXT = """# check: window=7 soft=0.5 strict=true sizes=2,3 N=9 g=-1..0
 #   run:   window=9   scale=1   B=2

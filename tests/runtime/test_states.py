@@ -12,10 +12,10 @@ import torch
 import attnc
 from attnc.compiler.composition import Attend, Carry, Compute, Extreme, Recur, Regroup, Sequential
 from attnc.dsl.diagnostics import AttnError
-from attnc.runtime.comparison import Case, Target, cases, compare
 from attnc.runtime.pattern import CompiledPattern
-from attnc.runtime.sequential import RUN, SequentialWarning
-from attnc.runtime.settings import Setting, settings
+from attnc.runtime.steps.sequential import RUN, SequentialWarning
+from attnc.runtime.tools.comparison import Case, Target, cases, compare
+from attnc.runtime.tools.settings import Setting, settings
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 STATES: dict[str, list[type]] = {

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 import attnc
-from attnc.runtime import products, steps
-from attnc.runtime.comparison import SHAPES, Case, Target, compare
+from attnc.runtime.compute import products
 from attnc.runtime.operator import choose_engine
-from attnc.runtime.settings import Setting
+from attnc.runtime.steps import composition as steps
+from attnc.runtime.tools.comparison import SHAPES, Case, Target, compare
+from attnc.runtime.tools.settings import Setting
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

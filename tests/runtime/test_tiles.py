@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 import attnc
 from attnc.compiler.ir import Graph, Node
-from attnc.runtime.batches import Gathered, Shifted, batches
-from attnc.runtime.executor import BranchRun
-from attnc.runtime.masks import drift
-from attnc.runtime.pieces import Piece, Tile, gaps, union
-from attnc.runtime.rows import Grouping, Progression, compact, row_tiles
-from attnc.runtime.tiles import shares
+from attnc.runtime.cpu.batches import Gathered, Shifted, batches
+from attnc.runtime.cpu.executor import BranchRun
+from attnc.runtime.cpu.masks import drift
+from attnc.runtime.cpu.pieces import Piece, Tile, gaps, union
+from attnc.runtime.cpu.rows import Grouping, Progression, compact, row_tiles
+from attnc.runtime.cpu.tiles import shares
 
 intervals = st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), max_size=6).map(sorted)
 

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import attnc
 from attnc.runtime.binding import bind
-from attnc.runtime.inputs import Shape, made_inputs
+from attnc.runtime.tools.inputs import Shape, made_inputs
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

@@ -1,4 +1,4 @@
-"""Lone tokens on generated kernels (`runtime.turn`) against the float64 reference, interpreted and on a GPU."""
+"""Lone tokens on generated kernels (`decoding.turn`) against the float64 reference, interpreted and on a GPU."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 import attnc
-from attnc.runtime import decoding_launch
-from attnc.runtime.decoding_cache import DecodingCache
-from attnc.runtime.kv_cache import Pages
+from attnc.runtime.decoding import decoding_launch
+from attnc.runtime.decoding.decoding_cache import DecodingCache
+from attnc.runtime.decoding.kv_cache import Pages
 from attnc.runtime.tolerance import error, tolerance
 from tests.runtime.test_decoding import LENGTH, RAGGED, ROOM, Sequences, pages, pattern_of
 

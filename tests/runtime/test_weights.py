@@ -11,9 +11,9 @@ from torch import Tensor
 import attnc
 from attnc.runtime.modules import AttnModule
 from attnc.runtime.pattern import CompiledPattern
-from attnc.runtime.picture_inputs import SHAPE, picture_inputs, picture_setting
-from attnc.runtime.settings import Setting
-from attnc.runtime.weights import weights
+from attnc.runtime.tools.picture_inputs import SHAPE, picture_inputs, picture_setting
+from attnc.runtime.tools.settings import Setting
+from attnc.runtime.tools.weights import weights
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted([*(ROOT / "examples").glob("*.attn"), *(ROOT / "tests" / "zoo").glob("*.attn")])

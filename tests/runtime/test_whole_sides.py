@@ -10,10 +10,10 @@ import torch
 
 import attnc
 from attnc.compiler.schedule import fused_shape
-from attnc.runtime import kernel_call, launch, launch_backward, launch_single
-from attnc.runtime.inputs import Shape, made_inputs
+from attnc.runtime.cuda import kernel_call, launch, launch_backward, launch_single
 from attnc.runtime.pattern import CompiledPattern
 from attnc.runtime.tolerance import error, tolerance
+from attnc.runtime.tools.inputs import Shape, made_inputs
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 RANGES = {  # scores of about 1

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import elu
 
-from attnc.runtime.gaussian import orthogonal_gaussian
+from attnc.runtime.compute.gaussian import orthogonal_gaussian
 
 Agrees = Callable[..., Tensor]
 # Chosen keys of a query: (b, h, i) -> positions.

@@ -1,0 +1,1 @@
+"""A pattern called token by token: caches, turns and their launches."""

@@ -1,0 +1,1 @@
+"""Calls that repeat, as straight-line code."""

@@ -1,0 +1,1 @@
+"""The steps of a composition at run time, forward and backward."""

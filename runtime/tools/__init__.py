@@ -1,0 +1,1 @@
+"""What people see: checks, explanations, measurements, pictures, editors."""
