@@ -1,7 +1,8 @@
 """Decoding: a pattern called token by token, or chunk by chunk, with a cache in the place of the past.
 
 `Compute` steps run at the new tokens (`decoding.new_tokens`); a step that attends reads the arrays of its keys from the
-cache (`decoding.decoded_attention`); states advance (`decoding.decoded_states`). What is kept is `compiler.cache_plan`'s.
+cache (`decoding.decoded_attention`); states advance (`decoding.decoded_states`). What is kept is
+`compiler.cache_plan`'s.
 """
 
 from __future__ import annotations

@@ -235,7 +235,7 @@ def test_tune_prints_what_it_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([2.0, 1.0] * 3)
     monkeypatch.setattr(tuning, "milliseconds", lambda run: next(times))
     monkeypatch.setattr(tuning_command, "tuned_on", lambda device: "cpu")
-    arguments = ("--shape", "1,1,20,16", "--dtype", "float32", "--most", "2")
+    arguments = ("--shape", "1,1,40,16", "--dtype", "float32", "--most", "2")
     done = attnc("tune", "causal.attn", *arguments)
     assert done.exit_code == 0, done.output
     assert "32x32 1 warps 1 stages" in done.stdout

@@ -30,7 +30,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     tuned.forget()
 
 
-def tensors(rows: int = 20) -> tuple[Tensor, Tensor, Tensor]:
+def tensors(rows: int = 40) -> tuple[Tensor, Tensor, Tensor]:
     torch.manual_seed(0)
     return torch.randn(1, 1, rows, 16), torch.randn(1, 1, rows, 16), torch.randn(1, 1, rows, 16)
 
