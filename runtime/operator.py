@@ -314,7 +314,8 @@ def _gradients(
 
         made = Gradients(step.plan, prepared.call(step.plan), engine, wanted).of(out, lse, grad_out, grad_lse)
     else:
-        from attnc.runtime.steps.composition import gradients, run, with_result
+        from attnc.runtime.steps.composition import run, with_result
+        from attnc.runtime.steps.gradients import gradients
 
         composition, frame = prepared.differentiated, prepared.frame(prepared.differentiated)
         if composition is not prepared.composition:

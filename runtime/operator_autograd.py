@@ -142,7 +142,7 @@ def refuse_tangents(plan: str, tensors: Sequence[Tensor | None]) -> None:
 @lru_cache(maxsize=256)
 def differentiable_tensors(found: Program) -> list[bool]:
     """Which of q, k, v and the extra inputs have a gradient: not those that steer conditions and selections only."""
-    from attnc.runtime.steps.composition import differentiable
+    from attnc.runtime.steps.gradients import differentiable
 
     names = differentiable(found.composition)
     return [name in names for name in tensor_names(found)]

@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
+from attnc.runtime.clock import running
 from attnc.runtime.cuda.direct_launch import Direct, Interpreted, tensors_of, without_tensor
 from attnc.runtime.recording.tape import current
-from attnc.runtime.tools.clock import running
 
 REMEMBERED = 256  # compiled kernels of one function
 Grid = tuple[int, ...]

@@ -15,9 +15,9 @@ from threading import Lock
 import torch
 from torch import Tensor
 
+from attnc.runtime.clock import running
 from attnc.runtime.recording.tape import Recorder, current
 from attnc.runtime.recording.tape_text import ChangedError, Tape, program_of
-from attnc.runtime.tools.clock import running
 
 REMEMBERED = 256  # kinds of calls
 HELD = 2**29  # bytes that all recordings keep on devices

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from attnc.compiler.loads import KNOWN, Rates
 from attnc.runtime.cache import keep, kept
-from attnc.runtime.tools.clock import Launched
+from attnc.runtime.clock import Launched
 from attnc.runtime.tools.measure import median_time
 from attnc.runtime.tools.tuning import launch_times, passes
 

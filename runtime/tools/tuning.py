@@ -12,10 +12,10 @@ from torch import Tensor
 
 from attnc.compiler.schedule import TileShape
 from attnc.runtime import tuned
+from attnc.runtime.clock import Launched, clock, medians
 from attnc.runtime.pattern import CompiledPattern
 from attnc.runtime.recording import repeated
 from attnc.runtime.tolerance import error, tolerance
-from attnc.runtime.tools.clock import Launched, clock, medians
 from attnc.runtime.tuned import Session, Site
 
 MOST = 6  # shapes of a kernel that are measured, that of the rule among them

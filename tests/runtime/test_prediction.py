@@ -12,9 +12,9 @@ import torch
 
 import attnc
 from attnc.compiler.loads import KNOWN, Amount
+from attnc.runtime.clock import Launched
 from attnc.runtime.cpu.executor import live_pairs
 from attnc.runtime.operator import Prepared
-from attnc.runtime.tools.clock import Launched
 from attnc.runtime.tools.explanation import explain
 from attnc.runtime.tools.measured import Measured, read_rates
 from attnc.runtime.tools.prediction import aligned, branch_live, lines, table

@@ -12,9 +12,9 @@ from torch import Tensor
 import attnc
 from attnc.compiler.schedule import TileShape, backward_shape, tile_shape
 from attnc.compiler.schedule_candidates import candidates
-from attnc.runtime import tuned
+from attnc.runtime import clock, tuned
 from attnc.runtime.recording import repeated
-from attnc.runtime.tools import clock, tuning
+from attnc.runtime.tools import tuning
 from attnc.runtime.tuned import Choice, Session, Site
 
 CAUSAL = "pattern causal:\n    out = softmax[j](q @ k * scale where j <= i) @ v\n"
