@@ -30,8 +30,7 @@ from attnc.runtime.tools.options import (
 )
 
 if TYPE_CHECKING:
-    from attnc.runtime.pattern import CompiledPattern
-    from attnc.runtime.tools.comparison import Outcome, Target
+    pass
 
 WIDTH = 160  # columns of a table that goes to a file or a pipe
 
@@ -111,6 +110,7 @@ def check(
     Exits with 1 if a file has a mistake or a result falls short.
     """
     interpret_without_cuda()
+    from attnc.runtime.tools.check_command import checked
     from attnc.runtime.tools.comparison import targets
 
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
@@ -121,11 +121,12 @@ def check(
     title = "largest error against float64, of results and of gradients"
     rows: list[list[str]] = []
     failures: list[str] = []
+    remarks: list[str] = []
     for file in files:
         try:
             for one in select(file, pattern, all_of_them=True):
                 with console.status(f"{file.name}: {one.__name__}"):
-                    rows.append(check_pattern(one, set_, shape, places, failures, draws))
+                    rows.append(checked(one, chosen_setting(one, set_, shape), places, draws, failures, remarks))
         except AttnError as error:
             rows.append([file.stem, "", "", *("" for _ in places), "[red]not checked[/]"])
             failures.append(str(error))
@@ -134,59 +135,10 @@ def check(
         for row in rows:
             table.add_row(*row)
         console.print(table)
+    for remark in remarks:
+        print(remark)
     if failures:
         fail("\n\n".join(failures))
-
-
-def check_pattern(
-    pattern: CompiledPattern,
-    set_: list[str] | None,
-    shape: str | None,
-    targets: list[Target],
-    failures: list[str],
-    draws: int,
-) -> list[str]:
-    """The row of a pattern; what went wrong is added to `failures`."""
-    from attnc.compiler.causality import causality
-    from attnc.runtime.tools.comparison import cases, compare_all
-    from attnc.runtime.tools.settings import settings
-
-    name = str(pattern.__name__)
-    causal = causality(pattern.pattern)
-    try:
-        chosen = chosen_setting(pattern, set_, shape)
-        tried = list(cases(pattern, chosen, settings(pattern.pattern, "check", pattern.known)))
-        outcomes = [compare_all(tried, target, draws) for target in targets]
-    except AttnError as error:
-        failures.append(str(error))
-        return [name, causal, "", *("" for _ in targets), "[red]not compiled[/]"]
-    short_ones = [outcome for column in outcomes for outcome in column if not outcome.agrees]
-    failures += [shortfall(outcome) for outcome in short_ones]
-    return [
-        name,
-        causal,
-        str(len(tried)),
-        *(cell(column) for column in outcomes),
-        "[red]falls short[/]" if short_ones else "[green]ok[/]",
-    ]
-
-
-def cell(outcomes: list[Outcome]) -> str:
-    """The largest error of results, and that of gradients; red where one falls short."""
-    texts = []
-    for gradients in (False, True):
-        some = [outcome for outcome in outcomes if outcome.is_gradient == gradients]
-        colour = "" if all(outcome.agrees for outcome in some) else "[red]"
-        texts.append(f"{colour}{max(outcome.error for outcome in some):.1e}{'[/]' if colour else ''}")
-    return " ".join(texts)
-
-
-def shortfall(outcome: Outcome) -> str:
-    """One line that says how to see a failure again."""
-    case = outcome.case
-    values = "".join(f" {name}={value}" for name, value in case.setting.parameters.items())
-    where = f"{case.pattern.__name__} on {outcome.target.label} in {short(outcome.target.dtype)}, {case.shape}{values}"
-    return f"falls short: {where}: {outcome.of}: error {outcome.error:.2e}, allowed {outcome.allowed:.2e}"
 
 
 @app.command()

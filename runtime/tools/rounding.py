@@ -22,11 +22,12 @@ ROUNDED |= {"sigmoid", "sigmoid_backward", "tanh", "tanh_backward"}
 
 
 class Rounding(TorchDispatchMode):
-    """Every real result of an operation that rounds is off by up to UNIT of itself. `seed` decides how far."""
+    """Every real result of an operation that rounds is off by up to `unit` of itself. `seed` decides how far."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, unit: float = UNIT) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.generator = torch.Generator().manual_seed(seed)
+        self.unit = unit
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[Any], args: Any = (), kwargs: dict[str, Any] | None = None
@@ -35,16 +36,16 @@ class Rounding(TorchDispatchMode):
         if func.overloadpacket.__name__ not in ROUNDED or not isinstance(out, Tensor) or out.dtype != torch.float64:
             return out
         off = torch.rand(out.shape, dtype=out.dtype, generator=self.generator) * 2 - 1
-        return torch.where(out.isfinite(), out * (1 + UNIT * off), out)
+        return torch.where(out.isfinite(), out * (1 + self.unit * off), out)
 
 
-def moved(run: Callable[[], Sequence[Tensor]]) -> list[float]:
+def moved(run: Callable[[], Sequence[Tensor]], unit: float = UNIT) -> list[float]:
     """By how much each result of `run` (float64, on a CPU) moves at most, in units of an operation's rounding."""
-    plain = run()
+    plain = [one.detach() for one in run()]
     found = [0.0] * len(plain)
     for seed in range(SAMPLES):
-        with Rounding(seed):
-            other = run()
+        with Rounding(seed, unit):
+            other = [one.detach() for one in run()]
         apart = [(x - y).abs().nan_to_num() for x, y in zip(plain, other, strict=True)]
-        found = [max(held, float(x.max()) / UNIT) if x.numel() else 0.0 for held, x in zip(found, apart, strict=True)]
+        found = [max(held, float(x.max()) / unit) if x.numel() else 0.0 for held, x in zip(found, apart, strict=True)]
     return found
