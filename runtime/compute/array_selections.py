@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from attnc.compiler.ir import Node
-from attnc.runtime.compute.arrays import RULES, Arrays, arranged, gathered, layout
+from attnc.runtime.compute.array_reads import gathered
+from attnc.runtime.compute.arrays import RULES, Arrays, arranged, layout
 from attnc.runtime.steps.choices import choose_argmax, mask_mass, mask_threshold, mask_topk
 
 MASKS = {"topk": mask_topk, "threshold": mask_threshold, "mass": mask_mass}

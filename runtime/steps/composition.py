@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import attnc.runtime.compute.array_features
+import attnc.runtime.compute.array_reads
 import attnc.runtime.compute.array_reductions
 import attnc.runtime.compute.array_selections
 import attnc.runtime.compute.array_structure  # noqa: F401  # each registers its rules
